@@ -1,0 +1,193 @@
+"""What every file shares: errors that name it, atomic writing, hashes, locks.
+
+A file under ``OUT`` either is whole or is not there: everything is written beside its place and
+renamed. Nothing that depends on the clock, the host or the place of the clone goes into a file
+whose bytes are compared.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+#: Nine significant digits: enough to reproduce a figure, few enough to read.
+FLOAT_FORMAT = "%.9g"
+
+
+class InputError(ValueError):
+    """Bad input, said in one line: which file, which field, what is wrong, how to mend it.
+
+    Parameters
+    ----------
+    where
+        File or directory (or the name of a parameter set) that holds the fault.
+    field
+        Column, key, dataset or parameter.
+    problem
+        What was found.
+    fix
+        What the user can do about it.
+    """
+
+    def __init__(self, where: str | os.PathLike, field: str, problem: str, fix: str):
+        self.where, self.field, self.problem, self.fix = str(where), field, problem, fix
+        super().__init__(f"{where}: {field}: {problem}. Fix: {fix}.")
+
+    def __reduce__(self):
+        return type(self), (self.where, self.field, self.problem, self.fix)
+
+
+@contextlib.contextmanager
+def atomic(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it into place if the block succeeds."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike, text: str) -> Path:
+    """Write `text` to `path` by atomic rename."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return Path(path)
+
+
+def write_json(path: str | os.PathLike, content: Any) -> Path:
+    """Write `content` as JSON with sorted keys, so that equal content gives equal bytes."""
+    return write_text(path, json.dumps(content, indent=1, sort_keys=True, default=_plain) + "\n")
+
+
+def write_csv(path: str | os.PathLike, frame) -> Path:
+    """Write a data frame without its index; floats with nine significant digits."""
+    with atomic(path) as temporary:
+        frame.to_csv(temporary, index=False, float_format=FLOAT_FORMAT, lineterminator="\n")
+    return Path(path)
+
+
+def read_csv(path: str | os.PathLike, columns: tuple[str, ...] = (), **options):
+    """Read a csv and check that it has `columns`; names stay text (``NA`` is a gene as well)."""
+    import pandas as pd
+
+    path = Path(path)
+    if not path.exists():
+        raise InputError(path, "file", "does not exist", "check the path")
+    frame = pd.read_csv(path, keep_default_na=False, na_values=[""], **options)
+    missing = [column for column in columns if column not in frame.columns]
+    if missing:
+        raise InputError(path, "columns", f"lacks {missing}; has {list(frame.columns)}",
+                         "add or rename the columns")
+    return frame
+
+
+def sha256_file(path: str | os.PathLike) -> str:
+    """sha256 of a file's bytes, as hexadecimal digits."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sha256_of(*content: Any) -> str:
+    """sha256 of JSON-like content and numpy arrays; equal content gives an equal key."""
+    digest = hashlib.sha256()
+    for part in content:
+        if isinstance(part, np.ndarray):
+            digest.update(f"{part.dtype.str}{part.shape}".encode())
+            digest.update(np.ascontiguousarray(part).tobytes())
+        else:
+            digest.update(json.dumps(part, sort_keys=True, default=_plain).encode())
+        digest.update(b"\0")
+    return digest.hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """Turn numpy scalars, arrays and paths into what JSON knows."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+
+
+@contextlib.contextmanager
+def lock(path: str | os.PathLike, announce=print) -> Iterator[None]:
+    """Hold an operating-system lock on `path`; wait for another holder and name its process.
+
+    The lock dies with the process, so a killed run never blocks the next one for good.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+", encoding="utf-8") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.seek(0)
+            holder = stream.read().strip() or "unknown"
+            announce(f"waiting for process {holder}, which still writes to {path.parent}")
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        stream.seek(0)
+        stream.truncate()
+        stream.write(str(os.getpid()))
+        stream.flush()
+        yield
+
+
+@contextlib.contextmanager
+def h5_writer(path: str | os.PathLike) -> Iterator[Any]:
+    """Open an h5 file for writing beside its place; it appears only when it is complete."""
+    import h5py
+
+    with atomic(path) as temporary, h5py.File(temporary, "w", track_order=True) as stream:
+        yield stream
+
+
+@contextlib.contextmanager
+def h5_reader(path: str | os.PathLike) -> Iterator[Any]:
+    """Open an h5 file for reading; a truncated or foreign file is one clear error."""
+    import h5py
+
+    path = Path(path)
+    if not path.exists():
+        raise InputError(path, "file", "does not exist", "check the path")
+    try:
+        stream = h5py.File(path, "r")
+    except OSError as error:
+        raise InputError(path, "file", f"is not a readable h5 file ({error})",
+                         "it is probably truncated: delete it and make it again") from error
+    with stream:
+        yield stream
+
+
+def read_attr(path: str | os.PathLike, name: str) -> str | None:
+    """Attribute `name` of an h5 file, or None where the file or the attribute is missing or broken."""
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as stream:
+            value = stream.attrs.get(name)
+    except (OSError, RuntimeError):
+        return None
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def remove_tree(path: str | os.PathLike) -> None:
+    """Delete a directory and everything in it, if it is there."""
+    shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,81 @@
+"""Cohorts: any source of counts and images becomes sections that know whose tissue they are.
+
+>>> cohort = read("her2st", "data/her2st")            # doctest: +SKIP
+>>> cohort.manifest                                   # doctest: +SKIP
+"""
+
+import difflib
+import importlib
+import inspect
+from pathlib import Path
+
+from mvhlib.artifacts import InputError
+from mvhlib.cohort.base import (
+    MANIFEST_COLUMNS,
+    Cohort,
+    ImageRef,
+    Section,
+    check_counts,
+    read_section,
+    write_section,
+)
+from mvhlib.cohort.thumbnail import attach_thumbnail
+
+__all__ = ["MANIFEST_COLUMNS", "SOURCES", "Cohort", "ImageRef", "Section", "attach_thumbnail",
+           "check_counts", "read", "read_section", "write_section"]
+
+#: Reader of each source, as module:function.
+SOURCES = {
+    "synthetic": "mvhlib.cohort.synthetic:read",
+    "her2st": "mvhlib.cohort.her2st:read",
+    "mob": "mvhlib.cohort.mob:read",
+    "visium": "mvhlib.cohort.visium:read",
+    "visium_hd": "mvhlib.cohort.visium:read_hd",
+    "xenium": "mvhlib.cohort.visium:read_xenium",
+    "run": "mvhlib.cohort.base:read_run",
+    "h5ad": "mvhlib.cohort.base:read_run",
+}
+
+
+def read(source: str, path: str | Path | None = None, *, seed: int | None = None,
+         **options) -> Cohort:
+    """Read a cohort.
+
+    Parameters
+    ----------
+    source
+        One of `SOURCES`: ``synthetic``, ``her2st``, ``mob``, ``visium``, ``visium_hd``,
+        ``xenium``, or ``run`` (alias ``h5ad``) for the cohort folder that a run wrote.
+    path
+        Directory of the data set; the synthetic source takes the folder that it writes into.
+    seed
+        Of the synthetic source; real tissue has none, and the others ignore it.
+    options
+        Passed to the reader.
+
+    Raises
+    ------
+    InputError
+        If the source or an option is not known, the directory is missing, or a file is broken.
+    """
+    if source not in SOURCES:
+        near = difflib.get_close_matches(str(source), SOURCES, n=1)
+        raise InputError("cohort", "source", f"{source!r} is not among {list(SOURCES)}",
+                         f"did you mean {near[0]!r}" if near else "use one of these")
+    if source != "synthetic":
+        if path is None or str(path) == "":
+            raise InputError(f"cohort source {source}", "data", "no directory was given",
+                             "pass the directory of the data set, as in make figures DATA=dir")
+        if not Path(path).exists():
+            raise InputError(path, "data", "does not exist", "check the path")
+    module, function = SOURCES[source].split(":")
+    reader = getattr(importlib.import_module(module), function)
+    if source == "synthetic":
+        # Its options are many and checked by itself.
+        return reader(path, **options, **({} if seed is None else {"seed": seed}))
+    known = [name for name in inspect.signature(reader).parameters if name != "path"]
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise InputError(f"cohort source {source}", ", ".join(unknown), "is no option of it",
+                         f"use {', '.join(known)}")
+    return reader(path, **options)

@@ -1,0 +1,120 @@
+"""Pseudo-spots: fine measurements summed into squares of stated size.
+
+Visium HD bins and Xenium transcripts resolve far below what a tile predicts. Summed over squares of
+`spot_um` they become spots like any other.
+"""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from mvhlib.artifacts import InputError
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from scipy.sparse import csr_matrix
+
+#: Features that are no genes: negative probes, unused codewords, blanks.
+CONTROL = (r"^(BLANK|Blank|NegControl|NegPrb|Negative|Unassigned|Deprecated|Intergenic|antisense_|"
+           r"SystemControl|GenomicControl|Control)")
+
+
+def is_control(features: pd.Index) -> np.ndarray:
+    """True `(G,)` for features that are controls of the platform, judged by their names."""
+    return pd.Series(features.astype(str)).str.match(CONTROL).to_numpy()
+
+
+def squares(um: np.ndarray, spot_um: float) -> tuple[np.ndarray, np.ndarray]:
+    """Assign points to squares of a raster whose corner is the origin.
+
+    Parameters
+    ----------
+    um
+        Positions `(n, 2)` [µm].
+    spot_um
+        Side of a square [µm].
+
+    Returns
+    -------
+    index, cells
+        Square of each point `(n,)`, and the squares' positions in the raster `(T, 2)` (x, y),
+        sorted by row and column.
+    """
+    if not spot_um > 0:
+        raise InputError("pseudo-spots", "spot_um", f"is {spot_um}", "give micrometres above 0")
+    raster = np.floor(um / spot_um).astype(np.int64)
+    cells, index = np.unique(raster[:, ::-1], axis=0, return_inverse=True)
+    return index.ravel(), cells[:, ::-1]
+
+
+def aggregate_bins(counts: "csr_matrix", um: np.ndarray, spot_um: float, bin_um: float,
+                   min_fill: float) -> tuple["csr_matrix", np.ndarray]:
+    """Sum bins into squares.
+
+    Parameters
+    ----------
+    counts
+        `(n, G)` per bin.
+    um
+        Bin centres `(n, 2)` [µm].
+    bin_um
+        Side of a bin [µm]; a square holds ``(spot_um / bin_um) ** 2`` of them.
+    min_fill
+        Squares with a smaller share of their bins present are left out.
+
+    Returns
+    -------
+    counts, cells
+        `(T, G)` and raster positions `(T, 2)`.
+    """
+    from scipy import sparse
+
+    index, cells = squares(um, spot_um)
+    filled = np.bincount(index, minlength=len(cells)) * (bin_um / spot_um) ** 2
+    summing = sparse.csr_matrix((np.ones(len(index), counts.dtype),
+                                 (index, np.arange(len(index)))), shape=(len(cells), len(index)))
+    keep = filled >= min_fill
+    return (summing @ counts).tocsr()[keep], cells[keep]
+
+
+def aggregate_points(feature: np.ndarray, um: np.ndarray, n_features: int, spot_um: float,
+                     min_counts: int) -> tuple["csr_matrix", np.ndarray]:
+    """Count transcripts per square.
+
+    Parameters
+    ----------
+    feature
+        Index of each transcript's gene `(n,)`.
+    um
+        Positions `(n, 2)` [µm].
+    min_counts
+        Squares with fewer transcripts are left out.
+
+    Returns
+    -------
+    counts, cells
+        int32 `(T, G)` and raster positions `(T, 2)`.
+    """
+    from scipy import sparse
+
+    index, cells = squares(um, spot_um)
+    counts = sparse.coo_matrix((np.ones(len(index), np.int32), (index, feature)),
+                               shape=(len(cells), n_features)).tocsr()
+    keep = np.asarray(counts.sum(axis=1)).ravel() >= min_counts
+    return counts[keep], cells[keep]
+
+
+def to_adata(counts: "csr_matrix", cells: np.ndarray, var: pd.DataFrame,
+             spot_um: float) -> "AnnData":
+    """Make spots of squares; barcodes ``<column>x<row>``, positions in the raster in obs."""
+    from anndata import AnnData
+
+    names = pd.Index([f"{x}x{y}" for x, y in cells])
+    adata = AnnData(obs=pd.DataFrame({"array_x": cells[:, 0], "array_y": cells[:, 1]},
+                                     index=names), var=var)
+    adata.layers["counts"] = counts.astype(np.int32)
+    adata.X = adata.layers["counts"].copy()
+    adata.uns["lattice"] = {"kind": "square", "n_neighs": 4, "spot_um": float(spot_um),
+                            "pitch_um": float(spot_um), "coordinates": "pixel"}
+    return adata

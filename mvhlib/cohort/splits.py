@@ -1,0 +1,342 @@
+"""Folds that know studies, patients and duplicate specimens.
+
+A protocol says who may stand on which side. Its unit is what no fold may separate; `check` refuses
+a fold that does, and `make` calls it before it returns.
+
+=================  ==========================================  ===========  =====================
+protocol           test of a fold                              unit         fold id
+=================  ==========================================  ===========  =====================
+loso               one study                                   patient      study
+patient            one patient                                 patient      patient
+section            one section, trained on the patient's other section      patient.section
+random10_section   a tenth of the specimens, studies mixed     specimen     00, 01, ...
+random10_spot      a tenth of the spots of every section       spot         00, 01, ...
+=================  ==========================================  ===========  =====================
+
+``section`` is a replicate test within a patient and allows no inference to patients.
+``random10_section`` has patients on both sides where a patient gave several specimens.
+``random10_spot`` has neighbouring spots on both sides: it is there to show how much that leaks.
+Its sections have the role ``both``; `spot_folds` says which spots are tested in which fold.
+
+Sections without an image cannot be predicted and are left out, which the log says.
+"""
+
+import logging
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from mvhlib.artifacts import InputError
+
+log = logging.getLogger(__name__)
+
+#: What no fold of a protocol may separate.
+UNITS = {"loso": "patient", "patient": "patient", "section": "section",
+         "random10_section": "specimen", "random10_spot": "spot"}
+PROTOCOLS = tuple(UNITS)
+#: What a protocol lets through, to be printed beside its numbers.
+LEAKS = {"section": "replicate test: sections of one patient on both sides",
+         "random10_section": "studies, and patients with several specimens, on both sides",
+         "random10_spot": "neighbouring spots of one section on both sides"}
+COLUMNS = ("fold", "section", "role")
+ROLES = ("train", "test", "both")
+#: Scales whose ratio is below this are comparable; above it images are matched in resolution.
+MPP_TOLERANCE = 1.25
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """Whether the sections of a protocol can be compared at the scale that they come in.
+
+    Attributes
+    ----------
+    status
+        ``comparable``, or ``matched``: read all images at `mpp`.
+    mpp
+        Scale to read all images at [µm/px]; the coarsest one. None where the scales are
+        comparable or not known.
+    message
+        One sentence for the log and the figure.
+    """
+
+    status: str
+    mpp: float | None
+    message: str
+
+
+def make(manifest: pd.DataFrame, protocol: str, seed: int = 0, n_folds: int = 10, *,
+         mpp_tolerance: float = MPP_TOLERANCE, mismatch: str = "match") -> pd.DataFrame:
+    """Make the folds of a protocol.
+
+    Parameters
+    ----------
+    manifest
+        One row per section: section, study, patient, specimen, and where known has_image, mpp.
+    protocol
+        One of `PROTOCOLS`.
+    seed
+        Of the random protocols; the others do not depend on it.
+    n_folds
+        Of the random protocols; at most the number of specimens.
+    mpp_tolerance
+        Ratio of scales up to which the sections of a fold are comparable.
+    mismatch
+        What happens where a fold holds scales further apart: ``match`` the resolution (the
+        folds are made, and ``frame.attrs["resolution"]`` says to which scale all their images
+        have to be reduced), or ``leave_out`` the protocol (an error, which `possible` reports).
+
+    Returns
+    -------
+    DataFrame
+        Columns fold, section, role, as in ``folds.csv``. ``attrs`` holds protocol, unit, leak
+        and resolution (a `Resolution`).
+
+    Raises
+    ------
+    InputError
+        If the protocol is not known, the cohort is too small for it, or someone would stand on
+        both sides of a fold.
+    """
+    if protocol not in UNITS:
+        raise InputError("folds", "protocol", f"{protocol!r} is not among {list(PROTOCOLS)}",
+                         "use one of these")
+    if mismatch not in ("match", "leave_out"):
+        raise InputError("folds", "mismatch", f"is {mismatch!r}", "use match or leave_out")
+    table = _imaged(manifest, protocol)
+    if protocol == "loso":
+        rows = _leave_one_out(table, "study")
+    elif protocol == "patient":
+        rows = _leave_one_out(table, "patient")
+    elif protocol == "section":
+        rows = _within_patients(table)
+    elif protocol == "random10_section":
+        rows = _random_specimens(table, seed, n_folds)
+    else:
+        rows = [(f"{fold:02d}", name, "both") for fold in range(_at_least_two(n_folds))
+                for name in table["section"]]
+    folds = pd.DataFrame(rows, columns=list(COLUMNS))
+    resolution = _worst_resolution(folds, table, mpp_tolerance)
+    if resolution.status == "matched" and mismatch == "leave_out":
+        raise InputError("manifest.csv", "mpp", f"protocol {protocol} is left out: "
+                         f"{resolution.message}", 'pass mismatch="match"')
+    check(folds, table, unit=UNITS[protocol])
+    folds.attrs = {"protocol": protocol, "unit": UNITS[protocol],
+                   "leak": LEAKS.get(protocol, ""), "resolution": resolution}
+    log.info("protocol %s: %d folds over %d sections; %s", protocol, folds["fold"].nunique(),
+             folds["section"].nunique(), resolution.message)
+    return folds
+
+
+def possible(manifest: pd.DataFrame, protocols=PROTOCOLS, **options) -> dict[str, str]:
+    """Which protocols the cohort allows: protocol -> "" or the reason why not."""
+    reasons = {}
+    for protocol in protocols:
+        try:
+            make(manifest, protocol, **options)
+            reasons[protocol] = ""
+        except InputError as error:
+            reasons[protocol] = str(error)
+            log.warning("protocol %s is left out: %s", protocol, error)
+    return reasons
+
+
+def match_resolution(manifest: pd.DataFrame, tolerance: float = MPP_TOLERANCE) -> Resolution:
+    """Compare the scales of all sections that have one."""
+    if "mpp" not in manifest.columns or manifest["mpp"].isna().all():
+        return Resolution("comparable", None, "no scale is known, so none is compared")
+    scales = manifest.dropna(subset=["mpp"])
+    finest, coarsest = float(scales["mpp"].min()), float(scales["mpp"].max())
+    span = f"{finest:.3g} to {coarsest:.3g} um/px"
+    if coarsest <= finest * tolerance:
+        return Resolution("comparable", None, f"scales are comparable ({span})")
+    who = sorted(scales.loc[scales["mpp"] > finest * tolerance, "patient"].unique())
+    return Resolution("matched", coarsest, f"scales differ ({span}; coarse: patient "
+                      f"{', '.join(map(str, who))}), all images are reduced to "
+                      f"{coarsest:.3g} um/px")
+
+
+def spot_folds(n_spots: int, seed: int = 0, n_folds: int = 10, section: str = "") -> np.ndarray:
+    """Fold in which each spot of a section is tested, for ``random10_spot``.
+
+    Parameters
+    ----------
+    n_spots
+        Spots of the section.
+    section
+        Its name, so that sections of one size do not share their folds.
+
+    Returns
+    -------
+    array
+        `(T,)` int, 0 to ``n_folds - 1``, as even as can be; fold k of the frame is
+        ``f"{k:02d}"``.
+    """
+    rng = np.random.default_rng([seed, zlib.crc32(section.encode())])
+    return rng.permutation(np.arange(n_spots) % _at_least_two(n_folds))
+
+
+def check(folds: pd.DataFrame, manifest: pd.DataFrame, unit: str = "patient") -> None:
+    """Refuse folds that separate what belongs together.
+
+    Parameters
+    ----------
+    folds
+        Columns fold, section, role.
+    manifest
+        One row per section: section, study, patient, specimen.
+    unit
+        What must stand on one side: ``study``, ``patient`` (and with it the specimen),
+        ``specimen``, ``section``, or ``spot`` (nothing; roles are ``both``).
+
+    Raises
+    ------
+    InputError
+        If a fold has one unit on both sides, lacks a side or names an unknown section, or if a
+        specimen stands in two studies or is said to be of two patients.
+    """
+    for where, frame, columns in (("folds", folds, COLUMNS), ("manifest", manifest,
+                                  ("section", "study", "patient", "specimen"))):
+        missing = [column for column in columns if column not in frame.columns]
+        if missing:
+            raise InputError(where, "columns", f"lacks {missing}", "add the columns")
+    levels = {"study": ["study"], "patient": ["patient", "specimen"], "specimen": ["specimen"],
+              "section": [], "spot": []}
+    if unit not in levels:
+        raise InputError("folds", "unit", f"{unit!r} is not among {list(levels)}",
+                         "use one of these")
+    _check_manifest(manifest)
+    bad = sorted(set(folds["role"]) - set(ROLES))
+    if bad:
+        raise InputError("folds", "role", f"is {bad}", f"use {list(ROLES)}")
+    who = manifest.set_index("section")
+    unknown = sorted(set(folds["section"]) - set(who.index))
+    if unknown:
+        raise InputError("folds", "section", f"{unknown[:3]} are not in the manifest",
+                         "make the folds of this manifest")
+    if len(folds) == 0:
+        raise InputError("folds", "fold", "there is none", "make folds of at least two units")
+    for fold, rows in folds.groupby("fold", sort=False):
+        if unit == "spot":
+            if set(rows["role"]) != {"both"}:
+                raise InputError("folds", "role", f"fold {fold} splits sections by spots",
+                                 "give every section the role both")
+            continue
+        train = rows.loc[rows["role"] == "train", "section"]
+        test = rows.loc[rows["role"] == "test", "section"]
+        if (rows["role"] == "both").any():
+            raise InputError("folds", "role", f"fold {fold} has sections on both sides",
+                             "use train and test; both is for random10_spot")
+        for side, names in (("train", train), ("test", test)):
+            if len(names) == 0:
+                raise InputError("folds", "role", f"fold {fold} has no {side} section",
+                                 "leave the fold out or add sections")
+        for level in ["section", *levels[unit]]:
+            sides = [set(names if level == "section" else who.loc[names, level])
+                     for names in (train, test)]
+            both = sorted(sides[0] & sides[1])
+            if both:
+                raise InputError("folds", level, f"{both[:3]} on both sides of fold {fold}",
+                                 f"put all sections of one {level} on one side")
+
+
+def _worst_resolution(folds: pd.DataFrame, table: pd.DataFrame, tolerance: float) -> Resolution:
+    """The resolution that all folds can share: that of the fold with the coarsest mismatch."""
+    found = [match_resolution(table[table["section"].isin(rows["section"])], tolerance)
+             for _, rows in folds.groupby("fold", sort=False)]
+    matched = [resolution for resolution in found if resolution.status == "matched"]
+    return max(matched, key=lambda resolution: resolution.mpp) if matched else found[0]
+
+
+def _imaged(manifest: pd.DataFrame, protocol: str) -> pd.DataFrame:
+    """Rows of the sections that have an image."""
+    missing = [column for column in ("section", "study", "patient", "specimen")
+               if column not in manifest.columns]
+    if missing:
+        raise InputError("manifest.csv", "columns", f"lacks {missing}", "make it by 01_cohort")
+    _check_manifest(manifest)
+    table = manifest
+    if "has_image" in manifest.columns:
+        table = manifest[manifest["has_image"].astype(str).str.lower().isin(("true", "1"))]
+        if len(table) < len(manifest):
+            log.info("protocol %s: %d of %d sections have no image and are left out", protocol,
+                     len(manifest) - len(table), len(manifest))
+    if len(table) == 0:
+        raise InputError("manifest.csv", "has_image", "no section has an image",
+                         "give the data directory with the images")
+    return table.reset_index(drop=True)
+
+
+def _check_manifest(manifest: pd.DataFrame) -> None:
+    """Refuse names that stand twice and specimens of two studies or two patients."""
+    for column in ("section", "study", "patient", "specimen"):
+        if manifest[column].isna().any():
+            raise InputError("manifest.csv", column, "is empty in a row",
+                             "name it; what is not known cannot be kept apart")
+    if manifest["section"].duplicated().any():
+        twice = list(manifest["section"][manifest["section"].duplicated()][:3])
+        raise InputError("manifest.csv", "section", f"stands more than once: {twice}",
+                         "give every section its own id")
+    for column in ("study", "patient"):
+        counts = manifest.groupby("specimen")[column].nunique()
+        split = counts[counts > 1].index
+        if len(split):
+            specimen = split[0]
+            of = sorted(manifest.loc[manifest["specimen"] == specimen, column].unique())
+            raise InputError("manifest.csv", "specimen", f"{specimen} stands in more than one "
+                             f"{column}: {of}", "it is a duplicate: keep one of them, or give "
+                             f"both the same {column}")
+
+
+def _leave_one_out(table: pd.DataFrame, unit: str) -> list[tuple[str, str, str]]:
+    units = sorted(table[unit].astype(str).unique())
+    if len(units) < 2:
+        raise InputError("manifest.csv", unit, f"only {units} has images",
+                         f"leave this protocol out or add a second {unit}")
+    owner = table[unit].astype(str)
+    return [(name, section, "test" if of == name else "train") for name in units
+            for section, of in zip(table["section"], owner, strict=True)]
+
+
+def _within_patients(table: pd.DataFrame) -> list[tuple[str, str, str]]:
+    rows = []
+    for patient, own in table.groupby(table["patient"].astype(str), sort=True):
+        if len(own) < 2:
+            log.info("protocol section: patient %s has one imaged section and is left out", patient)
+            continue
+        rows += [(f"{patient}.{held}", section, "test" if section == held else "train")
+                 for held in own["section"] for section in own["section"]]
+    if not rows:
+        raise InputError("manifest.csv", "patient", "none has two imaged sections",
+                         "leave this protocol out")
+    return rows
+
+
+def _random_specimens(table: pd.DataFrame, seed: int, n_folds: int) -> list[tuple[str, str, str]]:
+    sizes = table.groupby(table["specimen"].astype(str), sort=True).size()
+    if len(sizes) < 2:
+        raise InputError("manifest.csv", "specimen", f"only {list(sizes.index)} has images",
+                         "leave this protocol out or add a second specimen")
+    n_folds = _at_least_two(n_folds)
+    if n_folds > len(sizes):
+        log.warning("protocol random10_section: %d specimens make %d folds, not %d", len(sizes),
+                    len(sizes), n_folds)
+        n_folds = len(sizes)
+    rng = np.random.default_rng(seed)
+    shuffled = sizes.iloc[rng.permutation(len(sizes))]
+    # Largest first into the fold that holds least: even folds; equal sizes stay in random order.
+    shuffled = shuffled.sort_values(ascending=False, kind="stable")
+    load, home = np.zeros(n_folds, int), {}
+    for specimen, size in shuffled.items():
+        home[specimen] = int(np.argmin(load))
+        load[home[specimen]] += size
+    fold_of = table["specimen"].astype(str).map(home)
+    return [(f"{fold:02d}", section, "test" if of == fold else "train") for fold in range(n_folds)
+            for section, of in zip(table["section"], fold_of, strict=True)]
+
+
+def _at_least_two(n_folds: int) -> int:
+    if n_folds < 2:
+        raise InputError("folds", "n_folds", f"is {n_folds}", "use two folds or more")
+    return int(n_folds)

@@ -1,0 +1,1 @@
+"""From features to expression: solvers, protocols (folds x method -> tidy scores), scores, maps."""

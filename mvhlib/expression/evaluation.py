@@ -1,0 +1,241 @@
+"""Many encoders under many protocols: what can be compared, run, written and read again.
+
+Files, below ``expression/<protocol>/<method>/<encoder>/``::
+
+    folds.csv                    fold, section, role
+    scores.csv                   one row per fold, section, gene, panel and control
+    pooled.csv  penalties.csv    pooled correlations with their floor; the penalty of each fold
+    predictions/<section>.h5ad   layers measured and predicted, of the first panel without control
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from mvhlib import artifacts, statistics
+from mvhlib.artifacts import InputError
+from mvhlib.cohort import genes, splits
+from mvhlib.expression import protocols, ridge
+from mvhlib.expression.scores import drop
+
+if TYPE_CHECKING:
+    from mvhlib.cohort import Cohort
+    from mvhlib.features import Features
+
+#: An encoder's resolution may miss the coarsest image's by this factor and still count as matched.
+MPP_SLACK = 1.05
+
+
+@dataclass(frozen=True)
+class Job:
+    """One encoder under one protocol."""
+
+    protocol: str
+    encoder: str
+    folds: pd.DataFrame = field(repr=False, compare=False)
+
+
+def jobs(manifest: pd.DataFrame, wanted: Sequence[str], encoders: Mapping[str, float | None],
+         seed: int = 0) -> tuple[list[Job], pd.DataFrame]:
+    """Decide what can be compared.
+
+    Parameters
+    ----------
+    manifest
+        The cohort's; see `mvhlib.cohort.splits.make`.
+    wanted
+        Protocols.
+    encoders
+        Slug -> resolution that the encoder reduces every tile to [um/px], or None where it takes
+        tiles as they are.
+    seed
+        Of the random protocols.
+
+    Returns
+    -------
+    list of Job, DataFrame
+        What to run; and ``protocol, encoder, left_out`` for what is not run, with the reason: a
+        cohort too small for the protocol, or images of unlike resolution and an encoder that
+        would see the difference.
+    """
+    planned, reasons = [], []
+    for protocol in wanted:
+        why = splits.possible(manifest, [protocol], seed=seed)[protocol]
+        if why:
+            reasons.append({"protocol": protocol, "encoder": "all", "left_out": why})
+            continue
+        folds = splits.make(manifest, protocol, seed=seed)
+        used = manifest[manifest["section"].isin(folds["section"])]
+        resolution = splits.match_resolution(used)
+        for encoder, mpp in encoders.items():
+            if resolution.mpp is not None and (mpp or 0) * MPP_SLACK < resolution.mpp:
+                reasons.append({"protocol": protocol, "encoder": encoder, "left_out":
+                                f"{resolution.message}; this encoder does not reduce them"})
+            else:
+                planned.append(Job(protocol, encoder, folds))
+    return planned, pd.DataFrame(reasons, columns=["protocol", "encoder", "left_out"])
+
+
+def choose_panels(cohort: "Cohort", wanted: Sequence[str], names: Sequence[str], n_genes: int,
+                  seed: int = 0) -> pd.DataFrame:
+    """Choose every panel of every fold, each on the fold's training sections alone.
+
+    Parameters
+    ----------
+    wanted
+        Protocols; those that the cohort does not allow are left out.
+    names, n_genes
+        See `mvhlib.cohort.genes.panel`.
+
+    Returns
+    -------
+    DataFrame
+        Columns of ``panels.csv``: panel, protocol, fold, rank (from 1), gene. Genes are cut to
+        those that the fold's test sections have as well, by name only.
+    """
+    rows, known = [], {}
+    allowed = [p for p, why in splits.possible(cohort.manifest, wanted, seed=seed).items() if not why]
+    for protocol in allowed:
+        folds = splits.make(cohort.manifest, protocol, seed=seed)
+        everyone = set.intersection(*(set(cohort[s].adata.var_names)
+                                      for s in folds["section"].unique()))
+        for fold, part in folds.groupby("fold", sort=False):
+            train = tuple(part.loc[part["role"] != "test", "section"])
+            for name in names:
+                if (train, name) not in known:
+                    known[train, name] = genes.panel(name, [cohort[s].adata for s in train],
+                                                     n_genes=n_genes, available=everyone)
+                rows += [(name, protocol, fold, rank, gene)
+                         for rank, gene in enumerate(known[train, name], start=1)]
+    return pd.DataFrame(rows, columns=["panel", "protocol", "fold", "rank", "gene"])
+
+
+@dataclass
+class Evaluation:
+    """Scores of one job over all panels and controls.
+
+    Attributes
+    ----------
+    scores, pooled, penalties, summary
+        Tables; see `protocols.Result` and `protocols.summarise`.
+    predictions
+        Section -> `protocols.Prediction`, first panel, no control.
+    notes
+        What a reader of the tables must know.
+    """
+
+    job: Job
+    scores: pd.DataFrame
+    pooled: pd.DataFrame
+    penalties: pd.DataFrame
+    summary: pd.DataFrame
+    predictions: dict[str, protocols.Prediction] = field(repr=False)
+    notes: list[str]
+
+    def write(self, folder: str | Path) -> list[Path]:
+        """Write the files that the module's head lists; return the tables' paths."""
+        folder = Path(folder)
+        tables = {"folds": self.job.folds, "scores": self.scores, "pooled": self.pooled,
+                  "penalties": self.penalties}
+        for section, prediction in self.predictions.items():
+            with artifacts.atomic(folder / "predictions" / f"{section}.h5ad") as temporary:
+                prediction.to_adata().write_h5ad(temporary)
+        return [artifacts.write_csv(folder / f"{name}.csv", frame)
+                for name, frame in tables.items()]
+
+
+def evaluate(job: Job, cohort: "Cohort", features: "Mapping[str, Features]",
+             panels: pd.DataFrame, *, controls: Sequence[str] = ("none", "permuted"),
+             method: str = "ridge", alphas: Iterable[float] = ridge.DEFAULT_ALPHAS,
+             unit: str = "patient", seed: int = 0, **options) -> Evaluation:
+    """Run one job for every panel and control.
+
+    Parameters
+    ----------
+    job
+        From `jobs`.
+    features
+        Section -> `Features` of the job's encoder.
+    panels
+        ``panels.csv`` of `01_cohort`: panel, protocol, fold, rank, gene.
+    controls, method, alphas, seed, options
+        See `protocols.run`.
+    unit
+        Over which intervals are taken: ``"patient"`` or ``"study"``.
+
+    Raises
+    ------
+    InputError
+        If a fold has no panel, and whatever `protocols.run` refuses.
+    """
+    chosen = panels[panels["protocol"] == job.protocol]
+    if chosen.empty:
+        raise InputError("panels.csv", "protocol", f"holds no panel for {job.protocol!r}",
+                         "name the protocol in 01_cohort's parameters and run it again")
+    results = {}
+    for panel, rows in chosen.groupby("panel", sort=False):
+        by_fold = {str(fold): list(part.sort_values("rank")["gene"])
+                   for fold, part in rows.groupby("fold", sort=False)}
+        for control in controls:
+            results[panel, control] = protocols.run(
+                cohort, features, job.folds, job.protocol, by_fold, encoder=job.encoder,
+                method=method, control=control, panel=panel, alphas=tuple(alphas), seed=seed,
+                **options)
+    first = next(iter(results.values()))
+    parts = list(results.values())
+    return Evaluation(
+        job=job,
+        scores=pd.concat([part.scores for part in parts], ignore_index=True),
+        pooled=pd.concat([part.pooled for part in parts], ignore_index=True),
+        penalties=pd.concat([part.penalties for part in parts], ignore_index=True),
+        summary=pd.concat([part.summary(unit) for part in parts], ignore_index=True),
+        predictions=first.predictions, notes=first.notes)
+
+
+def drops(scores: pd.DataFrame, *, random: str = "random10_section", loso: str = "loso",
+          unit: str = "patient") -> pd.DataFrame:
+    """What is lost from random folds to a study never seen, per encoder, panel and program.
+
+    Parameters
+    ----------
+    scores
+        Rows of both protocols; other protocols and controls are left out.
+    unit
+        The difference is taken within each unit, and the interval over units.
+
+    Returns
+    -------
+    DataFrame
+        Columns method, encoder, panel, program, random, loso, difference, ci_low, ci_high,
+        n_units, drop: means of Pearson's r, their paired difference with its 95 % interval, and the
+        share of the random-fold score that is lost (NaN where that is not above 0). Empty where one
+        of the two protocols was not run.
+    """
+    columns = ["method", "encoder", "panel", "program", "random", "loso", "difference", "ci_low",
+               "ci_high", "n_units", "drop"]
+    both = scores[(scores["control"] == "none") & scores["protocol"].isin([random, loso])]
+    if both["protocol"].nunique() < 2:
+        return pd.DataFrame(columns=columns)
+    both = pd.concat([both.assign(program="all"), both[both["program"].fillna("") != ""]])
+    rows = []
+    for keys, part in both.groupby(["method", "encoder", "panel", "program"], sort=False):
+        sections = part.groupby(["protocol", unit, "section"])["pcc"].mean()
+        units = sections.groupby(["protocol", unit]).mean().unstack("protocol")
+        gap = statistics.t_interval(units[random] - units[loso])
+        means = units.mean()
+        rows.append((*keys, means[random], means[loso], gap.mean, gap.low, gap.high, gap.n,
+                     drop(means[random], means[loso])))
+    return pd.DataFrame(rows, columns=columns)
+
+
+def read_prediction(folder: str | Path, section: str):
+    """Read what `Evaluation.write` wrote of one section: AnnData with measured and predicted."""
+    import anndata
+
+    path = Path(folder) / "predictions" / f"{section}.h5ad"
+    if not path.exists():
+        raise InputError(path, "file", "does not exist", "run 05_expression for this section")
+    return anndata.read_h5ad(path)

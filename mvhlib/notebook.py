@@ -1,0 +1,450 @@
+"""The rails of a notebook: parameters that are checked, a seeded start, outputs with provenance.
+
+A notebook begins with ``run = notebook.begin("05_expression", globals())`` and ends with
+``run.finish()``. Between them it reads through `Run.need` and writes through `Run.save_figure`,
+`Run.save_table` and `Run.path`::
+
+    OUT/runs/<profile>/provenance/<stem>.json       what went in, what came out; written last
+    OUT/figures/<profile>/<name>/<figure>.png .svg .csv .json
+    OUT/figures/<profile>/<name>/<table>.csv, <table>.timing.csv
+    OUT/runs/<profile>/figures/<name>/<figure>.tissue.*      figures with pixels of real tissue
+
+papermill only warns about a parameter that the notebook does not have; `begin` refuses it.
+"""
+
+import ast
+import difflib
+import importlib.metadata
+import json
+import os
+import platform
+import random
+import re
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mvhlib import artifacts
+from mvhlib.artifacts import InputError
+
+#: The parameters that every notebook starts with, in this order.
+COMMON = ("profile", "out", "data", "seed", "device")
+#: Parameters that are wildcards of the workflow; one job, and one executed notebook, for each value.
+WILDCARDS = ("encoder",)
+#: Column widths of a printed page [inch]; a figure has one of them.
+WIDTHS = (3.5, 7.2)
+SMALLEST_TEXT_PT = 6
+LARGEST_FIGURE_KB = 500
+#: Dots per inch of a png, and of what is rasterised inside an svg.
+DPI = {"png": 300, "svg": 150}
+#: Profiles whose figures git ignores; their pictures may be larger.
+UNCOMMITTED = ("demo", "test")
+#: Packages whose versions can change a number.
+PACKAGES = ("anndata", "h5py", "lifelines", "matplotlib", "numpy", "pandas", "papermill", "pillow",
+            "scanpy", "scikit-image", "scikit-learn", "scipy", "seaborn", "squidpy", "torch")
+
+_held = {}  # lock path -> ExitStack; a kernel that begins twice must not wait for itself
+
+
+class CheckFailed(AssertionError):
+    """A check cell found that a stage did not do what it says."""
+
+
+def home() -> Path:
+    """The clone: ``MVH_HOME``, else found upward from this file."""
+    named = os.environ.get("MVH_HOME")
+    return Path(named).resolve() if named else Path(__file__).resolve().parents[1]
+
+
+def resolve(path: str | os.PathLike) -> Path:
+    """Resolve a path of a parameter: relative ones start at the clone, whatever the kernel's cwd."""
+    return (home() / Path(path).expanduser()).resolve()
+
+
+def stem(name: str, parameters: dict[str, Any]) -> str:
+    """Name of one execution: the notebook's, and the values of its wildcards behind dots."""
+    values = [parameters[key] for key in WILDCARDS if isinstance(parameters.get(key), str)]
+    return ".".join([name, *values])
+
+
+# --------------------------------------------------------------------------------------------
+# parameters
+
+
+def declared_parameters(source: str) -> dict[str, tuple[str, Any]]:
+    """Read a parameters cell: name -> (annotation, default).
+
+    Raises
+    ------
+    InputError
+        If a parameter has no annotation or no literal, or a default string holds ``=``, which
+        papermill takes apart wrongly.
+    """
+    parameters = {}
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            continue
+        if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+                and node.value is not None):
+            raise InputError("parameters cell", ast.unparse(node), "is no annotated literal",
+                             "write `name: type = literal  # meaning [unit]`")
+        name, annotation = node.target.id, ast.unparse(node.annotation)
+        try:
+            value = ast.literal_eval(node.value)
+        except ValueError as error:
+            raise InputError("parameters cell", name, "its default is not a literal",
+                             "derive values in a later cell") from error
+        if isinstance(value, str) and "=" in value:
+            raise InputError("parameters cell", name, 'its default string holds "="',
+                             "papermill mis-reads that; pass such a value from a YAML file")
+        parameters[name] = (annotation, value)
+    return parameters
+
+
+def given_parameters(source: str) -> dict[str, Any]:
+    """Read the cell that papermill injects: name -> value."""
+    return {target.id: ast.literal_eval(node.value)
+            for node in ast.parse(source).body if isinstance(node, ast.Assign)
+            for target in node.targets if isinstance(target, ast.Name)}
+
+
+def check_parameters(name: str, declared: dict[str, tuple[str, Any]],
+                     values: dict[str, Any]) -> None:
+    """Refuse unknown names and wrong types.
+
+    Raises
+    ------
+    InputError
+        Names the parameter and, where it is unknown, the nearest that exists.
+    """
+    for key, value in values.items():
+        if key not in declared:
+            near = difflib.get_close_matches(key, declared, n=1, cutoff=0.4)
+            raise InputError(name, key, "is not a parameter of this notebook",
+                             f"did you mean {near[0]!r}?" if near else f"use {list(declared)}")
+        expected = declared[key][0]
+        if not _fits(value, expected):
+            raise InputError(name, key, f"is {value!r} ({type(value).__name__})",
+                             f"give a value of type {expected}")
+
+
+def _fits(value: Any, annotation: str) -> bool:
+    kind, _, inner = annotation.partition("[")
+    if kind in ("int", "float"):  # a bool is an int in Python, but not in a parameter file
+        numbers = (int,) if kind == "int" else (int, float)
+        return isinstance(value, numbers) and not isinstance(value, bool)
+    types = {"str": str, "bool": bool, "list": list, "dict": dict}
+    if kind not in types:
+        raise InputError("parameters cell", annotation, "is no type that a parameter can have",
+                         f"use one of int, float, {', '.join(types)}")
+    if not isinstance(value, types[kind]):
+        return False
+    if inner and kind == "list":
+        return all(_fits(item, inner.rstrip("]")) for item in value)
+    return True
+
+
+def read_parameters_cell(path: Path) -> str:
+    """Source of the cell tagged ``parameters`` in a notebook file."""
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        if "parameters" in cell["metadata"].get("tags", []):
+            return "".join(cell["source"])
+    raise InputError(path, "parameters", "no cell has this tag", "tag the first code cell")
+
+
+def _collect(name: str, namespace: dict[str, Any]) -> tuple[dict, dict]:
+    """Declared parameters, and the values in force, of the notebook that runs in `namespace`."""
+    history = [cell for cell in namespace.get("In", []) if isinstance(cell, str)]
+    own = [cell for cell in history if re.match(r"\s*profile\s*:\s*str\s*=", cell)]
+    source = own[-1] if own else read_parameters_cell(home() / "notebooks" / f"{name}.ipynb")
+    declared = declared_parameters(source)
+    if tuple(declared)[:len(COMMON)] != COMMON:
+        raise InputError(name, "parameters", f"start with {list(declared)[:5]}",
+                         f"start with {list(COMMON)}")
+    injected = [cell for cell in history if cell.lstrip().startswith("# Parameters")]
+    if injected:
+        check_parameters(name, declared, given_parameters(injected[-1]))
+    values = {key: namespace.get(key, default) for key, (_, default) in declared.items()}
+    check_parameters(name, declared, values)
+    return declared, values
+
+
+# --------------------------------------------------------------------------------------------
+# the run
+
+
+@dataclass
+class Run:
+    """One execution of one notebook; made by `begin`."""
+
+    name: str
+    parameters: dict[str, Any]
+    home: Path = field(default_factory=home)
+    inputs: dict[str, str] = field(default_factory=dict)
+    outputs: dict[str, str] = field(default_factory=dict)
+    checks: list[str] = field(default_factory=list)
+    started: float = field(default_factory=time.time)
+
+    @property
+    def profile(self) -> str:
+        return self.parameters["profile"]
+
+    @property
+    def seed(self) -> int:
+        return self.parameters["seed"]
+
+    @property
+    def out(self) -> Path:
+        return resolve(self.parameters["out"])
+
+    @property
+    def data(self) -> Path | None:
+        return resolve(self.parameters["data"]) if self.parameters["data"] else None
+
+    @property
+    def device(self) -> str:
+        """``cpu`` or ``cuda``; ``auto`` asks ``MVH_DEVICE``, then takes a GPU if there is one."""
+        import torch
+
+        wanted = self.parameters["device"]
+        if wanted == "auto":
+            wanted = os.environ.get("MVH_DEVICE", "auto")
+        if wanted == "auto":
+            wanted = "cuda" if torch.cuda.is_available() else "cpu"
+        if wanted.startswith("cuda") and not torch.cuda.is_available():
+            raise InputError(self.name, "device", f"{wanted} is asked for and no GPU is seen",
+                             "use device auto or cpu")
+        return wanted
+
+    @property
+    def stem(self) -> str:
+        return stem(self.name, self.parameters)
+
+    @property
+    def is_synthetic(self) -> bool:
+        """True while no data of a user's is read; titles then say "synthetic"."""
+        return self.data is None
+
+    def path(self, *parts: str) -> Path:
+        """A place in the run folder, ``OUT/runs/<profile>/...``."""
+        return self.out.joinpath("runs", self.profile, *parts)
+
+    @property
+    def figures(self) -> Path:
+        return self.out / "figures" / self.profile / self.name
+
+    def need(self, path: str | os.PathLike, made_by: str) -> Path:
+        """Return an input that an earlier notebook made, and note its hash.
+
+        Raises
+        ------
+        InputError
+            If it is not there; names the notebook that makes it.
+        """
+        path = Path(path)
+        if not path.exists():
+            raise InputError(path, "input", "does not exist yet",
+                             f"run notebooks/{made_by}.ipynb with profile {self.profile!r} first")
+        if path.is_file():
+            self.inputs[self._relative(path)] = artifacts.sha256_file(path)
+        return path
+
+    def note(self, path: str | os.PathLike) -> Path:
+        """Note a file that this notebook wrote by itself, so that its provenance lists it."""
+        path = Path(path)
+        self.outputs[self._relative(path)] = artifacts.sha256_file(path)
+        return path
+
+    def save_figure(self, fig, name: str, data=None, shows_tissue: bool = False,
+                    caption: str = "") -> Path:
+        """Write a figure as png and svg, its source data as csv, and its provenance as json.
+
+        Parameters
+        ----------
+        fig
+            matplotlib figure, 3.5 or 7.2 inch wide, no text under 6 pt.
+        name
+            File name without ending.
+        data
+            Data frame that the figure draws.
+        shows_tissue
+            True where pixels of real tissue are seen: such a figure stays in the run folder,
+            with ``.tissue`` in its name, and is never committed.
+        caption
+            One sentence for the gallery.
+
+        Raises
+        ------
+        InputError
+            If the width or a text size is not one that a page can print.
+        """
+        check_figure(fig, f"{self.name}/{name}")
+        folder = self.path("figures", self.name) if shows_tissue else self.figures
+        base = f"{name}.tissue" if shows_tissue else name
+        clean = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}
+        for ending, metadata in clean.items():
+            with artifacts.atomic(folder / f"{base}.{ending}") as temporary:
+                fig.savefig(temporary, format=ending, metadata=metadata, dpi=DPI[ending])
+            size = self.note(folder / f"{base}.{ending}").stat().st_size
+            is_committed = not shows_tissue and self.profile not in UNCOMMITTED
+            if is_committed and size > LARGEST_FIGURE_KB * 1000:
+                raise InputError(folder / f"{base}.{ending}", "size", f"is {size // 1000} kB",
+                                 "draw large clouds with rasterized=True, or thin them")
+        record = {"figure": name, "notebook": self.name, "caption": caption,
+                  "synthetic": self.is_synthetic, "shows_tissue": shows_tissue,
+                  "provenance": self._hashed()}
+        if data is not None:
+            self.note(artifacts.write_csv(folder / f"{base}.csv", data))
+            record["data_sha256"] = artifacts.sha256_file(folder / f"{base}.csv")
+        self.note(artifacts.write_json(folder / f"{base}.json", record))
+        return folder / f"{base}.png"
+
+    def save_table(self, frame, name: str, timing=None) -> Path:
+        """Write a table to the figures folder; wall-clock columns go to ``<name>.timing.csv``."""
+        path = self.note(artifacts.write_csv(self.figures / f"{name}.csv", frame))
+        if timing is not None:
+            artifacts.write_csv(self.figures / f"{name}.timing.csv", timing)
+        return path
+
+    def check(self, ok: Any, message: str) -> None:
+        """Note that something holds; stop the notebook where it does not.
+
+        Raises
+        ------
+        CheckFailed
+            With `message`.
+        """
+        if not bool(ok):
+            raise CheckFailed(f"{self.name}: {message}: does not hold")
+        self.checks.append(message)
+        print(f"✓ {message}")
+
+    def finish(self) -> None:
+        """Write the provenance, last of all, and list what was made."""
+        record = {"hashed": self._hashed() | {"outputs": self.outputs, "checks": self.checks},
+                  "minutes": round((time.time() - self.started) / 60, 2),
+                  "platform": platform.platform()}
+        record["sha256"] = artifacts.sha256_of(record["hashed"])
+        artifacts.write_json(self.path("provenance", f"{self.stem}.json"), record)
+        print(f"{self.name} ({self.profile}) took {record['minutes']:.1f} min and wrote:")
+        for name in sorted(self.outputs):
+            print(f"  {name}  {(self.out / name).stat().st_size / 1000:,.0f} kB")
+        _release(self._lock_path)
+
+    @property
+    def _lock_path(self) -> Path:
+        return self.path(".locks", self.stem)
+
+    def _relative(self, path: Path) -> str:
+        """`path` without what is particular to this machine."""
+        path = path.resolve()
+        for root in (self.out, self.data, self.home):
+            if root is not None and path.is_relative_to(root):
+                return str(path.relative_to(root))
+        return path.name
+
+    def _hashed(self) -> dict[str, Any]:
+        """What decides the numbers: inputs, parameters, code, versions, threads, seed."""
+        import torch
+
+        source = self.home / "notebooks" / f"{self.name}.ipynb"
+        modules = {name: artifacts.sha256_file(module.__file__)
+                   for name, module in sorted(sys.modules.items())
+                   if name.split(".")[0] == "mvhlib" and getattr(module, "__file__", None)}
+        return {
+            "parameters": {key: value for key, value in self.parameters.items()
+                           if key not in ("out", "data")},
+            "inputs": dict(sorted(self.inputs.items())),
+            "notebook": artifacts.sha256_file(source) if source.exists() else None,
+            "modules": modules,
+            "versions": {"python": platform.python_version()} | {
+                package: _version(package) for package in PACKAGES},
+            "threads": torch.get_num_threads(),
+            "seed": self.seed,
+        }
+
+    def __repr__(self) -> str:
+        return f"Run {self.stem}: profile {self.profile}, seed {self.seed}, out {self.out}"
+
+
+def begin(name: str, namespace: dict[str, Any]) -> Run:
+    """Check the parameters, seed everything, take the stage's lock and set the style.
+
+    Parameters
+    ----------
+    name
+        The notebook's file name without ending, for example ``"05_expression"``.
+    namespace
+        ``globals()`` of the notebook.
+
+    Raises
+    ------
+    InputError
+        On an unknown or mistyped parameter, or a data directory that is not there.
+    """
+    _, values = _collect(name, namespace)
+    run = Run(name, values)
+    if run.data is not None and not run.data.is_dir():
+        raise InputError(run.data, "data", "is not a directory",
+                         "pass DATA=<directory> (make) or -p data <directory> (papermill)")
+    _hold(run._lock_path)
+    seed_everything(run.seed)
+    from mvhlib import plots
+
+    plots.set_style()
+    print(f"{run.stem}: profile {run.profile}, seed {run.seed}, device {run.device}")
+    return run
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, numpy and torch; library code draws from generators that it is handed."""
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def check_figure(fig, where: str) -> None:
+    """Refuse a figure that a journal could not print at column width.
+
+    Raises
+    ------
+    InputError
+        If it is not 3.5 or 7.2 inch wide, or holds text under 6 pt.
+    """
+    from matplotlib.text import Text
+
+    width = fig.get_figwidth()
+    if min(abs(width - allowed) for allowed in WIDTHS) > 0.01:
+        raise InputError(where, "width", f"is {width:g} inch", f"use one of {WIDTHS} inch")
+    small = [text.get_text() for text in fig.findobj(Text)
+             if text.get_visible() and text.get_text().strip()
+             and text.get_fontsize() < SMALLEST_TEXT_PT - 0.01]
+    if small:
+        raise InputError(where, "text", f"is under {SMALLEST_TEXT_PT} pt: {small[:3]}",
+                         "enlarge it or leave it out")
+
+
+def _hold(path: Path) -> None:
+    if path not in _held:
+        stack = ExitStack()
+        stack.enter_context(artifacts.lock(path))
+        _held[path] = stack
+
+
+def _release(path: Path) -> None:
+    if path in _held:
+        _held.pop(path).close()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,358 @@
+"""One look for every figure: style, one colour per backbone, and the plots that return often.
+
+Functions take `ax` and return it; argument names are scanpy's and squidpy's. Figures are 3.5 or
+7.2 inch wide, one or two columns of a journal page.
+"""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+
+COLUMN, PAGE = 3.5, 7.2  # [inch]
+
+#: Okabe and Ito's colours, safe for colour-blind readers; one per encoder family, everywhere.
+PALETTE = {
+    "handmade": "#7F7F7F",
+    "vit12": "#0072B2",
+    "vit17": "#004C78",
+    "vit24": "#56B4E9",
+    "vimeinfft": "#CC79A7",
+    "hydraeinfft": "#F0E442",
+    "hydrahybrid": "#E69F00",
+    "mvhybrid": "#D55E00",
+    "mmap": "#009E73",
+    "cmrcnet": "#6A3D9A",
+    "other": "#000000",
+}
+
+#: How encoder families are written in print.
+LABELS = {
+    "handmade": "hand-made", "vit12": "ViT12", "vit17": "ViT17", "vit24": "ViT24",
+    "vimeinfft": "ViMEinFFT", "hydraeinfft": "HydraEinFFT", "hydrahybrid": "HydraHybrid",
+    "mvhybrid": "MVHybrid", "mmap": "MMAP", "cmrcnet": "CMRCNet",
+}
+
+
+def set_style() -> None:
+    """Set matplotlib's defaults: sizes for print, text kept as text, bytes that repeat."""
+    import matplotlib as mpl
+
+    mpl.rcParams.update({
+        "figure.dpi": 110, "savefig.dpi": 300, "figure.figsize": (COLUMN, 2.6),
+        "figure.constrained_layout.use": True, "savefig.bbox": None,
+        "font.family": "DejaVu Sans", "font.size": 7, "axes.titlesize": 8, "axes.labelsize": 7,
+        "xtick.labelsize": 6.5, "ytick.labelsize": 6.5, "legend.fontsize": 6.5,
+        "figure.titlesize": 9, "legend.frameon": False, "legend.title_fontsize": 6.5,
+        "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6,
+        "xtick.major.width": 0.6, "ytick.major.width": 0.6, "lines.linewidth": 1.2,
+        "image.cmap": "viridis", "svg.hashsalt": "mvhlib", "svg.fonttype": "none",
+        "pdf.fonttype": 42, "axes.axisbelow": True,
+    })
+
+
+def family(encoder: str) -> str:
+    """The family that an encoder's slug belongs to: the longest that it starts with or holds."""
+    matches = [name for name in PALETTE if encoder.startswith(name)]
+    matches = matches or [name for name in PALETTE if name in encoder]
+    return max(matches, key=len) if matches else "other"
+
+
+def colour(encoder: str) -> str:
+    """The one colour of an encoder."""
+    return PALETTE[family(encoder)]
+
+
+def label(encoder: str) -> str:
+    """An encoder's slug as it is printed: the family's name, then what follows it."""
+    name = family(encoder)
+    return encoder.replace(name, LABELS[name], 1) if name in LABELS else encoder
+
+
+def spatial_map(adata: "AnnData", values, ax: "Axes", *, title: str = "", cmap: str = "viridis",
+                vmin: float | None = None, vmax: float | None = None, img: bool = False,
+                colorbar: bool = True, size: float = 1.0, palette=None) -> "Axes":
+    """Draw one value per spot at its place, on the H&E or on white.
+
+    Parameters
+    ----------
+    adata
+        One section, with ``obsm["spatial"]`` and ``uns["spatial"]`` as squidpy expects them.
+    values
+        One number (or category) per spot, `(T,)`.
+    img
+        Draw the thumbnail below the spots. Leave it off for figures of real tissue that are
+        committed.
+    size
+        Diameter of a spot relative to its own.
+    """
+    import pandas as pd
+    import squidpy as sq
+
+    library = next(iter(adata.uns.get("spatial", {})), None)
+    categorical = not np.issubdtype(np.asarray(values).dtype, np.number)
+    shown = adata[:, :0].copy()
+    shown.obs["value"] = pd.Categorical(values) if categorical else np.asarray(values, float)
+    options = {"cmap": cmap, "vmin": vmin, "vmax": vmax} if not categorical else {
+        "palette": palette}
+    if library is None:
+        spread = np.ptp(shown.obsm["spatial"], axis=0).max()
+        options |= {"shape": None, "size": 9000 * size / max(1.0, spread) ** 0.5}
+    else:
+        options |= {"library_id": library, "size": size, "img": img}
+    sq.pl.spatial_scatter(shown, color="value", ax=ax, title=title, frameon=False,
+                          colorbar=colorbar and not categorical, **options)
+    ax.set_xlabel("")
+    ax.set_ylabel("")
+    for collection in ax.collections:
+        collection.set_rasterized(True)
+    for text in [*ax.texts, ax.title]:
+        text.set_fontsize(max(6.5, min(8, text.get_fontsize())))
+    return ax
+
+
+def map_values(prediction: "AnnData", genes) -> "pd.DataFrame":
+    """What `measured_predicted` draws, as a table: one row per spot and gene.
+
+    Parameters
+    ----------
+    prediction
+        Layers ``measured`` and ``predicted``, ``obsm["spatial"]``.
+    """
+    import pandas as pd
+
+    from mvhlib.expression.spatial import residual
+
+    columns = [list(prediction.var_names).index(gene) for gene in genes]
+    measured, predicted = (np.asarray(prediction.layers[layer][:, columns], float)
+                           for layer in ("measured", "predicted"))
+    left = residual(measured, predicted, standardised=True)
+    x, y = np.asarray(prediction.obsm["spatial"], float).T
+    return pd.concat([pd.DataFrame({
+        "gene": gene, "spot": list(prediction.obs_names), "x_px": x, "y_px": y,
+        "measured": measured[:, k], "predicted": predicted[:, k], "residual": left[:, k]})
+        for k, gene in enumerate(genes)], ignore_index=True)
+
+
+def measured_predicted(adata: "AnnData", prediction: "AnnData", genes, axes, *, img: bool = False,
+                       marked: str | None = None) -> np.ndarray:
+    """Draw measured, predicted and residual maps, one row of axes per gene.
+
+    Parameters
+    ----------
+    adata
+        The section, for its thumbnail and spot size.
+    prediction
+        Its prediction; spots that it lacks are left out.
+    genes
+        One per row of `axes` `(genes, 3)`.
+    img
+        Draw the H&E below the spots.
+    marked
+        Barcode of a spot to be ringed.
+    """
+    values = map_values(prediction, genes)
+    common = adata[list(prediction.obs_names)]
+    for row, gene in zip(axes, genes, strict=True):
+        part = values[values["gene"] == gene]
+        limit = np.nanquantile(np.abs(part["residual"]), 0.98)
+        for ax, kind in zip(row, ("measured", "predicted", "residual"), strict=True):
+            options = ({"cmap": "RdBu_r", "vmin": -limit, "vmax": limit} if kind == "residual"
+                       else {"cmap": "viridis"})
+            spatial_map(common, part[kind].to_numpy(), ax, title=f"{gene}, {kind}", img=img,
+                        size=1.0, **options)
+            if marked is not None:
+                place = part.loc[part["spot"] == marked, ["x_px", "y_px"]].to_numpy()[0]
+                place = place * (_image_scale(adata) if img else 1.0)
+                ax.scatter(*place, s=45, facecolor="none", edgecolor="black", linewidth=1.0)
+    return axes
+
+
+def _image_scale(adata: "AnnData") -> float:
+    """Pixels of the drawn thumbnail per level-0 pixel."""
+    library = next(iter(adata.uns["spatial"].values()))
+    return float(library["scalefactors"]["tissue_hires_scalef"])
+
+
+def headline(text: str, run=None, summary: "pd.DataFrame | None" = None) -> str:
+    """A title that says what the numbers are: synthetic or not, and over how many units.
+
+    Parameters
+    ----------
+    run
+        The `mvhlib.notebook.Run`; adds ", synthetic" where no data of a user's is read.
+    summary
+        Columns ``unit``, ``n_units``; adds for example "16 patients".
+    """
+    remarks = []
+    if summary is not None and len(summary):
+        names = {"block": "blocks of one patient's spots", "study": "studies"}
+        counts = summary.groupby("unit", sort=False)["n_units"].max()
+        remarks += [f"{n} {names.get(unit, unit + 's')}" for unit, n in counts.items()]
+    if run is not None and run.is_synthetic:
+        remarks.append("synthetic")
+    return f"{text} ({', '.join(remarks)})" if remarks else text
+
+
+def forest(table: "pd.DataFrame", ax: "Axes", *, by: str = "protocol", hue: str = "encoder",
+           xlabel: str = "mean Pearson r", zero: bool = True, legend: bool = True) -> "Axes":
+    """Draw means with their intervals, one row per `by`, one colour per `hue`.
+
+    Parameters
+    ----------
+    table
+        Columns `by`, `hue`, ``mean``, ``ci_low``, ``ci_high``; rows whose ``control`` is not
+        ``none`` are drawn open.
+    """
+    groups, hues = list(dict.fromkeys(table[by])), list(dict.fromkeys(table[hue]))
+    step = 0.7 / max(1, len(hues))
+    # Two encoders of one family share its colour and differ in the mark.
+    marks = dict(zip(hues, ["o", "s", "D", "^", "v", "P", "X", "<", ">"] * 9, strict=False))
+    for index, name in enumerate(hues):
+        for is_control in (False, True):
+            rows = table[(table[hue] == name)]
+            if "control" in table:
+                rows = rows[(rows["control"] != "none") == is_control]
+            elif is_control:
+                continue
+            y = np.array([groups.index(group) for group in rows[by]]) + (index + 0.5) * step - 0.35
+            error = np.abs(np.array([rows["mean"] - rows["ci_low"], rows["ci_high"] - rows["mean"]]))
+            ax.errorbar(rows["mean"], y, xerr=np.nan_to_num(error), fmt=marks[name], markersize=3.2,
+                        capsize=1.5, linewidth=0.9, color=colour(name),
+                        markerfacecolor="white" if is_control else colour(name),
+                        label=None if is_control else label(name))
+    if zero:
+        ax.axvline(0, color="0.75", linewidth=0.6, zorder=0)
+    ax.set_yticks(range(len(groups)), [group.replace("_", " ") for group in groups])
+    ax.set_ylim(len(groups) - 0.5, -0.5)
+    ax.set_xlabel(xlabel)
+    if legend:
+        ax.legend(loc="best")
+    return ax
+
+
+def scatter(table: "pd.DataFrame", x: str, y: str, by: str, ax: "Axes", *, diagonal: bool = False,
+            size: float = 4, legend: bool = True) -> "Axes":
+    """Draw points coloured by a category; the legend stands outside where it is long."""
+    groups = list(dict.fromkeys(table[by]))
+    colours = categorical_colours(groups)
+    for group in groups:
+        rows = table[table[by] == group]
+        ax.scatter(rows[x], rows[y], s=size, color=colours[group], label=str(group) or "all genes",
+                   linewidth=0, alpha=0.8, rasterized=len(table) > 500)
+    if diagonal:
+        low, high = table[[x, y]].min().min(), table[[x, y]].max().max()
+        ax.plot([low, high], [low, high], color="0.6", linewidth=0.6, zorder=0)
+    ax.set_xlabel(x.replace("_", " "))
+    ax.set_ylabel(y.replace("_", " "))
+    if legend and len(groups) > 1:
+        ax.legend(title=by, loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=2,
+                  ncols=1 + len(groups) // 14)
+    return ax
+
+
+def categorical_colours(names) -> dict:
+    """One colour per name, distinguishable to most eyes up to twenty names."""
+    import matplotlib as mpl
+
+    names = list(names)
+    wheel = mpl.colormaps["tab10" if len(names) <= 10 else "tab20"].colors
+    return {name: wheel[index % len(wheel)] for index, name in enumerate(names)}
+
+
+def principal_plane(embeddings: "dict[str, np.ndarray]", manifest: "pd.DataFrame"):
+    """First two principal components of all embeddings together, one row per tile.
+
+    Parameters
+    ----------
+    embeddings
+        Section -> `(T, D)`.
+    manifest
+        Columns section, study, patient.
+
+    Returns
+    -------
+    DataFrame
+        Columns section, study, patient, pc1, pc2. The sign of a component is fixed by its
+        largest loading, since it is arbitrary.
+    """
+    import pandas as pd
+    from sklearn.decomposition import PCA
+    from sklearn.preprocessing import StandardScaler
+
+    stacked = np.concatenate(list(embeddings.values())).astype(np.float64)
+    fitted = PCA(2, svd_solver="full")
+    plane = fitted.fit_transform(StandardScaler().fit_transform(stacked))
+    largest = np.abs(fitted.components_).argmax(axis=1)
+    plane *= np.sign(fitted.components_[np.arange(2), largest])
+    owner = manifest.set_index("section")
+    names = np.repeat(list(embeddings), [len(e) for e in embeddings.values()])
+    return pd.DataFrame({"section": names, "study": owner.loc[names, "study"].to_numpy(),
+                         "patient": owner.loc[names, "patient"].to_numpy(),
+                         "pc1": plane[:, 0], "pc2": plane[:, 1]})
+
+
+def quality(table: "pd.DataFrame", ax: "Axes", *, column: str, ylabel: str) -> "Axes":
+    """Draw a quality measure per section, median and the span of most spots, coloured by study.
+
+    Parameters
+    ----------
+    table
+        From `mvhlib.cohort.qc.table`, with ``<column>_q05``, ``_median`` and ``_q95``.
+    """
+    colours = categorical_colours(dict.fromkeys(table["study"]))
+    x = np.arange(len(table))
+    middle = table[f"{column}_median"]
+    ax.vlines(x, table[f"{column}_q05"], table[f"{column}_q95"], linewidth=1.5, alpha=0.5,
+              color=[colours[study] for study in table["study"]])
+    ax.scatter(x, middle, s=8, color=[colours[study] for study in table["study"]], zorder=3)
+    ax.set_xticks(x, table["section"], rotation=90, fontsize=6)
+    ax.set_ylabel(ylabel)
+    ax.set_ylim(bottom=0)
+    return ax
+
+
+def tile_overlay(slide, tiles, mask, ax: "Axes", *, max_px: int = 600) -> "Axes":
+    """Draw a slide's thumbnail, the outline of the tissue mask and the squares of its tiles.
+
+    Parameters
+    ----------
+    slide
+        `mvhlib.tiles.slides.Slide`.
+    tiles
+        `mvhlib.tiles.Tiles` of it.
+    mask
+        `mvhlib.tiles.cut.TissueMask` of it.
+    """
+    from matplotlib.collections import PatchCollection
+    from matplotlib.patches import Rectangle
+
+    extent = (0, slide.width, slide.height, 0)
+    ax.imshow(slide.thumbnail(max_px), extent=extent, interpolation="bilinear")
+    height, width = mask.mask.shape
+    ax.contour((np.arange(width) + 0.5) * slide.width / width,
+               (np.arange(height) + 0.5) * slide.height / height,
+               mask.mask.astype(float), levels=[0.5], colors="#009E73", linewidths=0.7)
+    side = tiles.tile_um / tiles.source_mpp
+    ax.add_collection(PatchCollection([Rectangle(corner, side, side) for corner in tiles.coords],
+                                      facecolor="none", edgecolor="black", linewidth=0.3))
+    ax.set_axis_off()
+    return ax
+
+
+def tile_grid(images: np.ndarray, ax: "Axes", *, n_columns: int = 8, gap_px: int = 2) -> "Axes":
+    """Draw tiles `(T, S, S, 3)` side by side on white."""
+    n, side = len(images), images.shape[1]
+    n_rows = -(-n // n_columns)
+    sheet = np.full((n_rows * (side + gap_px) - gap_px, n_columns * (side + gap_px) - gap_px, 3),
+                    255, np.uint8)
+    for index, image in enumerate(images):
+        y, x = (index // n_columns) * (side + gap_px), (index % n_columns) * (side + gap_px)
+        sheet[y:y + side, x:x + side] = image
+    ax.imshow(sheet, interpolation="nearest")
+    ax.set_axis_off()
+    return ax

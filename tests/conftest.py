@@ -1,0 +1,38 @@
+"""Where the tests find reference material, and what they say when it is not there."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def _folder(variable: str, default: Path) -> Path:
+    """The folder named by an environment variable.
+
+    A folder that was asked for by name and is missing is a failure; only the absent default is
+    a reason to skip.
+    """
+    named = os.environ.get(variable)
+    folder = Path(named) if named else default
+    if folder.is_dir():
+        return folder
+    if named:
+        pytest.fail(f"{variable}={named} is not a directory")
+    pytest.skip(f"needs reference material: set {variable}")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with real data and golden tensors."""
+    return _folder("MVH_SHARED", ROOT.parent / "shared")
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """The folder with the golden tensors alone."""
+    base = Path(os.environ.get("MVH_SHARED") or ROOT.parent / "shared")
+    if os.environ.get("MVH_SHARED") and not os.environ.get("MVH_GOLDEN"):
+        os.environ["MVH_GOLDEN"] = str(base / "golden")
+    return _folder("MVH_GOLDEN", base / "golden")

@@ -1,0 +1,596 @@
+"""Readers: what is in a directory becomes sections in the right place, or one clear error."""
+
+import gzip
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from scipy import sparse
+
+from mvhlib import cohort
+from mvhlib.artifacts import InputError, write_csv
+from mvhlib.cohort import base, legacy_st, pseudospots, qc, visium
+
+PITCH_PX = 50.0  # of the small arrays below; 200 um, hence 4 um/px
+GENES = ["GENEA", "GENEB", "MT-CO1", "NA"]
+
+
+def write_st_section(root: Path, name: str = "A1", n: int = 5, *, image: str | None = "full",
+                     spot_names: list[str] | None = None, counts: np.ndarray | None = None,
+                     genes: list[str] = GENES, selected: np.ndarray | None = None,
+                     turn: float = 0.0) -> np.ndarray:
+    """Write an n x n array as the published files look; gives the true pixel of every spot."""
+    for folder in ("ST-cnts", "ST-spotfiles"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    y, x = (axis.ravel() for axis in np.mgrid[3:3 + n, 2:2 + n])
+    # An array is never quite square to the image: turn the lattice about its corner.
+    cos, sin = np.cos(turn), np.sin(turn)
+    pixel = PITCH_PX * np.column_stack([cos * x - sin * y, sin * x + cos * y])
+    rng = np.random.default_rng(5)
+    counts = rng.poisson(4.0, (n * n, len(genes))) if counts is None else counts
+    names = spot_names or [f"{a}x{b}" for a, b in zip(x, y, strict=True)]
+    with gzip.open(root / "ST-cnts" / f"{name}.tsv.gz", "wt") as stream:
+        stream.write("\t" + "\t".join(genes) + "\n")
+        for barcode, row in zip(names, counts, strict=True):
+            stream.write(barcode + "\t" + "\t".join(map(str, row)) + "\n")
+    pd.DataFrame({"x": x, "y": y, "new_x": x + 0.04, "new_y": y - 0.03, "pixel_x": pixel[:, 0],
+                  "pixel_y": pixel[:, 1],
+                  "selected": np.ones(n * n, int) if selected is None else selected}
+                 ).to_csv(root / "ST-spotfiles" / f"{name}_selection.tsv", sep="\t", index=False)
+    if image == "full":
+        folder = root / "ST-imgs" / name[0] / name
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(1).integers(90, 200, (500, 480, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "scan.jpg")
+    return pixel
+
+
+def test_her2st_discovers_and_places(tmp_path):
+    pixel = write_st_section(tmp_path, "A1", turn=0.05)
+    write_st_section(tmp_path, "B12", image=None)
+    (tmp_path / "ST-pat-lbl").mkdir()
+    pd.DataFrame({"Row.names": ["a", "b", "c"], "x": [2.02, 3.9, np.nan], "y": [3.01, 2.97, 1.0],
+                  "label": ["invasive cancer", "adipose tissue", "undetermined"]}).to_csv(
+        tmp_path / "ST-pat-lbl" / "A1_labeled_coordinates.tsv", sep="\t", index=False)
+
+    found = cohort.read("her2st", tmp_path)
+
+    assert list(found.sections) == ["A1", "B12"]
+    section = found["A1"]
+    assert (section.patient, section.specimen, section.study) == ("A", "A", "her2st")
+    assert found["B12"].patient == "B" and not found["B12"].has_image and found["B12"].mpp is None
+    np.testing.assert_allclose(section.adata.obsm["spatial"], pixel)
+    assert section.mpp == pytest.approx(200 / PITCH_PX, rel=1e-9)
+    assert section.image_size == (480, 500)
+    assert section.adata.obs["label"].tolist()[:3] == ["invasive cancer", np.nan, "adipose tissue"]
+    assert list(section.adata.var_names) == GENES  # the gene called NA is a name
+    assert section.adata.layers["counts"].dtype == np.int32
+    assert sparse.issparse(section.adata.layers["counts"])
+    assert found.manifest["has_image"].tolist() == [True, False]
+    assert "2 sections (1 with image)" in repr(found) and "480 x 500 px" in repr(section)
+
+
+def test_counts_stay_with_their_spot_whatever_the_order(tmp_path):
+    counts = np.arange(100).reshape(25, 4)
+    write_st_section(tmp_path, counts=counts)
+    table = tmp_path / "ST-spotfiles" / "A1_selection.tsv"
+    pd.read_csv(table, sep="\t").sample(frac=1, random_state=0).to_csv(table, sep="\t", index=False)
+    adata = cohort.read("her2st", tmp_path)["A1"].adata
+    spots = legacy_st.read_spots(table)
+    for name in ("2x3", "4x6", "6x7"):
+        row = adata.obs_names.get_loc(name)
+        x, y = (int(v) for v in name.split("x"))
+        assert adata.layers["counts"][row].toarray().ravel().tolist() == counts[
+            (y - 3) * 5 + x - 2].tolist()
+        np.testing.assert_array_equal(adata.obsm["spatial"][row],
+                                      spots.loc[name, ["pixel_x", "pixel_y"]].astype(float))
+
+
+def test_spots_without_position_or_off_tissue_are_counted(tmp_path):
+    names = [f"{x}x{y}" for y in range(3, 8) for x in range(2, 7)]
+    names[0], names[7] = "40x40", "41x40"
+    selected = np.ones(25, int)
+    selected[[0, 3, 4]] = 0
+    write_st_section(tmp_path, spot_names=names, selected=selected)
+    adata = cohort.read("her2st", tmp_path)["A1"].adata
+    join = adata.uns["join"]
+    assert (adata.n_obs, join["n_kept"]) == (21, 21)
+    assert (join["n_without_position"], join["n_off_tissue"], join["n_without_counts"]) == (2, 2, 1)
+    assert "5x3" not in adata.obs_names
+
+
+def test_reduced_image_scales_coordinates(tmp_path):
+    pixel = write_st_section(tmp_path, image=None)
+    (tmp_path / "thumbs").mkdir()
+    Image.new("RGB", (120, 125)).save(tmp_path / "thumbs" / "A1_small.png")
+    section = cohort.read("her2st", tmp_path, full_width_px={"A1": 480})["A1"]
+    assert section.mpp == pytest.approx(16.0)
+    assert section.image_ref.dark_background
+    np.testing.assert_allclose(section.adata.obsm["spatial"], pixel / 4)
+
+
+def test_scale_of_a_reduced_image_is_found(tmp_path):
+    pixel = write_st_section(tmp_path, n=9, image=None)
+    small = np.zeros((220, 200, 3), np.uint8)
+    low, high = pixel.min(0) - PITCH_PX / 2, pixel.max(0) + PITCH_PX / 2
+    scale = 0.31
+    x0, y0, x1, y1 = np.round(np.concatenate([low, high]) * scale).astype(int)
+    small[y0:y1, x0:x1] = (170, 90, 160)
+    Image.fromarray(small).save(tmp_path / "A1_dark.png")
+    section = cohort.read("her2st", tmp_path)["A1"]
+    assert section.mpp == pytest.approx(4.0 / scale, rel=0.01)
+
+
+def test_image_that_fits_nothing_is_refused(tmp_path):
+    write_st_section(tmp_path, n=9, image=None)
+    Image.new("RGB", (200, 220), "white").save(tmp_path / "A1_blank.png")
+    with pytest.raises(InputError, match="full_width_px"):
+        cohort.read("her2st", tmp_path)
+
+
+def test_links_and_relative_paths(tmp_path, monkeypatch):
+    write_st_section(tmp_path / "real", "C2")
+    linked = tmp_path / "with space"
+    linked.mkdir()
+    for folder in ("ST-cnts", "ST-spotfiles", "ST-imgs"):
+        (linked / folder).symlink_to(tmp_path / "real" / folder)
+    monkeypatch.chdir(tmp_path)
+    section = cohort.read("her2st", "with space")["C2"]
+    assert section.has_image and section.image().shape == (500, 480, 3)
+
+
+def test_no_spot_file_gives_array_positions(tmp_path):
+    write_st_section(tmp_path, image="full")
+    (tmp_path / "ST-spotfiles" / "A1_selection.tsv").unlink()
+    section = cohort.read("her2st", tmp_path)["A1"]
+    assert not section.has_image
+    np.testing.assert_array_equal(section.adata.obsm["spatial"][1], [3, 3])
+
+
+def test_lattice_of_staggered_arrays():
+    y, x = (axis.ravel() for axis in np.mgrid[0:20, 0:20])
+    keep = (x + y) % 2 == 0
+    spots = pd.DataFrame({"array_x": x[keep], "array_y": y[keep], "pixel_x": 10.0 * x[keep],
+                          "pixel_y": 12.0 * y[keep]})
+    lattice = legacy_st.measure_lattice(spots, "test")
+    assert lattice.staggered and lattice.pitch_px == pytest.approx(np.hypot(10, 12))
+    assert lattice.mpp == pytest.approx(200 / 2**0.5 / np.hypot(10, 12))
+
+
+
+def break_directory(root):
+    for path in (root / "ST-cnts").iterdir():
+        path.unlink()
+
+
+def break_gz(root):
+    path = root / "ST-cnts" / "A1.tsv.gz"
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def break_join(root):
+    write_st_section(root, spot_names=[f"{90 + i}x1" for i in range(25)])
+
+
+def break_barcodes(root):
+    names = [f"{x}x{y}" for y in range(3, 8) for x in range(2, 7)]
+    write_st_section(root, spot_names=[names[1], *names[1:]])
+
+
+def break_sign(root):
+    counts = np.ones((25, 4), int)
+    counts[3, 2] = -1
+    write_st_section(root, counts=counts)
+
+
+def break_fraction(root):
+    write_st_section(root, counts=np.full((25, 4), 1.5))
+
+
+def break_genes(root):
+    write_st_section(root, genes=["GENEA", "GENEA", "C", "D"])
+
+
+def break_text(root):
+    counts = np.ones((25, 4), object)
+    counts[2, 1] = "many"
+    write_st_section(root, counts=counts)
+
+
+def break_selection(root):
+    write_st_section(root, selected=np.zeros(25, int))
+
+
+def break_columns(root):
+    path = root / "ST-spotfiles" / "A1_selection.tsv"
+    pd.read_csv(path, sep="\t").drop(columns="pixel_x").to_csv(path, sep="\t", index=False)
+
+
+def break_positions(root):
+    path = root / "ST-spotfiles" / "A1_selection.tsv"
+    table = pd.read_csv(path, sep="\t")
+    pd.concat([table, table.iloc[:1]]).to_csv(path, sep="\t", index=False)
+
+
+def break_jpg(root):
+    path = root / "ST-imgs" / "A" / "A1" / "scan.jpg"
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+def break_images(root):
+    Image.new("RGB", (480, 500)).save(root / "ST-imgs" / "A" / "A1" / "again.png")
+
+
+@pytest.mark.parametrize(("fault", "file", "field"), [
+    (break_directory, "her2st", "ST-cnts"),
+    (break_gz, "A1.tsv.gz", "file"),
+    (break_join, "A1.tsv.gz", "index"),
+    (break_barcodes, "A1.tsv.gz", "barcode"),
+    (break_sign, "A1.tsv.gz", "counts"),
+    (break_fraction, "A1.tsv.gz", "counts"),
+    (break_genes, "A1.tsv.gz", "gene"),
+    (break_text, "A1.tsv.gz", "counts"),
+    (break_selection, "A1_selection.tsv", "selected"),
+    (break_columns, "A1_selection.tsv", "columns"),
+    (break_positions, "A1_selection.tsv", "x, y"),
+    (break_jpg, "scan.jpg", "image"),
+    (break_images, "scan.jpg", "image"),
+])
+def test_bad_input_is_one_clear_error(tmp_path, fault, file, field):
+    root = tmp_path / "her2st"
+
+    def whole_way():
+        section = cohort.read("her2st", root)["A1"]
+        return base.write_section(section, tmp_path / "out")
+
+    write_st_section(root)
+    assert whole_way().exists()
+    (tmp_path / "out" / "A1.h5ad").unlink()
+    fault(root)
+    with pytest.raises(InputError) as caught:
+        whole_way()
+    assert Path(caught.value.where).name == file and caught.value.field == field
+    assert caught.value.fix and "\n" not in caught.value.fix
+    assert list((tmp_path / "out").iterdir()) == []  # nothing half-written
+
+
+def test_missing_directory_and_unknown_source(tmp_path):
+    with pytest.raises(InputError, match="does not exist"):
+        cohort.read("her2st", tmp_path / "nowhere")
+    with pytest.raises(InputError, match="DATA=dir"):
+        cohort.read("mob", "")
+    with pytest.raises(InputError, match="did you mean 'visium'"):
+        cohort.read("visum", tmp_path)
+    write_st_section(tmp_path)
+    with pytest.raises(InputError, match="B7"):
+        cohort.read("her2st", tmp_path, sections=["B7"])
+    with pytest.raises(InputError, match="full_width_px"):
+        cohort.read("her2st", tmp_path, width=3)
+    assert len(cohort.read("her2st", tmp_path, seed=3)) == 1
+
+
+def test_write_and_read_run(tmp_path):
+    write_st_section(tmp_path / "data")
+    write_st_section(tmp_path / "data", "B1", image=None)
+    made = cohort.read("her2st", tmp_path / "data")
+    folder = tmp_path / "run"
+    for section in made:
+        base.write_section(section, folder)
+    write_csv(folder / "manifest.csv", made.manifest)
+
+    again = cohort.read("run", folder, data=tmp_path / "data")
+
+    assert "adata" not in again["A1"].__dict__  # the counts wait for their first use
+    pd.testing.assert_frame_equal(again.manifest, made.manifest, check_dtype=False)
+    np.testing.assert_array_equal(again["A1"].adata.layers["counts"].toarray(),
+                                  made["A1"].adata.layers["counts"].toarray())
+    np.testing.assert_array_equal(again["A1"].image(), made["A1"].image())
+    spatial = again["A1"].adata.uns["spatial"]["A1"]
+    assert spatial["images"]["hires"].shape == (500, 480, 3)
+    assert spatial["scalefactors"]["tissue_hires_scalef"] == 1.0
+    assert spatial["scalefactors"]["spot_diameter_fullres"] == pytest.approx(100 / 4.0)
+    assert "spatial" not in again["B1"].adata.uns
+    assert again["A1"].adata.obs[["study", "patient", "section"]].iloc[0].tolist() == [
+        "her2st", "A", "A1"]
+
+    (folder / "B1.h5ad").write_bytes((folder / "B1.h5ad").read_bytes()[:3000])
+    with pytest.raises(InputError, match="B1.h5ad"):
+        cohort.read("run", folder)
+    (folder / "manifest.csv").unlink()
+    with pytest.raises(InputError, match="01_cohort"):
+        cohort.read("run", folder)
+
+
+def test_thumbnail_is_bounded_and_overlays(tmp_path):
+    pixel = write_st_section(tmp_path)
+    section = cohort.read("her2st", tmp_path)["A1"]
+    cohort.attach_thumbnail(section, max_px=100)
+    record = section.adata.uns["spatial"]["A1"]
+    assert max(record["images"]["hires"].shape) == 100
+    scale = record["scalefactors"]["tissue_hires_scalef"]
+    assert scale == pytest.approx(record["images"]["hires"].shape[1] / 480)
+    assert (pixel.max(0) * scale < record["images"]["hires"].shape[1::-1]).all()
+
+
+def write_mob(root: Path) -> None:
+    root.mkdir(exist_ok=True)
+    y, x = (axis.ravel() for axis in np.mgrid[1:11, 1:11])
+    keep = (x + y) % 2 == 0
+    x, y = x[keep], y[keep]
+    for name in ("MOB1", "MOB2"):
+        pd.DataFrame({"x": x, "y": y, "pixel_x": 10.0 * x, "pixel_y": 10.0 * y,
+                      "selected": ((x > 3) & (y > 3)).astype(int)}).to_csv(
+            root / f"alignment_table_{name}.tsv", sep="\t", index=False)
+        pd.DataFrame(np.ones((len(x), 3), int), columns=["G1", "G2", "G3"],
+                     index=[f"{a}x{b}" for a, b in zip(x, y, strict=True)]).to_csv(
+            root / f"{name}.tsv", sep="\t")
+        Image.new("RGB", (150, 150), "pink").save(root / f"{name}.jpg")
+    (root / "metaData.csv").write_text(
+        "samples;type;z;individual\n/home/x/MOB1.tsv;Mouse;100;1\nC:\\x\\MOB2.tsv;Mouse;120;2\n")
+
+
+def test_mob(tmp_path):
+    write_mob(tmp_path)
+    found = cohort.read("mob", tmp_path)
+    assert found.patients == ["mouse1", "mouse2"]
+    assert found["MOB1"].adata.n_obs == 25  # 7 x 7 positions, every other one
+    assert found["MOB1"].mpp == pytest.approx(10.0)  # 141.4 um over 14.14 px
+    (tmp_path / "metaData.csv").unlink()
+    with pytest.raises(InputError, match="patients="):
+        cohort.read("mob", tmp_path)
+    named = cohort.read("mob", tmp_path, patients={"MOB1": "m", "MOB2": "m"})
+    assert named.patients == ["m"]
+
+
+def write_10x_h5(path: Path, counts: np.ndarray, barcodes: list[str], genes: list[str]) -> None:
+    matrix = sparse.csc_matrix(counts.T)  # features x barcodes
+    with h5py.File(path, "w") as stream:
+        group = stream.create_group("matrix")
+        group["barcodes"] = np.array(barcodes, "S")
+        group["data"], group["indices"] = matrix.data.astype(np.int32), matrix.indices
+        group["indptr"], group["shape"] = matrix.indptr, np.array(matrix.shape)
+        features = group.create_group("features")
+        features["name"] = np.array(genes, "S")
+        features["id"] = np.array([f"ENSG{i}" for i in range(len(genes))], "S")
+        features["feature_type"] = np.array(["Gene Expression"] * len(genes), "S")
+        features["genome"] = np.array(["GRCh38"] * len(genes), "S")
+
+
+def write_visium(outs: Path, *, header: bool = True, turn: float = 0.0,
+                 spacing_px: float = 20.0) -> pd.DataFrame:
+    """A hexagonal lattice with 100 um between spots, hence 5 um/px."""
+    (outs / "spatial").mkdir(parents=True)
+    rows, columns = (axis.ravel() for axis in np.mgrid[0:6, 0:12])
+    keep = (rows + columns) % 2 == 0
+    rows, columns = rows[keep], columns[keep]
+    x, y = columns * spacing_px / 2 + 30, rows * spacing_px * 3**0.5 / 2 + 40
+    cos, sin = np.cos(turn), np.sin(turn)
+    table = pd.DataFrame({
+        "barcode": [f"BC{i:03d}-1" for i in range(len(rows))],
+        "in_tissue": (columns < 10).astype(int), "array_row": rows, "array_col": columns,
+        "pxl_row_in_fullres": sin * x + cos * y, "pxl_col_in_fullres": cos * x - sin * y})
+    name = "tissue_positions.csv" if header else "tissue_positions_list.csv"
+    table.to_csv(outs / "spatial" / name, index=False, header=header)
+    (outs / "spatial" / "scalefactors_json.json").write_text(json.dumps({
+        "spot_diameter_fullres": 13.0, "tissue_hires_scalef": 0.5, "tissue_lowres_scalef": 0.1,
+        "fiducial_diameter_fullres": 20.0}))
+    Image.new("RGB", (100, 90), "pink").save(outs / "spatial" / "tissue_hires_image.png")
+    counts = np.random.default_rng(0).poisson(3, (len(rows), 5))
+    write_10x_h5(outs / "filtered_feature_bc_matrix.h5", counts, list(table["barcode"]),
+                 ["A", "B", "B", "NegControlProbe_1", "E"])
+    table["total"] = counts[:, [0, 1, 2, 4]].sum(1)
+    return table.set_index("barcode")
+
+
+@pytest.mark.parametrize("header", [True, False])
+def test_visium_places_spots_and_measures_the_scale(tmp_path, header):
+    truth = write_visium(tmp_path / "sample7" / "outs", header=header, turn=0.1)
+    section = cohort.read("visium", tmp_path)["sample7"]
+    adata = section.adata
+    truth = truth[truth["in_tissue"] == 1]
+    assert set(adata.obs_names) == set(truth.index)
+    assert list(adata.var_names) == ["A", "B", "B-1", "E"]  # the control is gone
+    truth = truth.loc[adata.obs_names]
+    np.testing.assert_allclose(
+        adata.obsm["spatial"], truth[["pxl_col_in_fullres", "pxl_row_in_fullres"]] * 0.5)
+    np.testing.assert_array_equal(np.asarray(adata.layers["counts"].sum(1)).ravel(),
+                                  truth["total"])
+    # 100 um between neighbours of 20 px, image at half size; 55 um over spot_diameter_fullres
+    # (which stands for 65 um) would give 4.2 instead of 5.
+    assert section.mpp == pytest.approx(10.0, rel=1e-6)
+    assert adata.uns["lattice"]["n_neighs"] == 6
+
+
+def test_visium_takes_the_full_image(tmp_path):
+    truth = write_visium(tmp_path / "outs")
+    Image.new("RGB", (200, 180), "pink").save(tmp_path / "full.png")
+    section = cohort.read("visium", tmp_path / "outs", image=tmp_path / "full.png", patient="P9")[
+        tmp_path.name]
+    assert section.mpp == pytest.approx(5.0) and section.image_size == (200, 180)
+    assert section.patient == "P9" and section.image().shape == (180, 200, 3)
+    assert section.adata.obsm["spatial"].max() == pytest.approx(truth.loc[
+        truth["in_tissue"] == 1, ["pxl_row_in_fullres", "pxl_col_in_fullres"]].to_numpy().max())
+
+
+def test_several_outputs_need_to_know_their_patients(tmp_path):
+    for name in ("s1", "s2"):
+        write_visium(tmp_path / name / "outs")
+    with pytest.raises(InputError, match="samples.csv"):
+        cohort.read("visium", tmp_path)
+    (tmp_path / "samples.csv").write_text(
+        "section,folder,study,patient,specimen\nfirst,s1,X,P1,b1\nsecond,s2,X,P2,b2\n")
+    found = cohort.read("visium", tmp_path)
+    assert found.patients == ["P1", "P2"] and list(found.sections) == ["first", "second"]
+    (tmp_path / "samples.csv").write_text("section,study,patient\ns3,X,P1\n")
+    with pytest.raises(InputError, match="s3 has no output folder"):
+        cohort.read("visium", tmp_path)
+
+
+@pytest.mark.parametrize(("file", "content", "field"), [
+    ("filtered_feature_bc_matrix.h5", b"\x89HDF\r\n\x1a\nshort", "file"),
+    ("spatial/scalefactors_json.json", b'{"tissue', "file"),
+    ("spatial/tissue_positions.csv", b"barcode,x\na,1\n", "columns"),
+])
+def test_broken_visium(tmp_path, file, content, field):
+    write_visium(tmp_path / "outs")
+    (tmp_path / "outs" / file).write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        _ = next(iter(cohort.read("visium", tmp_path))).adata
+    assert caught.value.field == field and Path(caught.value.where).name == Path(file).name
+
+
+def test_visium_that_does_not_join_or_has_no_tissue(tmp_path):
+    write_visium(tmp_path / "outs")
+    path = tmp_path / "outs" / "spatial" / "tissue_positions.csv"
+    table = pd.read_csv(path)
+    table.assign(in_tissue=0).to_csv(path, index=False)
+    with pytest.raises(InputError, match="no spot lies on tissue"):
+        _ = next(iter(cohort.read("visium", tmp_path))).adata
+    table.assign(barcode="X" + table["barcode"]).to_csv(path, index=False)
+    with pytest.raises(InputError, match="has a position"):
+        _ = next(iter(cohort.read("visium", tmp_path))).adata
+
+
+def test_squares_conserve_counts():
+    rng = np.random.default_rng(3)
+    um = rng.uniform(0, 1000, (500, 2))
+    counts = sparse.csr_matrix(rng.poisson(1.0, (500, 6)))
+    summed, cells = pseudospots.aggregate_bins(counts, um, 100.0, 8.0, min_fill=0.0)
+    assert summed.sum() == counts.sum()
+    for row in (0, 37, len(cells) - 1):
+        inside = (np.floor(um / 100.0) == cells[row]).all(axis=1)
+        np.testing.assert_array_equal(summed[row].toarray().ravel(),
+                                      np.asarray(counts[inside].sum(0)).ravel())
+
+
+def test_visium_hd_sums_bins(tmp_path):
+    spatial = tmp_path / "outs" / "binned_outputs" / "square_008um" / "spatial"
+    spatial.mkdir(parents=True)
+    rows, columns = (axis.ravel() for axis in np.mgrid[0:30, 0:20])  # 240 x 160 um
+    positions = pd.DataFrame({
+        "barcode": [f"s_008um_{r:05d}_{c:05d}-1" for r, c in zip(rows, columns, strict=True)],
+        "in_tissue": 1, "array_row": rows, "array_col": columns,
+        "pxl_row_in_fullres": 16.0 * rows + 100, "pxl_col_in_fullres": 16.0 * columns + 50})
+    positions.to_parquet(spatial / "tissue_positions.parquet")
+    (spatial / "scalefactors_json.json").write_text(json.dumps({
+        "microns_per_pixel": 0.5, "bin_size_um": 8.0, "tissue_hires_scalef": 1.0,
+        "spot_diameter_fullres": 16.0}))
+    Image.new("RGB", (400, 600), "pink").save(spatial / "tissue_hires_image.png")
+    write_10x_h5(spatial.parent / "filtered_feature_bc_matrix.h5", np.ones((600, 3), int),
+                 list(positions["barcode"]), ["A", "B", "C"])
+    section = cohort.read("visium_hd", tmp_path / "outs", spot_um=80.0)[tmp_path.name]
+    adata = section.adata
+    assert adata.n_obs == 6 and section.mpp == pytest.approx(0.5)
+    assert (adata.layers["counts"].toarray() == 100).all()
+    # Ten bins of 16 px: the centre of the first square lies between bins 4 and 5.
+    np.testing.assert_allclose(adata.obsm["spatial"][0], [50 + 4.5 * 16, 100 + 4.5 * 16])
+    assert adata.uns["lattice"]["spot_um"] == 80.0
+    with pytest.raises(InputError, match="multiple"):
+        cohort.read("visium_hd", tmp_path / "outs", spot_um=100.0)
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv.gz"])
+def test_xenium_counts_transcripts(tmp_path, suffix):
+    rng = np.random.default_rng(0)
+    n = 4000
+    table = pd.DataFrame({
+        "feature_name": rng.choice(["ERBB2", "EPCAM", "NegControlProbe_00042", "BLANK_0003",
+                                    "UnassignedCodeword_1"], n),
+        "x_location": rng.uniform(0, 300, n), "y_location": rng.uniform(0, 200, n),
+        "qv": rng.choice([12.0, 35.0], n)})
+    path = tmp_path / f"transcripts{suffix}"
+    table.to_parquet(path) if suffix == ".parquet" else table.to_csv(path, index=False)
+    np.savetxt(tmp_path / "align.csv", np.diag([2.0, 2.0, 1.0]), delimiter=",")
+    Image.new("RGB", (710, 480), "pink").save(tmp_path / "he.png")
+    samples = pd.DataFrame([{"section": tmp_path.name, "study": "s", "patient": "p",
+                             "image": "he.png", "alignment": "align.csv"}])
+    section = cohort.read("xenium", tmp_path, spot_um=100.0, samples=samples)[tmp_path.name]
+    adata = section.adata
+    kept = table[(table["qv"] >= 20) & table["feature_name"].isin(["ERBB2", "EPCAM"])]
+    assert list(adata.var_names) == ["EPCAM", "ERBB2"] and adata.n_obs == 6
+    assert adata.layers["counts"].sum() == len(kept)
+    inside = kept[(kept["x_location"] >= 100) & (kept["x_location"] < 200)
+                  & (kept["y_location"] < 100)]
+    assert adata["1x0"].layers["counts"].sum() == len(inside)
+    # An H&E pixel is two morphology pixels of 0.2125 um.
+    assert section.mpp == pytest.approx(0.425)
+    np.testing.assert_allclose(adata["1x0"].obsm["spatial"][0], [150 / 0.425, 50 / 0.425])
+    plain = cohort.read("xenium", tmp_path, patient="p")[tmp_path.name]
+    assert not plain.has_image and plain.adata.uns["lattice"]["coordinates"] == "um"
+
+
+def test_mpp_falls_back_to_the_scalefactor():
+    one_row = pd.DataFrame({"array_row": [0, 0, 0], "array_col": [0, 2, 4],
+                            "pxl_row_in_fullres": [0, 0, 0], "pxl_col_in_fullres": [0, 20, 40]})
+    assert visium.measure_mpp(one_row, {"spot_diameter_fullres": 13.0}, "x") == pytest.approx(5.0)
+    with pytest.raises(InputError, match="mpp="):
+        visium.measure_mpp(one_row, {}, "x")
+
+
+def test_qc_counts_by_hand(tmp_path):
+    counts = np.array([[1, 2, 1, 0]] * 24 + [[0, 0, 0, 0]])
+    write_st_section(tmp_path, counts=counts)
+    section = cohort.read("her2st", tmp_path)["A1"]
+    section.adata.obsm["spatial"][0] = [-3, 10]
+    section.adata.obsm["spatial"][1] = [470, 500]
+    row = qc.table([section]).iloc[0]
+    assert row["counts_median"] == 4 and row["genes_per_spot_median"] == 3
+    assert row["n_empty_spots"] == 1 and row["mito_fraction_median"] == 0.25
+    assert row["n_outside_image"] == 2 and row["n_genes_found"] == 3
+    assert row["mpp"] == pytest.approx(4.0)
+
+
+def test_qc_sees_tissue(tmp_path):
+    pixel = write_st_section(tmp_path)
+    image = np.full((500, 480, 3), 245, np.uint8)
+    image[:, :225] = (150, 70, 140)  # the columns at 100, 150 and 200 px
+    Image.fromarray(image).save(tmp_path / "ST-imgs" / "A" / "A1" / "scan.jpg", quality=95)
+    section = cohort.read("her2st", tmp_path)["A1"]
+    spots = qc.per_spot(section)
+    on_left = pixel[:, 0] <= 200
+    assert (spots["tissue_fraction"][on_left] > 0.5).all()
+    assert (spots["tissue_fraction"][~on_left] < 0.5).all()
+    assert qc.table([section])["fraction_on_tissue"].iloc[0] == pytest.approx(on_left.mean())
+
+
+def test_real_her2st(shared):
+    root = shared / "data" / "her2st"
+    found = cohort.read("her2st", root, sections=["A1", "B1", "C2"])
+    assert [section.has_image for section in found] == [True, False, True]
+    assert found["C2"].mpp == pytest.approx(0.69, rel=0.02)  # as its publication states
+    assert found["A1"].mpp == pytest.approx(3.2, rel=0.02)
+    assert (found["A1"].adata.n_obs, found["C2"].adata.n_obs) == (346, 187)
+    assert found["A1"].adata.obs["label"].value_counts()["adipose tissue"] > 5
+    # Adipose tissue is bright and invasive cancer dark: labels, spots and pixels agree.
+    cohort.attach_thumbnail(found["A1"])
+    record = found["A1"].adata.uns["spatial"]["A1"]
+    gray = record["images"]["hires"].mean(axis=2)
+    xy = found["A1"].adata.obsm["spatial"] * record["scalefactors"]["tissue_hires_scalef"]
+    bright = pd.Series([gray[round(y) - 15:round(y) + 15, round(x) - 15:round(x) + 15].mean()
+                        for x, y in xy]).groupby(found["A1"].adata.obs["label"].to_numpy()).mean()
+    assert bright["adipose tissue"] > bright["invasive cancer"] + 20
+    assert (gray[:560, 1480:] == 255).all()  # the pasted thumbnail reads as white
+
+
+def test_real_a1_scale_is_found_without_being_told(shared):
+    root = shared / "data" / "her2st"
+    spots = legacy_st.read_spots(root / "ST-spotfiles" / "A1_selection.tsv")
+    scale = legacy_st.estimate_scale(
+        root / "imgs-2000px" / "A1_HE_image_dark.png", legacy_st.ImageFacts(dark_background=True),
+        spots, legacy_st.measure_lattice(spots, "A1"))
+    assert scale == pytest.approx(2000 / 6954, rel=0.015)
+
+
+def test_real_mob(shared):
+    found = cohort.read("mob", shared / "data" / "mob")
+    assert list(found.manifest["patient"]) == ["mouse1", "mouse1", "mouse2", "mouse2"]
+    assert list(found.manifest["n_spots"]) == [379, 407, 438, 403]
+    # The array is 6.2 x 6.6 mm: measured pixels times mpp must give it on both axes.
+    spots = legacy_st.read_spots(shared / "data" / "mob" / "alignment_table_MOB1.tsv")
+    extent = np.ptp(spots[["pixel_x", "pixel_y"]].to_numpy(), axis=0) * found["MOB1"].mpp
+    np.testing.assert_allclose(extent, [6200, 6600], rtol=0.02)
+    assert qc.table(found)["fraction_on_tissue"].min() > 0.6

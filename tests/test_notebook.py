@@ -1,0 +1,159 @@
+"""The rails: what a notebook may be given, and what it leaves behind."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mvhlib import artifacts, notebook, plots
+from mvhlib.artifacts import InputError
+
+CELL = '''profile: str = "demo"  # folder below runs/
+out: str = "{out}"  # where runs/ and figures/ are made
+data: str = ""  # the user's data set
+seed: int = 0  # seeds everything
+device: str = "cpu"  # auto, cpu or cuda
+n_genes: int = 50  # genes predicted
+alphas: list[float] = [0.1, 1.0]  # penalties
+'''
+
+
+def namespace(tmp_path, injected: str = "", **values):
+    """What ``globals()`` of a notebook holds after its parameters cells."""
+    cell = CELL.format(out=tmp_path)
+    names = {name: default for name, (_, default) in notebook.declared_parameters(cell).items()}
+    cells = ["", cell] + (["# Parameters\n" + injected] if injected else [])
+    return names | values | {"In": cells}
+
+
+def begin(tmp_path, injected="", **values):
+    return notebook.begin("05_expression", namespace(tmp_path, injected, **values))
+
+
+def test_unknown_parameter_is_refused_and_the_nearest_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"n_gene: .*did you mean 'n_genes'"):
+        begin(tmp_path, "n_gene = 5")
+
+
+@pytest.mark.parametrize("injected, field", [
+    ('n_genes = "fifty"', "n_genes"), ("n_genes = True", "n_genes"), ("n_genes = 1.5", "n_genes"),
+    ('alphas = "0.1"', "alphas"), ('alphas = [0.1, "b"]', "alphas"), ("seed = None", "seed")])
+def test_wrong_type_is_refused(tmp_path, injected, field):
+    value = notebook.given_parameters(injected)
+    with pytest.raises(InputError, match=f"{field}: is .* Fix: give a value of type"):
+        begin(tmp_path, injected, **value)
+
+
+def test_an_int_is_a_float_and_given_values_win(tmp_path):
+    run = begin(tmp_path, "alphas = [1, 2]\nn_genes = 7", alphas=[1, 2], n_genes=7)
+    assert run.parameters["alphas"] == [1, 2] and run.parameters["n_genes"] == 7
+
+
+def test_rerun_in_jupyter_after_papermill_is_not_refused(tmp_path):
+    names = namespace(tmp_path, "n_genes = 7", n_genes=7)
+    names["In"] += ["x = 1", names["In"][1], names["In"][2]]
+    assert notebook.begin("05_expression", names).parameters["n_genes"] == 7
+
+
+@pytest.mark.parametrize("source, problem", [
+    ('a: str = "x=1"', 'holds "="'), ("a = 1", "no annotated literal"),
+    ("a: int = 1 + b", "not a literal"), ("import os", "no annotated literal")])
+def test_parameters_cell_holds_annotated_literals_only(source, problem):
+    with pytest.raises(InputError, match=problem):
+        notebook.declared_parameters(source)
+
+
+def test_seed_decides_numpy_and_torch(tmp_path):
+    import torch
+
+    draws = []
+    for _ in range(2):
+        begin(tmp_path, "seed = 3", seed=3)
+        draws.append((np.random.rand(), torch.rand(1).item()))
+    begin(tmp_path, "seed = 4", seed=4)
+    assert draws[0] == draws[1] != (np.random.rand(), torch.rand(1).item())
+
+
+def test_missing_data_directory_is_one_clear_error(tmp_path):
+    with pytest.raises(InputError, match="nowhere: data: is not a directory. Fix: pass DATA"):
+        begin(tmp_path, data=str(tmp_path / "nowhere"))
+
+
+def test_need_names_the_notebook_that_makes_it(tmp_path):
+    run = begin(tmp_path)
+    with pytest.raises(InputError, match="01_cohort.ipynb"):
+        run.need(run.path("cohort", "manifest.csv"), made_by="01_cohort")
+
+
+def figure(width=plots.COLUMN, text="x", size=7):
+    import matplotlib.pyplot as plt
+
+    fig, ax = plt.subplots(figsize=(width, 2))
+    ax.plot([0, 1], [0, 1])
+    ax.set_xlabel(text, fontsize=size)
+    return fig
+
+
+def test_figure_is_written_with_data_and_provenance_and_repeats_byte_for_byte(tmp_path):
+    frame = pd.DataFrame({"a": [1, 2], "b": [0.1, 1 / 3]})
+    seen = []
+    for folder in ("one", "two"):
+        run = begin(tmp_path / folder)
+        run.save_figure(figure(), "line", data=frame, caption="A line.")
+        run.save_table(frame, "numbers", timing=pd.DataFrame({"s": [time.time()]}))
+        run.check(True, "one holds")
+        run.finish()
+        files = sorted(p for p in (tmp_path / folder / "figures").rglob("*") if p.is_file())
+        assert {p.name for p in files} == {"line.png", "line.svg", "line.csv", "line.json",
+                                           "numbers.csv", "numbers.timing.csv"}
+        seen.append([p.read_bytes() for p in files if "timing" not in p.name])
+    assert seen[0] == seen[1]
+    record = json.loads((tmp_path / "one/runs/demo/provenance/05_expression.json").read_text())
+    assert record["hashed"]["checks"] == ["one holds"]
+    assert str(tmp_path) not in json.dumps(record["hashed"])
+    assert record["hashed"]["modules"]["mvhlib.notebook"] == artifacts.sha256_file(
+        notebook.__file__)
+
+
+def test_tissue_stays_out_of_the_figures_folder(tmp_path):
+    run = begin(tmp_path)
+    run.save_figure(figure(), "map", shows_tissue=True)
+    assert not (tmp_path / "figures").exists()
+    assert run.path("figures", "05_expression", "map.tissue.png").exists()
+
+
+@pytest.mark.parametrize("options, problem", [({"width": 5}, "width: is 5 inch"),
+                                              ({"size": 5}, "under 6 pt")])
+def test_unprintable_figure_is_refused(tmp_path, options, problem):
+    with pytest.raises(InputError, match=problem):
+        begin(tmp_path).save_figure(figure(**options), "bad")
+
+
+def test_check_stops_the_notebook(tmp_path):
+    with pytest.raises(notebook.CheckFailed, match="rows join: does not hold"):
+        begin(tmp_path).check(0, "rows join")
+
+
+def test_second_process_waits_and_names_the_first(tmp_path):
+    lock = tmp_path / "stage.lock"
+    code = ("import sys, time; from mvhlib import artifacts\n"
+            "with artifacts.lock(sys.argv[1]): print('held', flush=True); time.sleep(1.5)")
+    first = subprocess.Popen([sys.executable, "-c", code, str(lock)], stdout=subprocess.PIPE)
+    assert first.stdout.readline().strip() == b"held"
+    said = []
+    with artifacts.lock(lock, announce=said.append):
+        assert first.wait(timeout=10) == 0
+    assert len(said) == 1 and str(first.pid) in said[0]
+
+
+def test_interrupted_write_leaves_the_old_file(tmp_path):
+    path = artifacts.write_text(tmp_path / "a.csv", "old")
+    with pytest.raises(RuntimeError), artifacts.atomic(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["a.csv"]

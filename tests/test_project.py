@@ -1,0 +1,81 @@
+"""The lists of packages agree, and the tree keeps to its own rules."""
+
+import re
+import subprocess
+import tomllib
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from mvhlib.notebook import home
+
+ROOT = home()
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+CONDA_NAMES = {"torch": "pytorch"}
+
+
+def specifiers(requirements):
+    return {CONDA_NAMES.get(r.name, r.name): str(r.specifier)
+            for r in map(Requirement, requirements)}
+
+
+def conda(path):
+    lines = [line for line in yaml.safe_load((ROOT / path).read_text())["dependencies"]
+             if isinstance(line, str)]
+    parsed = {name: spec.strip() for name, _, spec in (line.partition(" ") for line in lines)}
+    assert parsed.pop("python") == PROJECT["requires-python"]
+    parsed.pop("pip")
+    return parsed
+
+
+def same(a, b):
+    return {k: set(filter(None, v.split(","))) for k, v in a.items()} == {
+        k: set(filter(None, v.split(","))) for k, v in b.items()}
+
+
+def test_environments_equal_pyproject():
+    gpu = specifiers(PROJECT["optional-dependencies"]["gpu"])
+    assert same(conda("environment-cpu.yml"), specifiers(PROJECT["dependencies"]))
+    assert same(conda("environment.yml"), specifiers(PROJECT["dependencies"]) | gpu)
+    for name in ("environment.yml", "environment-cpu.yml"):
+        assert "Not solved" in (ROOT / name).read_text()
+
+
+def test_constraints_meet_pyproject():
+    pins = {}
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        if line and not line.startswith("#"):
+            name, _, version = line.partition("==")
+            pins[re.sub(r"[-_.]+", "-", name).lower()] = Version(version)
+    wanted = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]
+    for requirement in map(Requirement, wanted):
+        assert pins[requirement.name] in requirement.specifier, requirement
+
+
+def tracked():
+    listing = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listing.returncode or not listing.stdout.strip():
+        pytest.skip("not a git checkout with files")
+    return [ROOT / line for line in listing.stdout.splitlines()]
+
+
+def test_no_module_without_a_subject():
+    assert not [p for p in tracked() if p.name in {"utils.py", "helpers.py", "common.py", "misc.py"}]
+
+
+def test_what_is_committed_is_small_and_shows_no_tissue():
+    files = [p for p in tracked() if p.exists()]
+    figures = [p for p in files if p.is_relative_to(ROOT / "figures")]
+    assert not [p for p in figures if ".tissue." in p.name]
+    assert not [p for p in figures if p.stat().st_size > 500_000]
+    assert sum(p.stat().st_size for p in files) < 20e6
+
+
+def test_library_and_notebooks_name_no_folder_of_one_machine():
+    folders = ("mvhlib", "notebooks", "params", "workflow")
+    for path in tracked():
+        if path.exists() and path.relative_to(ROOT).parts[0] in folders:
+            text = path.read_text(encoding="utf-8")
+            assert not re.search(r"/(home|root|work|tmp)/|MVH_SHARED|\.\./shared", text), path

@@ -1,0 +1,213 @@
+"""Folds: properties over random manifests, and what has to be refused."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mvhlib.artifacts import InputError
+from mvhlib.cohort import splits
+
+
+def random_manifest(seed: int) -> pd.DataFrame:
+    """Studies of patients of specimens of sections, in random numbers, shuffled."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for study in range(rng.integers(2, 6)):
+        for patient in range(rng.integers(1, 5)):
+            for specimen in range(rng.integers(1, 3)):
+                for section in range(rng.integers(1, 4)):
+                    who = f"s{study}p{patient}"
+                    rows.append({"section": f"{who}b{specimen}n{section}", "study": f"s{study}",
+                                 "patient": who, "specimen": f"{who}b{specimen}",
+                                 "has_image": bool(rng.random() < 0.8), "mpp": 0.5})
+    table = pd.DataFrame(rows)
+    # Two studies with images at least, so that every protocol but section is possible.
+    for study in ("s0", "s1"):
+        table.loc[table.index[table["study"] == study][0], "has_image"] = True
+    return table.sample(frac=1, random_state=int(rng.integers(1 << 30))).reset_index(drop=True)
+
+
+def sides(folds, manifest, level):
+    """Per fold, the units of a level in training and in test."""
+    who = manifest.set_index("section")[level] if level != "section" else None
+    for fold, rows in folds.groupby("fold"):
+        names = [rows.loc[rows["role"] == role, "section"] for role in ("train", "test")]
+        yield fold, *(set(n if who is None else who.loc[n]) for n in names)
+
+
+SEEDS = range(40)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_no_protocol_separates_its_unit(seed):
+    manifest = random_manifest(seed)
+    imaged = set(manifest.loc[manifest["has_image"], "section"])
+    for protocol, levels in {"loso": ["study", "patient", "specimen"],
+                             "patient": ["patient", "specimen"],
+                             "random10_section": ["specimen"]}.items():
+        folds = splits.make(manifest, protocol, seed=seed)
+        assert list(folds.columns) == ["fold", "section", "role"]
+        for level in levels:
+            for fold, train, test in sides(folds, manifest, level):
+                assert train and test, (protocol, fold)
+                assert not train & test, (protocol, level, fold)
+        # Every imaged section is tested exactly once and stands in every fold once.
+        tested = folds.loc[folds["role"] == "test", "section"]
+        assert sorted(tested) == sorted(imaged)
+        assert set(folds.groupby("fold").size()) == {len(imaged)}
+        assert not folds.duplicated(["fold", "section"]).any()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_section_stays_within_a_patient(seed):
+    manifest = random_manifest(seed)
+    imaged = manifest[manifest["has_image"]]
+    sizes = imaged.groupby("patient").size()
+    expected = sizes[sizes >= 2]
+    if expected.empty:
+        with pytest.raises(InputError, match="two imaged sections"):
+            splits.make(manifest, "section")
+        return
+    folds = splits.make(manifest, "section")
+    assert folds["fold"].nunique() == expected.sum()
+    who = manifest.set_index("section")["patient"]
+    for fold, rows in folds.groupby("fold"):
+        patients = set(who.loc[rows["section"]])
+        assert len(patients) == 1 and len(rows) == expected[patients.pop()]
+        assert (rows["role"] == "test").sum() == 1
+        assert fold.endswith("." + rows.loc[rows["role"] == "test", "section"].item())
+        assert fold.split(".")[0] == who.loc[rows["section"].iloc[0]]
+
+
+def test_random_folds_are_even_seeded_and_differ_by_seed():
+    manifest = pd.DataFrame([{"section": f"n{i}", "study": f"s{i % 3}", "patient": f"p{i}",
+                              "specimen": f"p{i}", "has_image": True} for i in range(37)])
+    first = splits.make(manifest, "random10_section", seed=4)
+    sizes = first[first["role"] == "test"].groupby("fold").size()
+    assert len(sizes) == 10 and sizes.max() - sizes.min() <= 1
+    pd.testing.assert_frame_equal(first, splits.make(manifest, "random10_section", seed=4))
+    assert not first.equals(splits.make(manifest, "random10_section", seed=5))
+    # The same sections in another order are the same folds.
+    shuffled = splits.make(manifest.sample(frac=1, random_state=0), "random10_section", seed=4)
+    keys = ["fold", "section"]
+    pd.testing.assert_frame_equal(first.sort_values(keys, ignore_index=True),
+                                  shuffled.sort_values(keys, ignore_index=True))
+    # Studies are mixed: that is what the protocol is compared for.
+    studies = [len(train & test) for _, train, test in sides(first, manifest, "study")]
+    assert min(studies) >= 1
+
+
+def test_fewer_specimens_than_folds(caplog):
+    manifest = random_manifest(0)
+    few = manifest[manifest["specimen"].isin(
+        manifest.loc[manifest["has_image"], "specimen"].unique()[:3])]
+    folds = splits.make(few, "random10_section")
+    assert folds["fold"].nunique() == 3
+    assert "3 specimens make 3 folds" in caplog.text
+
+
+def test_spot_folds_partition_every_section():
+    manifest = random_manifest(3)
+    folds = splits.make(manifest, "random10_spot")
+    assert set(folds["role"]) == {"both"} and folds["fold"].nunique() == 10
+    assert "neighbouring" in folds.attrs["leak"]
+    for n in (7, 10, 187):
+        assigned = splits.spot_folds(n, seed=1, section="A1")
+        counts = np.bincount(assigned, minlength=10)
+        assert counts.sum() == n and counts.max() - counts.min() <= 1
+    same = splits.spot_folds(187, seed=1, section="A1")
+    np.testing.assert_array_equal(same, assigned)
+    assert (same != splits.spot_folds(187, seed=1, section="A2")).any()
+    assert (same != splits.spot_folds(187, seed=2, section="A1")).any()
+
+
+def small() -> pd.DataFrame:
+    return pd.DataFrame({"section": ["a1", "a2", "b1", "c1"], "study": ["x", "x", "x", "y"],
+                         "patient": ["a", "a", "b", "c"], "specimen": ["a", "a", "b", "c"],
+                         "has_image": True, "mpp": [0.5, 0.52, 0.55, 3.2]})
+
+
+def frame(*rows) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=["fold", "section", "role"])
+
+
+@pytest.mark.parametrize(("folds", "unit", "field"), [
+    (frame((0, "a1", "train"), (0, "a2", "test")), "patient", "patient"),
+    (frame((0, "a1", "train"), (0, "a2", "test")), "specimen", "specimen"),
+    (frame((0, "a1", "train"), (0, "b1", "test")), "study", "study"),
+    (frame((0, "a1", "train"), (0, "a1", "test")), "section", "section"),
+    (frame((0, "a1", "train"), (0, "b1", "train")), "patient", "role"),
+    (frame((0, "a1", "train"), (0, "b1", "tset")), "patient", "role"),
+    (frame((0, "a1", "train"), (0, "z9", "test")), "patient", "section"),
+    (frame((0, "a1", "both"), (0, "c1", "test")), "patient", "role"),
+    (frame(), "patient", "fold"),
+    (frame((0, "a1", "train"), (0, "b1", "test")), "spot", "role"),
+])
+def test_check_refuses(folds, unit, field):
+    with pytest.raises(InputError) as caught:
+        splits.check(folds, small(), unit)
+    assert caught.value.field == field
+
+
+def test_check_accepts_what_is_clean():
+    clean = frame((0, "a1", "train"), (0, "a2", "train"), (0, "b1", "test"))
+    splits.check(clean, small(), "patient")
+    splits.check(frame((0, "a1", "train"), (0, "a2", "test")), small(), "section")
+
+
+def test_a_patient_of_two_studies_is_caught_by_loso():
+    manifest = small()
+    manifest.loc[3, "patient"] = "b"
+    manifest.loc[3, "specimen"] = "b-other-block"
+    with pytest.raises(InputError, match="on both sides") as caught:
+        splits.make(manifest, "loso")
+    assert caught.value.field == "patient" and "'b'" in caught.value.problem
+
+
+@pytest.mark.parametrize("protocol", splits.PROTOCOLS)
+def test_a_specimen_of_two_studies_is_refused(protocol):
+    manifest = small()
+    manifest.loc[3, ["specimen", "patient"]] = "b"
+    with pytest.raises(InputError, match="duplicate") as caught:
+        splits.make(manifest, protocol)
+    assert caught.value.field == "specimen"
+
+
+@pytest.mark.parametrize(("change", "field"), [
+    ({"patient": [None, "a", "b", "c"]}, "patient"),
+    ({"section": ["a1", "a1", "b1", "c1"]}, "section"),
+    ({"patient": ["a", "q", "b", "c"]}, "specimen"),
+    ({"has_image": False}, "has_image"),
+])
+def test_broken_manifests(change, field):
+    with pytest.raises(InputError) as caught:
+        splits.make(small().assign(**change), "patient")
+    assert caught.value.field == field
+
+
+def test_resolution_is_matched_or_left_out_and_said(caplog):
+    caplog.set_level("INFO")
+    matched = splits.make(small(), "patient").attrs["resolution"]
+    assert matched.status == "matched" and matched.mpp == 3.2
+    assert "3.2 um/px" in caplog.text and "patient c" in caplog.text
+    with pytest.raises(InputError, match="left out"):
+        splits.make(small(), "patient", mismatch="leave_out")
+    # Within patient a there is nothing to match, whatever patient c was scanned at.
+    assert splits.make(small(), "section").attrs["resolution"].status == "comparable"
+    near = small().iloc[:3]
+    assert splits.make(near, "patient").attrs["resolution"].status == "comparable"
+
+
+def test_possible_names_reasons():
+    reasons = splits.possible(small().iloc[:3])
+    assert reasons["patient"] == "" and reasons["section"] == ""
+    assert "only ['x']" in reasons["loso"]
+    with pytest.raises(InputError, match="not among"):
+        splits.make(small(), "losso")
+
+
+def test_manifest_from_csv(tmp_path):
+    path = tmp_path / "manifest.csv"
+    small().assign(has_image=[True, True, True, False]).to_csv(path, index=False)
+    folds = splits.make(pd.read_csv(path, dtype=str).assign(mpp=1.0), "patient")
+    assert set(folds["section"]) == {"a1", "a2", "b1"}

@@ -1,0 +1,186 @@
+"""Intervals and tests over few clusters, against closed forms, scipy and simulated coverage."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from mvhlib import statistics as st
+from mvhlib.artifacts import InputError
+
+
+def test_t_interval_equals_scipy_and_counts_what_is_known():
+    values = np.array([0.1, 0.4, np.nan, 0.2, 0.35])
+    known = values[np.isfinite(values)]
+    low, high = stats.t.interval(0.9, 3, known.mean(), stats.sem(known))
+    found = st.t_interval(values, 0.9)
+    assert (found.low, found.high, found.n) == (pytest.approx(low), pytest.approx(high), 4)
+    one = st.t_interval([0.3, np.nan])
+    assert one.mean == 0.3 and np.isnan(one.low) and one.n == 1
+    assert np.isnan(st.t_interval([]).mean)
+
+
+def test_intervals_repeat_and_do_not_depend_on_scale():
+    values = np.random.default_rng(0).gamma(2.0, size=12)
+    for make in (st.bootstrap_t_interval,):
+        a = make(values, rng=np.random.default_rng(5))
+        b = make(values * 1e-3 - 7, rng=np.random.default_rng(5))
+        assert a == make(values, rng=np.random.default_rng(5))
+        assert b.low == pytest.approx(a.low * 1e-3 - 7, abs=1e-9)
+        assert b.high == pytest.approx(a.high * 1e-3 - 7, abs=1e-9)
+
+
+def test_bootstrap_t_follows_skew_and_falls_back_on_three():
+    values = 2.0 ** np.arange(12)
+    found = st.bootstrap_t_interval(values, rng=np.random.default_rng(0))
+    assert found.high - found.mean > 1.3 * (found.mean - found.low)
+    three = st.bootstrap_t_interval(values[:3], rng=np.random.default_rng(0))
+    assert three == st.t_interval(values[:3]) and three.method == "t"
+
+
+def test_percentile_needs_thirty_clusters():
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal(30)
+    with pytest.raises(InputError) as caught:
+        st.percentile_interval(values[:29], rng=rng)
+    assert caught.value.field == "clusters"
+    # For many clusters it agrees with the normal interval.
+    many = rng.standard_normal(4000)
+    a, b = st.percentile_interval(many, rng=rng), st.t_interval(many)
+    assert a.low == pytest.approx(b.low, abs=0.004) and a.high == pytest.approx(b.high, abs=0.004)
+
+
+@pytest.mark.parametrize("n_clusters", [4, 8, 16, 30])
+def test_t_covers(n_clusters):
+    found = st.coverage(lambda values, rng: st.t_interval(values), n_clusters, seed=20)
+    assert 0.93 <= found <= 0.97
+
+
+@pytest.mark.parametrize("n_clusters", [8, 16])
+def test_bootstrap_t_covers(n_clusters):
+    found = st.coverage(lambda values, rng: st.bootstrap_t_interval(values, n_boot=499, rng=rng),
+                        n_clusters, n_repetitions=600, seed=20)
+    assert 0.92 <= found <= 0.98
+
+
+def test_the_simulation_can_tell_an_interval_that_does_not_cover():
+    def percentile(values, rng):
+        means = values[rng.integers(0, len(values), size=(300, len(values)))].mean(axis=1)
+        return st.Interval(values.mean(), *np.quantile(means, [0.025, 0.975]), len(values), "")
+
+    assert st.coverage(percentile, 4, n_repetitions=600, seed=20) < 0.88
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n_clusters", [8, 16, 30])
+@pytest.mark.parametrize("skew", [0.0, 1.0])
+def test_all_intervals_cover_at_full_repetitions(n_clusters, skew):
+    ways = [lambda values, rng: st.bootstrap_t_interval(values, rng=rng)]
+    if n_clusters >= 30:
+        ways.append(lambda values, rng: st.percentile_interval(values, rng=rng))
+    for way in ways:
+        assert 0.93 <= st.coverage(way, n_clusters, seed=20, skew=skew) <= 0.97
+
+
+def test_blocks_cover_a_section_in_squares():
+    x, y = np.meshgrid(np.arange(20), np.arange(10))
+    coords = np.stack([x.ravel(), y.ravel()], axis=1) * 200.0 + 1e5
+    labels = st.spatial_blocks(coords, side_spots=5)
+    assert labels.max() + 1 == 8 and (np.bincount(labels) == 25).all()
+    for block in range(8):
+        assert np.ptp(coords[labels == block], axis=0).max() == 800
+    small = st.spatial_blocks(coords[(x.ravel() < 4) & (y.ravel() < 4)], side_spots=5)
+    assert small.max() + 1 >= 4
+    with pytest.raises(InputError):
+        st.spatial_blocks(np.zeros((5, 2)))
+
+
+def _autocorrelated(rng, side, block):
+    """A field that is constant within squares of `block` spots, the worst case of dependence."""
+    coarse = rng.standard_normal((side // block, side // block))
+    return np.kron(coarse, np.ones((block, block))).ravel()
+
+
+def test_block_bootstrap_covers_where_spots_as_units_do_not():
+    rng = np.random.default_rng(11)
+    x, y = np.meshgrid(np.arange(30), np.arange(30))
+    coords = np.stack([x.ravel(), y.ravel()], axis=1).astype(float)
+    labels = st.spatial_blocks(coords)
+    member = np.eye(labels.max() + 1)[:, labels]
+    hits, naive = 0, 0
+    n_repetitions = 300
+    for _ in range(n_repetitions):
+        values = _autocorrelated(rng, 30, 5)
+        sums, counts = member @ values, member.sum(axis=1)
+        found = st.spatial_block_bootstrap(
+            values.mean(), lambda w, s=sums, c=counts: (w[0] @ s) / (w[0] @ c), [len(sums)],
+            n_boot=199, rng=rng)
+        hits += found.low <= 0 <= found.high
+        spots = st.t_interval(values)
+        naive += spots.low <= 0 <= spots.high
+    assert hits / n_repetitions > 0.90 > 0.5 > naive / n_repetitions
+
+
+def test_block_bootstrap_refuses_an_interval_from_one_block():
+    found = st.spatial_block_bootstrap(0.2, lambda w: np.zeros(9), [1, 1],
+                                       rng=np.random.default_rng(0))
+    assert found.mean == 0.2 and np.isnan(found.low)
+
+
+@pytest.mark.parametrize("n", [5, 8, 13])
+def test_signed_rank_equals_scipy_without_ties(n):
+    rng = np.random.default_rng(n)
+    a, b = rng.standard_normal(n) + 0.4, rng.standard_normal(n)
+    assert st.signed_rank_test(a, b) == pytest.approx(stats.wilcoxon(a, b, method="exact").pvalue)
+
+
+def test_signed_rank_with_ties_and_zeros_is_the_enumeration():
+    difference = np.array([0.5, -0.5, 1.0, 1.0, 2.0, 0.0, 3.0])
+    d = difference[difference != 0]
+    ranks = stats.rankdata(np.abs(d))
+    observed = ranks[d > 0].sum()
+    middle = ranks.sum() / 2
+    patterns = [ranks[[bool(k >> i & 1) for i in range(6)]].sum() for k in range(64)]
+    expected = np.mean([abs(value - middle) >= abs(observed - middle) for value in patterns])
+    assert st.signed_rank_test(difference, np.zeros(7)) == pytest.approx(expected)
+
+
+def test_sign_flip_equals_scipy_and_its_random_form_agrees():
+    rng = np.random.default_rng(3)
+    a, b = rng.standard_normal(10) + 0.5, rng.standard_normal(10)
+    expected = stats.permutation_test((a, b), lambda x, y: (x - y).mean(), n_resamples=np.inf,
+                                      permutation_type="samples").pvalue
+    assert st.sign_flip_test(a, b) == pytest.approx(expected)
+    a, b = rng.standard_normal(24) + 0.4, rng.standard_normal(24)
+    drawn = st.sign_flip_test(a, b, rng=np.random.default_rng(0))
+    approximate = stats.permutation_test((a, b), lambda x, y: (x - y).mean(), n_resamples=20000,
+                                         permutation_type="samples", rng=1).pvalue
+    assert drawn == pytest.approx(approximate, abs=0.015)
+    with pytest.raises(InputError):
+        st.sign_flip_test(a, b)
+
+
+@pytest.mark.parametrize("n", range(1, 11))
+def test_smallest_p_is_reached_by_the_clearest_data(n):
+    a, b = np.arange(1.0, n + 1), np.zeros(n)
+    assert st.signed_rank_test(a, b) == pytest.approx(st.smallest_p(n))
+    assert st.sign_flip_test(a, b) == pytest.approx(st.smallest_p(n))
+
+
+def test_holm_by_hand():
+    # 3 * .01 = .03; 2 * .04 = .08; 1 * .03 is raised to what stands before it.
+    np.testing.assert_allclose(st.holm([0.01, 0.04, 0.03]), [0.03, 0.06, 0.06])
+    np.testing.assert_allclose(st.holm([0.01, np.nan, 0.6]), [0.02, np.nan, 0.6])
+    assert st.holm([0.9, 0.8]).max() == 1.0
+
+
+def test_compare_says_when_no_test_is_possible():
+    rng = np.random.default_rng(0)
+    few = st.compare({"a - b": (rng.standard_normal(5) + 9, rng.standard_normal(5))})
+    assert few["note"][0] == st.IMPOSSIBLE and few["p_smallest"][0] == 2**-4
+    assert few[["p_wilcoxon", "p_permutation", "p_wilcoxon_holm"]].isna().all(axis=None)
+    assert few["ci_low"][0] < few["difference"][0] < few["ci_high"][0]  # the effect remains
+    a = np.arange(8.0)
+    many = st.compare({"one": (a + 1, a * 0), "two": (a, a + 0.5), "same": (a, a)})
+    assert list(many["p_wilcoxon"]) == [pytest.approx(2**-7)] * 2 + [1.0]
+    assert many["p_wilcoxon_holm"][0] == pytest.approx(3 * 2**-7)
+    assert many["note"][2] == "8 pairs do not differ"

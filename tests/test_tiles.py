@@ -1,0 +1,416 @@
+"""Slides, tiles, masks and tile files, against arrays whose content is known."""
+
+import sys
+import time
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+from mvhlib.artifacts import InputError, sha256_file
+from mvhlib.tiles.cut import (
+    PRESETS,
+    MaskPreset,
+    TissueMask,
+    _otsu,
+    cut_spots,
+    grid,
+    grid_corners,
+    tissue_mask,
+)
+from mvhlib.tiles.slides import Slide, open_slide
+from mvhlib.tiles.store import read_tiles, write_tiles
+
+PINK = (200, 120, 170)
+
+
+def noise(height=120, width=160, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def discs(height=600, width=800):
+    """Glass with one large piece (a large and a small hole in it), one small piece and pen."""
+    image = np.full((height, width, 3), 245, np.uint8)
+    y, x = np.mgrid[:height, :width]
+    image[(x - 250) ** 2 + (y - 300) ** 2 < 180**2] = PINK
+    image[(x - 250) ** 2 + (y - 250) ** 2 < 60**2] = 245  # large hole
+    image[(x - 330) ** 2 + (y - 380) ** 2 < 6**2] = 245  # small hole
+    image[(x - 600) ** 2 + (y - 100) ** 2 < 10**2] = PINK  # crumb
+    image[420:560, 560:600] = (20, 60, 200)  # blue pen
+    image[420:560, 640:680] = (10, 10, 10)  # black
+    return image
+
+
+# slides
+
+
+def test_region_at_level_0_is_the_array():
+    image = noise()
+    pixels, outside = Slide.from_array(image, mpp=0.5).region(30, 20, 50, 40)
+    np.testing.assert_array_equal(pixels, image[20:60, 30:80])
+    assert outside == 0
+
+
+@pytest.mark.parametrize("x, y", [(-10, -5), (140, 100), (-10, 100), (30, 20), (500, 500)])
+def test_padding_is_white_and_counted(x, y):
+    image, exclude = noise(), [(0, 0, 40, 30), (35, 10, 60, 50)]
+    slide = Slide.from_array(image, exclude=exclude)
+    padded = np.full((700, 700, 3), 255, np.uint8)
+    valid = np.zeros((700, 700), bool)
+    padded[100:220, 100:260], valid[100:220, 100:260] = image, True
+    for x0, y0, x1, y1 in exclude:
+        padded[100 + y0:100 + y1, 100 + x0:100 + x1] = 255
+        valid[100 + y0:100 + y1, 100 + x0:100 + x1] = False
+    pixels, outside = slide.region(x, y, 48, 32)
+    window = np.s_[100 + y:132 + y, 100 + x:148 + x]
+    np.testing.assert_array_equal(pixels, padded[window])
+    assert outside == pytest.approx(1 - valid[window].mean(), abs=1e-12)
+
+
+def test_resampling_keeps_a_ramp_and_its_fractional_place():
+    ramp = np.repeat(np.arange(200, dtype=np.uint8)[None, :, None], 60, axis=0).repeat(3, axis=2)
+    slide = Slide.from_array(ramp)
+    for x, width, out in ((20.0, 90.0, 30), (20.5, 90.0, 30), (31.3, 77.7, 21)):
+        pixels, _ = slide.region(x, 10, width, 30, out_px=(out, 10))
+        centres = x - 0.5 + (np.arange(out) + 0.5) * width / out
+        # The outermost pixel of the filter is cut at the box; inside the ramp is exact.
+        np.testing.assert_allclose(pixels[5, 1:-1, 0], centres[1:-1], atol=0.51)
+
+
+def test_reduction_keeps_the_mean_and_does_not_ring():
+    image = np.where(np.arange(300)[None, :, None] < 150, 40, 220).astype(np.uint8)
+    image = np.broadcast_to(image, (90, 300, 3))
+    pixels, _ = Slide.from_array(image).region(0, 0, 300, 90, out_px=(111, 33))
+    assert pixels.min() >= 40 and pixels.max() <= 220
+    assert pixels.mean() == pytest.approx(image.mean(), abs=0.5)
+
+
+def test_thumbnail_is_never_enlarged():
+    slide = Slide.from_array(noise())
+    np.testing.assert_array_equal(slide.thumbnail(2000), noise())
+    assert slide.thumbnail(80).shape == (60, 80, 3)
+
+
+def test_black_background_is_read_as_white_and_a_nucleus_is_not():
+    image = np.zeros((300, 400, 3), np.uint8)
+    image[80:220, 100:300] = PINK
+    image[140:146, 190:196] = 10  # as black as the background, but small
+    slide = Slide.from_array(image, dark_background=True)
+    pixels = slide.thumbnail()
+    assert (pixels[:75] == 255).all() and (pixels[225:] == 255).all()
+    np.testing.assert_array_equal(pixels[85:215, 105:295], image[85:215, 105:295])
+    region, outside = slide.region(-20, -20, 60, 60)
+    assert (region == 255).all() and outside == pytest.approx(1 - 40**2 / 60**2)
+
+
+def test_truncated_jpg_names_the_file(tmp_path):
+    path = tmp_path / "section.jpg"
+    Image.fromarray(noise(400, 400)).save(path, quality=90)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(InputError, match="section.jpg.*truncated"):
+        open_slide(path).region(0, 0, 10, 10)
+    path.write_bytes(b"no image at all")
+    with pytest.raises(InputError, match="section.jpg"):
+        open_slide(path)
+    with pytest.raises(InputError, match="does not exist"):
+        open_slide(tmp_path / "absent.png")
+
+
+def test_pillows_pixel_limit_does_not_apply_and_stays(tmp_path, monkeypatch):
+    path = tmp_path / "large.png"
+    Image.fromarray(noise()).save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    np.testing.assert_array_equal(open_slide(path).thumbnail(), noise())
+    assert Image.MAX_IMAGE_PIXELS == 100
+
+
+def test_transparent_pixels_are_white(tmp_path):
+    image = np.dstack([noise(40, 40), np.full((40, 40), 255, np.uint8)])
+    image[:20, :, 3] = 0
+    Image.fromarray(image).save(tmp_path / "a.png")
+    pixels = open_slide(tmp_path / "a.png").thumbnail()
+    assert (pixels[:20] == 255).all()
+    np.testing.assert_array_equal(pixels[20:], image[20:, :, :3])
+
+
+def test_whole_slide_without_openslide_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openslide", None)
+    (tmp_path / "a.svs").write_bytes(b"")
+    with pytest.raises(InputError, match=r"mvhlib\[wsi\]"):
+        open_slide(tmp_path / "a.svs")
+    Image.fromarray(noise()).save(tmp_path / "plain.tif")  # needs no openslide
+    np.testing.assert_array_equal(open_slide(tmp_path / "plain.tif").thumbnail(), noise())
+
+
+def test_broken_whole_slide_names_the_file(tmp_path):
+    pytest.importorskip("openslide")
+    (tmp_path / "a.svs").write_bytes(b"II*\0")
+    with pytest.raises(InputError, match="a.svs"):
+        open_slide(tmp_path / "a.svs")
+
+
+def test_real_whole_slides(shared):
+    openslide = pytest.importorskip("openslide")
+    path = shared / "data" / "slides" / "cmu-1-small-region.svs"
+    with open_slide(path) as slide, openslide.OpenSlide(path) as oracle:
+        assert (slide.width, slide.height) == oracle.dimensions
+        assert slide.mpp == pytest.approx(0.499)
+        want = np.asarray(oracle.read_region((700, 900), 0, (256, 200)).convert("RGB"))
+        np.testing.assert_array_equal(slide.region(700, 900, 256, 200)[0], want)
+        pixels, outside = slide.region(-64, -64, 128, 128)
+        assert outside == 0.75 and (pixels[:64] == 255).all() and (pixels[:, :64] == 255).all()
+        np.testing.assert_array_equal(pixels[64:, 64:], slide.region(0, 0, 64, 64)[0])
+
+
+def test_lower_level_of_a_pyramid_lies_where_level_0_does(shared):
+    from scipy.ndimage import gaussian_filter
+
+    pytest.importorskip("openslide")
+    slide = open_slide(shared / "data" / "slides" / "tcga-cr-7395-01a-01-ts1.svs")
+    assert slide.mpp is None  # the file does not say
+    for x, y in ((1000, 1200), (2001, 1503)):
+        low, _ = slide.region(x, y, 512, 512, out_px=(200, 200))  # level 1
+        full = Slide.from_array(slide.region(x, y, 512, 512)[0])
+        high, _ = full.region(0, 0, 512, 512, out_px=(200, 200))
+
+        def difference(down, right, low=low, high=high):
+            moved = np.roll(high.astype(float), (down, right), axis=(0, 1)).mean(axis=2)
+            smooth = gaussian_filter(low.mean(axis=2) - moved, 1)  # levels differ in sharpness
+            return np.abs(smooth[6:-6, 6:-6]).mean()
+
+        for move in ((0, 1), (0, -1), (1, 0), (-1, 0)):
+            assert difference(0, 0) < 0.6 * difference(*move)
+    with pytest.raises(InputError, match="mpp"):
+        cut_spots(slide, np.array([[1000, 1000]]), tile_um=100, tile_px=224)
+
+
+# tiles
+
+
+def test_spots_are_centred_and_corners_padded():
+    image = np.full((400, 500, 3), 230, np.uint8)
+    centers = np.array([[100.0, 150.0], [250.0, 200.0], [0.0, 0.0], [499.5, 399.5]])
+    for x, y in centers[:2].astype(int):
+        image[y - 5:y + 5, x - 5:x + 5] = (90, 40, 120)
+    tiles = cut_spots(Slide.from_array(image, mpp=0.5), centers, tile_um=40, tile_px=40)
+    assert tiles.img.shape == (4, 40, 40, 3) and tiles.mpp == 1.0 and tiles.source_px == 80
+    np.testing.assert_array_equal(tiles.coords, np.rint(centers - 40))
+    for tile in tiles.img[:2]:
+        dark = tile[..., 1] < 150
+        y, x = np.nonzero(dark)
+        assert (y.mean(), x.mean()) == (19.5, 19.5) and dark.sum() in range(20, 40)
+    np.testing.assert_allclose(tiles.outside, [0, 0, 0.75, 0.75], atol=0.02)
+    assert tiles.select(np.array([True, False, True, False])).coords.tolist() == [
+        tiles.coords[0].tolist(), tiles.coords[2].tolist()]
+
+
+def test_micrometres_mean_the_same_at_two_resolutions():
+    rng = np.random.default_rng(1)
+    coarse = np.clip(rng.normal(150, 40, (60, 60, 3)), 0, 255).astype(np.uint8)
+    fine = coarse.repeat(4, axis=0).repeat(4, axis=1)
+    centers = np.array([[20.0, 24.0], [36.0, 30.0]])
+    one = cut_spots(Slide.from_array(coarse, mpp=2.0), centers, tile_um=40, tile_px=20)
+    two = cut_spots(Slide.from_array(fine, mpp=0.5), centers * 4, tile_um=40, tile_px=20)
+    # The triangle filter of a reduction is a little softer than no filter at all.
+    correlation = np.corrcoef(one.img.ravel().astype(float), two.img.ravel().astype(float))[0, 1]
+    assert correlation > 0.9
+    shifted = cut_spots(Slide.from_array(fine, mpp=0.5), centers * 4 + 4, tile_um=40, tile_px=20)
+    assert np.corrcoef(one.img.ravel().astype(float),
+                       shifted.img.ravel().astype(float))[0, 1] < 0.5
+
+
+def test_refusals_name_the_image():
+    slide = Slide.from_array(noise(), mpp=10.0, name="section-A1")
+    with pytest.raises(InputError, match="section-A1.*10.0 px.*less than 16"):
+        cut_spots(slide, np.array([[50, 50]]), tile_um=100, tile_px=224)
+    with pytest.raises(InputError, match="section-A1.*no tile touches"):
+        cut_spots(slide, np.array([[5000, 5000]]), tile_um=200, tile_px=20)
+    with pytest.raises(InputError, match="section-A1.*mpp"):
+        cut_spots(Slide.from_array(noise(), name="section-A1"), np.array([[5, 5]]), tile_um=200,
+                  tile_px=20)
+    with pytest.raises(InputError, match="section-A1.*centers"):
+        cut_spots(slide, np.array([[np.nan, 5]]), tile_um=200, tile_px=20)
+
+
+def test_grid_covers_the_slide_edge_to_edge():
+    image = noise(130, 210)
+    tiles = grid(Slide.from_array(image, mpp=1.0), tile_um=50, tile_px=50)
+    assert len(tiles) == 3 * 5
+    canvas = np.zeros((150, 250, 3), np.uint8)
+    for tile, (x, y) in zip(tiles.img, tiles.coords, strict=True):
+        canvas[y:y + 50, x:x + 50] = tile
+    np.testing.assert_array_equal(canvas[:130, :210], image)
+    np.testing.assert_allclose(tiles.outside.sum() * 2500, 150 * 250 - 130 * 210, rtol=1e-5)
+
+
+def test_grid_keeps_what_has_enough_tissue():
+    slide = Slide.from_array(discs(), mpp=1.0)
+    mask = TissueMask((discs() != 245).any(axis=2), (1.0, 1.0))
+    corners = grid_corners(slide, tile_um=40, tile_px=40, step_um=20, mask=mask, min_tissue=0.3)
+    inside = np.pad(mask.mask, ((0, 40), (0, 40)))
+    want = [(x, y) for y in range(0, 600, 20) for x in range(0, 800, 20)
+            if inside[y:y + 40, x:x + 40].mean() >= 0.3]
+    assert list(map(tuple, corners.tolist())) == want
+    with pytest.raises(InputError, match="tissue"):
+        grid(slide, tile_um=40, tile_px=40, mask=TissueMask(np.zeros((60, 80), bool), (10, 10)))
+
+
+def test_fraction_is_the_exact_area():
+    mask = np.random.default_rng(0).random((30, 40)) < 0.4
+    tissue = TissueMask(mask, (10.0, 10.0))
+    fine = np.pad(mask.repeat(10, axis=0).repeat(10, axis=1), 100)  # one cell per level-0 pixel
+    x, y = np.array([0, 13, 395, -40, 7]), np.array([0, 27, 290, -30, 0])
+    w, h = np.array([400, 35, 20, 80, 1]), np.array([300, 61, 30, 60, 5])
+    want = [fine[100 + b:100 + b + d, 100 + a:100 + a + c].mean()
+            for a, b, c, d in zip(x, y, w, h, strict=True)]
+    np.testing.assert_allclose(tissue.fraction(x, y, w, h), want, atol=1e-12)
+
+
+# mask
+
+
+def test_otsu_is_scikit_images():
+    from skimage.filters import threshold_otsu
+
+    rng = np.random.default_rng(0)
+    values = np.clip(np.r_[rng.normal(20, 6, 5000), rng.normal(110, 25, 3000)], 0, 255)
+    values = values.astype(np.uint8)
+    assert _otsu(values) == threshold_otsu(values)
+
+
+def test_mask_finds_the_piece_and_neither_pen_nor_crumb():
+    image = discs()
+    truth = (image == PINK).all(axis=2)
+    truth[80:121, 580:621] = False
+    mask = tissue_mask(Slide.from_array(image, mpp=8.0)).mask
+    assert mask.shape == truth.shape
+    union = mask | truth
+    assert (mask & truth).sum() / union.sum() > 0.98
+    assert not mask[400:, 540:].any() and not mask[:200, 500:].any()
+    assert mask[380, 330] and not mask[250, 250]  # small hole filled, large hole kept
+
+
+def test_holes_and_pieces_by_number_and_area():
+    image = discs()
+    square = {"unit_um": 8.0, "mask_um": 8.0, "use_otsu": False, "sthresh": 15}  # one mask pixel
+    slide = Slide.from_array(image, mpp=8.0)
+
+    def kept(**settings):
+        mask = tissue_mask(slide, MaskPreset(mthresh=1, close=1, **square, **settings)).mask
+        return bool(mask[380, 330]), bool(mask[250, 250]), bool(mask[100, 600])
+
+    assert kept(a_t=0, a_h=0, max_n_holes=9) == (False, False, True)
+    assert kept(a_t=0, a_h=0, max_n_holes=1) == (True, False, True)  # the larger hole is kept
+    assert kept(a_t=0, a_h=0, max_n_holes=0) == (True, True, True)
+    assert kept(a_t=0, a_h=500, max_n_holes=9) == (True, False, True)
+    assert kept(a_t=500, a_h=0, max_n_holes=9) == (False, False, False)
+
+
+def test_presets_are_clams():
+    biopsy = PRESETS["biopsy"]
+    assert (biopsy.sthresh, biopsy.mthresh, biopsy.close, biopsy.use_otsu, biopsy.a_t, biopsy.a_h,
+            biopsy.max_n_holes) == (15, 11, 2, False, 1, 1, 2)
+    with pytest.raises(InputError, match="biopsi.*biopsy"):
+        tissue_mask(discs(), "biopsi")
+
+
+def test_clams_areas_count_squares_of_512_level_0_pixels():
+    # 400 x 400 px of tissue are 0.61 squares, 600 x 600 are 1.37: only these pass a_t = 1.
+    image = np.full((1400, 1400, 3), 245, np.uint8)
+    image[100:500, 100:500] = PINK
+    image[700:1300, 700:1300] = PINK
+    mask = tissue_mask(Slide.from_array(image, mpp=4.0), "biopsy")
+    middle = (np.array([300, 1000]) / mask.scale[0]).astype(int)
+    assert mask.mask[middle, middle].tolist() == [False, True]
+
+
+def test_glass_alone_is_no_tissue():
+    rng = np.random.default_rng(0)
+    glass = np.clip(rng.normal(240, 1.5, (300, 300, 1)) + rng.normal(0, 1, (300, 300, 3)), 0, 255)
+    assert tissue_mask(glass.astype(np.uint8)).mask.mean() == 0
+
+
+def test_mask_of_a_real_section(shared):
+    path = sorted((shared / "data" / "her2st" / "ST-imgs").glob("C/C2/*.jpg"))[0]
+    table = shared / "data" / "her2st" / "ST-spotfiles" / "C2_selection.tsv"
+    rows = [line.split("\t") for line in table.read_text().splitlines()]
+    place = [rows[0].index(name) for name in ("pixel_x", "pixel_y")]
+    centers = np.array([[float(row[i]) for i in place] for row in rows[1:]])
+    with open_slide(path, mpp=0.69) as slide:
+        mask = tissue_mask(slide)
+        under = mask.fraction(centers[:, 0] - 72, centers[:, 1] - 72, 144, 144)
+        assert np.mean(under > 0.5) > 0.9  # spots were selected on tissue
+        assert 0.1 < mask.mask.mean() < 0.25
+        assert mask.fraction(0, 0, 9000, 2000) < 0.02  # glass
+
+
+# store
+
+
+@pytest.fixture
+def tiles():
+    slide = Slide.from_array(noise(300, 300), mpp=0.5)
+    centers = np.array([[60.0, 60.0], [0.0, 10.0], [200.0, 150.0]])
+    return cut_spots(slide, centers, tile_um=32, tile_px=32)
+
+
+NAMES = ["AAAC-1", "10x12", "ö"]
+
+
+def test_tiles_come_back_and_equal_tiles_give_equal_bytes(tmp_path, tiles):
+    write_tiles(tmp_path / "a.h5", tiles, NAMES, key="k")
+    time.sleep(1.1)  # h5 time stamps count seconds
+    write_tiles(tmp_path / "b.h5", tiles, NAMES, key="k")
+    assert sha256_file(tmp_path / "a.h5") == sha256_file(tmp_path / "b.h5")
+    back = read_tiles(tmp_path / "a.h5")
+    for name in ("img", "coords", "outside"):
+        np.testing.assert_array_equal(getattr(back, name), getattr(tiles, name))
+    assert back.barcodes == NAMES
+    assert (back.tile_px, back.tile_um, back.mpp, back.source_mpp) == (32, 32.0, 1.0, 0.5)
+
+
+def test_the_file_is_hests(tmp_path, tiles):
+    write_tiles(tmp_path / "a.h5", tiles, NAMES)
+    with h5py.File(tmp_path / "a.h5") as stream:
+        assert stream["barcode"].shape == (3, 1) and stream["barcode"].dtype.kind == "S"
+        assert dict(stream["img"].attrs) == {"patch_size_src": 64, "patch_size_target": 32,
+                                             "downsample": 2, "pixel_size": 0.5}
+
+
+@pytest.mark.parametrize("side", [224, 256])
+def test_hests_own_files_are_read_at_their_size(tmp_path, side):
+    img = np.zeros((2, side, side, 3), np.uint8)
+    with h5py.File(tmp_path / "T.h5", "w") as stream:
+        stream["img"], stream["coords"] = img, np.array([[5, 6], [7, 8]])
+        stream["barcode"] = np.array([[b"A-1"], [b"B-1"]])
+        stream["img"].attrs.update({"patch_size_src": 323, "patch_size_target": side,
+                                    "downsample": 1.44, "pixel_size": 0.3467})
+    tiles = read_tiles(tmp_path / "T.h5")
+    assert tiles.tile_px == side and tiles.barcodes == ["A-1", "B-1"]
+    assert tiles.tile_um == pytest.approx(323 * 0.3467) and tiles.source_mpp == 0.3467
+    with h5py.File(tmp_path / "T.h5", "a") as stream:
+        del stream["img"].attrs["patch_size_src"]
+    with pytest.raises(InputError, match="tile_um"):
+        read_tiles(tmp_path / "T.h5")
+    assert read_tiles(tmp_path / "T.h5", tile_um=112).mpp == 112 / side
+
+
+def test_broken_tile_files_are_one_clear_error(tmp_path, tiles):
+    path = tmp_path / "section.h5"
+    write_tiles(path, tiles, NAMES)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="section.h5.*truncated"):
+        read_tiles(path)
+    path.write_bytes(whole)
+    with h5py.File(path, "a") as stream:
+        del stream["coords"]
+        stream["coords"] = np.zeros((2, 2), int)
+    with pytest.raises(InputError, match="section.h5: coords: has 2 rows for 3"):
+        read_tiles(path)
+    for names, problem in ((["a", "a", "b"], "more than once"), (["a"], "1 names for 3"),
+                           (None, "no names")):
+        with pytest.raises(InputError, match=problem):
+            write_tiles(tmp_path / "x.h5", tiles, names)
+    assert not (tmp_path / "x.h5").exists()

@@ -1,0 +1,132 @@
+"""The whole way from slide to figure, by the commands of the README, on the profile ``test``."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from mvhlib import artifacts
+from mvhlib.notebook import home
+from tests import faults
+
+STAMP = home() / ".venv/.installed"
+pytestmark = pytest.mark.skipif(not STAMP.exists(), reason="needs .venv made by make")
+
+SCORES = ("protocol,fold,study,patient,section,method,encoder,encoder_saw_test_images,control,panel,"
+          "program,gene,n_spots,pcc,mae,mse,ceiling").split(",")
+SUMMARY = ("protocol,method,encoder,encoder_saw_test_images,control,panel,program,metric,n_genes,"
+           "n_nan,unit,n_units,mean,ci_low,ci_high").split(",")
+MANIFEST = ("section,study,patient,specimen,n_spots,n_genes,has_image,mpp,image_width_px,"
+            "image_height_px,source").split(",")
+
+
+def make(*words, **environment):
+    """Call make as a person would, with an empty home directory."""
+    return subprocess.run(["make", *words], cwd=home(), capture_output=True, text=True,
+                          env=os.environ | environment)
+
+
+@pytest.fixture(scope="session")
+def walk(tmp_path_factory):
+    """``make figures PROFILE=test`` into a folder whose name holds a space."""
+    out = tmp_path_factory.mktemp("walk") / "out put"
+    empty = tmp_path_factory.mktemp("home")
+    done = make("figures", "PROFILE=test", f"OUT={out}", HOME=str(empty))
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return out, empty
+
+
+def test_nothing_is_written_outside(walk):
+    _, empty = walk
+    assert not [path for path in empty.rglob("*") if path.is_file()]
+
+
+def test_every_table_of_the_contract_is_there(walk):
+    out, _ = walk
+    run = out / "runs/test"
+    manifest = artifacts.read_csv(run / "cohort/manifest.csv")
+    assert list(manifest.columns) == MANIFEST
+    assert list(artifacts.read_csv(run / "cohort/panels.csv").columns) == [
+        "panel", "protocol", "fold", "rank", "gene"]
+    scores = sorted(run.glob("expression/*/*/*/scores.csv"))
+    assert scores
+    for path in scores:
+        assert list(artifacts.read_csv(path).columns) == SCORES
+        assert list(artifacts.read_csv(path.parent / "folds.csv").columns) == [
+            "fold", "section", "role"]
+        assert len(list((path.parent / "predictions").glob("*.h5ad"))) > 0
+    for encoder in (run / "features").iterdir():
+        assert {p.stem for p in encoder.glob("*.h5")} == set(manifest["section"])
+    summary = artifacts.read_csv(out / "figures/test/05_expression/summary.csv")
+    assert list(summary.columns) == SUMMARY
+    assert (out / "figures/test/FIGURES.md").read_text().count("![") >= 6
+
+
+def test_executed_notebooks_have_no_error_and_provenance_matches(walk):
+    out, _ = walk
+    books = sorted((out / "runs/test/notebooks").glob("*.ipynb"))
+    records = sorted((out / "runs/test/provenance").glob("*.json"))
+    assert [b.stem for b in books] == [r.stem for r in records]
+    for path in books:
+        cells = json.loads(path.read_text())["cells"]
+        assert not [o for c in cells for o in c.get("outputs", []) if o["output_type"] == "error"]
+    for path in records:
+        hashed = json.loads(path.read_text())["hashed"]
+        assert hashed["checks"] and str(out) not in json.dumps(hashed)
+        for name, digest in hashed["outputs"].items():
+            assert artifacts.sha256_file(out / name) == digest, name
+
+
+def test_second_call_does_nothing(walk):
+    out, empty = walk
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*.csv")}
+    assert make("figures", "PROFILE=test", f"OUT={out}", HOME=str(empty)).returncode == 0
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("*.csv")} == before
+
+
+def test_lost_table_comes_back_the_same(walk):
+    out, empty = walk
+    before = faults.comparable(out)
+    (out / "figures/test/05_expression/summary.csv").unlink()
+    assert make("figures", "PROFILE=test", f"OUT={out}", HOME=str(empty)).returncode == 0
+    assert faults.differences(before, faults.comparable(out)) == []
+
+
+def test_one_notebook_by_hand_from_any_directory(walk, tmp_path):
+    out, _ = walk
+    book = home() / "notebooks/02_tiles.ipynb"
+    done = subprocess.run(
+        [sys.executable, "-m", "papermill", str(book), "out.ipynb", "--no-progress-bar", "-f",
+         str(home() / "params/test/02_tiles.yaml"), "-p", "out", str(out), "-p", "profile", "test"],
+        cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_unknown_parameter_by_hand_is_refused(tmp_path):
+    book = home() / "notebooks/02_tiles.ipynb"
+    done = subprocess.run([sys.executable, "-m", "papermill", str(book), "out.ipynb",
+                           "--no-progress-bar", "-p", "tile_pixels", "64", "-p", "out",
+                           str(tmp_path)], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "tile_pixels: is not a parameter" in done.stderr
+    assert "did you mean 'tile_px'" in done.stderr
+
+
+@pytest.mark.parametrize("words, said", [
+    (("PROFILE=tets",), "did you mean 'test'"),
+    (("PROFILE=her2st",), "DATA"),
+    (("PROFILE=her2st", "DATA=/nowhere at all"), "is not a directory")])
+def test_wrong_call_is_one_clear_error(tmp_path, words, said):
+    done = make("figures", f"OUT={tmp_path}", *words)
+    assert done.returncode != 0 and said in done.stdout + done.stderr
+
+
+def test_killed_and_called_again(tmp_path):
+    assert faults.main("test", kills=2, seed=0, out=tmp_path) == 0
+
+
+@pytest.mark.slow
+def test_killed_many_times(tmp_path):
+    assert faults.main("test", kills=12, seed=1, out=tmp_path) == 0

@@ -1,0 +1,86 @@
+"""What the workflow asks of profiles, parameters, code and provenance."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mvhlib import artifacts, notebook, workflow
+from mvhlib.artifacts import InputError
+
+PARAMS = notebook.home() / "params"
+PROFILES = sorted(path.parent.name for path in PARAMS.glob("*/workflow.yaml"))
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_profile_fits_its_notebooks(profile):
+    plan = workflow.read_plan(PARAMS / profile, data="given")
+    names = {path.stem for path in PARAMS.glob(f"{profile}/*.yaml")} - {"workflow"}
+    for name in names:
+        workflow.read_params(PARAMS / profile, name)
+    assert names <= set(plan["notebooks"])
+    declared = notebook.declared_parameters(notebook.read_parameters_cell(
+        notebook.home() / "notebooks/04_embed.ipynb"))
+    for options in plan["encoders"].values():
+        notebook.check_parameters("04_embed", declared, options)
+
+
+def test_unknown_profile_names_the_nearest():
+    with pytest.raises(InputError, match="did you mean 'demo'"):
+        workflow.read_plan(PARAMS / "dmo")
+
+
+def test_profile_with_real_data_wants_data():
+    with pytest.raises(InputError, match="DATA.*make figures PROFILE=her2st DATA="):
+        workflow.read_plan(PARAMS / "her2st")
+
+
+@pytest.mark.parametrize("plan, problem", [
+    ({"encoder": {}}, "encoder: is not a key"),
+    ({"encoders": {"Hand Made": {"source": "handmade"}}}, "is no slug"),
+    ({"encoders": {"a": {}}}, "has no source")])
+def test_wrong_plan_is_refused(tmp_path, plan, problem):
+    (tmp_path / "workflow.yaml").write_text(yaml.safe_dump(plan))
+    with pytest.raises(InputError, match=problem):
+        workflow.read_plan(tmp_path)
+
+
+def test_wrong_parameter_in_a_profile_names_file_and_field(tmp_path):
+    (tmp_path / "05_expression.yaml").write_text("n_gnes: 5\n")
+    with pytest.raises(InputError, match=r"05_expression.yaml: n_gnes: .*n_genes"):
+        workflow.read_params(tmp_path, "05_expression")
+
+
+def test_code_hash_follows_imports_inside_functions(tmp_path, monkeypatch):
+    monkeypatch.setenv("MVH_HOME", str(tmp_path))
+    for name, text in {"__init__": "", "a": "def f():\n    from mvhlib import b", "b": "x = 1",
+                       "c": "x = 1"}.items():
+        artifacts.write_text(tmp_path / "mvhlib" / f"{name}.py", text)
+    before = workflow.code_hash("mvhlib.a")
+    (tmp_path / "mvhlib/c.py").write_text("x = 2")
+    assert workflow.code_hash("mvhlib.a") == before
+    (tmp_path / "mvhlib/b.py").write_text("x = 2")
+    assert workflow.code_hash("mvhlib.a") != before
+
+
+def test_a_lost_table_makes_its_notebook_run_again(tmp_path):
+    run = tmp_path / "runs/demo"
+    for name in ("a", "b"):
+        artifacts.write_text(tmp_path / f"figures/{name}.csv", "x")
+        artifacts.write_json(run / f"provenance/{name}.json",
+                             {"hashed": {"outputs": {f"figures/{name}.csv": ""}}})
+    artifacts.write_text(run / "provenance/c.json", "{half")
+    (tmp_path / "figures/a.csv").unlink()
+    assert workflow.forget_incomplete(run) == ["a", "c"]
+    assert [path.stem for path in run.glob("provenance/*.json")] == ["b"]
+
+
+def test_a_failed_notebook_names_its_cell(tmp_path):
+    path = tmp_path / "05_expression.ipynb"
+    path.write_text(json.dumps({"cells": [
+        {"id": "fit-ridge", "outputs": [{"output_type": "error", "ename": "InputError",
+                                         "evalue": "x.h5: file: is truncated"}]}]}))
+    said = workflow.explain(path)
+    assert "'fit-ridge'" in said and "x.h5: file: is truncated" in said
+    assert "did not start" in workflow.explain(Path(tmp_path / "none.ipynb"))
