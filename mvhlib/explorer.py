@@ -83,7 +83,8 @@ class Explorer:
             barcode = predicted.obs_names[int(np.nanargmax(predicted.layers["measured"][:, column]))]
         if barcode not in self.barcodes[section]:
             raise InputError(section, "spot", f"{barcode!r} has no tile", "choose another spot")
-        fig = plt.figure(figsize=(plots.PAGE, 3.6))
+        fig = plt.figure(figsize=(plots.PAGE, 3.8))
+        fig.suptitle(f"{section}, spot {barcode} (ringed), and the tiles that look most alike")
         above, below = fig.subfigures(2, 1, height_ratios=[1.9, 1])
         axes = above.subplots(1, 3)
         plots.measured_predicted(self.cohort[section].adata, predicted, [gene], axes[None],

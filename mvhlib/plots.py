@@ -38,6 +38,22 @@ LABELS = {
 }
 
 
+#: Columns of tables as they are written on an axis.
+AXES = {
+    "pcc": "Pearson r", "ceiling": "attainable Pearson r", "i_true": "Moran's I, measured",
+    "i_pred": "Moran's I, predicted", "oversmoothing": "over-smoothing, predicted - measured",
+    "pc1": "principal component 1", "pc2": "principal component 2",
+    "mean_expression": "mean expression, log1p counts per 10,000",
+}
+
+
+#: Protocols as they are written in a figure: what was not seen in training, and what may leak.
+PROTOCOLS = {
+    "loso": "unseen study", "patient": "unseen patient", "section": "unseen section\nof one patient",
+    "random10_section": "random sections", "random10_spot": "random spots\n(neighbours leak)",
+}
+
+
 def set_style() -> None:
     """Set matplotlib's defaults: sizes for print, text kept as text, bytes that repeat."""
     import matplotlib as mpl
@@ -108,6 +124,12 @@ def spatial_map(adata: "AnnData", values, ax: "Axes", *, title: str = "", cmap: 
                           colorbar=colorbar and not categorical, **options)
     ax.set_xlabel("")
     ax.set_ylabel("")
+    places = np.asarray(shown.obsm["spatial"], float) * (
+        _image_scale(adata) if library is not None and img else 1.0)
+    (left, top), (right, bottom) = places.min(axis=0), places.max(axis=0)
+    margin = 0.06 * max(right - left, bottom - top)
+    ax.set_xlim(left - margin, right + margin)
+    ax.set_ylim(bottom + margin, top - margin)
     for collection in ax.collections:
         collection.set_rasterized(True)
     for text in [*ax.texts, ax.title]:
@@ -161,15 +183,26 @@ def measured_predicted(adata: "AnnData", prediction: "AnnData", genes, axes, *, 
         part = values[values["gene"] == gene]
         limit = np.nanquantile(np.abs(part["residual"]), 0.98)
         for ax, kind in zip(row, ("measured", "predicted", "residual"), strict=True):
-            options = ({"cmap": "RdBu_r", "vmin": -limit, "vmax": limit} if kind == "residual"
+            options = ({"cmap": "coolwarm", "vmin": -limit, "vmax": limit} if kind == "residual"
                        else {"cmap": "viridis"})
+            # Without tissue below them spots may be larger than they are: the map reads better.
             spatial_map(common, part[kind].to_numpy(), ax, title=f"{gene}, {kind}", img=img,
-                        size=1.0, **options)
+                        size=1.0 if img else _filling(common), **options)
             if marked is not None:
                 place = part.loc[part["spot"] == marked, ["x_px", "y_px"]].to_numpy()[0]
                 place = place * (_image_scale(adata) if img else 1.0)
                 ax.scatter(*place, s=45, facecolor="none", edgecolor="black", linewidth=1.0)
     return axes
+
+
+def _filling(adata: "AnnData") -> float:
+    """Size at which spots all but touch, relative to their own."""
+    from scipy.spatial import cKDTree
+
+    places = np.asarray(adata.obsm["spatial"], float)
+    pitch = np.median(cKDTree(places).query(places, k=2)[0][:, 1])
+    library = next(iter(adata.uns["spatial"].values()))
+    return max(1.0, 0.9 * pitch / float(library["scalefactors"]["spot_diameter_fullres"]))
 
 
 def _image_scale(adata: "AnnData") -> float:
@@ -190,12 +223,13 @@ def headline(text: str, run=None, summary: "pd.DataFrame | None" = None) -> str:
     """
     remarks = []
     if summary is not None and len(summary):
-        names = {"block": "blocks of one patient's spots", "study": "studies"}
+        names = {"block": "spot blocks", "study": "studies"}
         counts = summary.groupby("unit", sort=False)["n_units"].max()
         remarks += [f"{n} {names.get(unit, unit + 's')}" for unit, n in counts.items()]
     if run is not None and run.is_synthetic:
         remarks.append("synthetic")
-    return f"{text} ({', '.join(remarks)})" if remarks else text
+    gap = "\n" if len(text) > 24 else " "
+    return f"{text}{gap}({', '.join(remarks)})" if remarks else text
 
 
 def forest(table: "pd.DataFrame", ax: "Axes", *, by: str = "protocol", hue: str = "encoder",
@@ -227,30 +261,32 @@ def forest(table: "pd.DataFrame", ax: "Axes", *, by: str = "protocol", hue: str 
                         label=None if is_control else label(name))
     if zero:
         ax.axvline(0, color="0.75", linewidth=0.6, zorder=0)
-    ax.set_yticks(range(len(groups)), [group.replace("_", " ") for group in groups])
+    ax.set_yticks(range(len(groups)), [
+        PROTOCOLS.get(group, str(group).replace("_", " ")) for group in groups])
     ax.set_ylim(len(groups) - 0.5, -0.5)
     ax.set_xlabel(xlabel)
     if legend:
-        ax.legend(loc="best")
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16 if len(groups) > 8 else -0.26),
+                  ncols=min(len(hues), 4))
     return ax
 
 
 def scatter(table: "pd.DataFrame", x: str, y: str, by: str, ax: "Axes", *, diagonal: bool = False,
-            size: float = 4, legend: bool = True) -> "Axes":
-    """Draw points coloured by a category; the legend stands outside where it is long."""
+            size: float | None = None, legend: bool = True) -> "Axes":
+    """Draw points coloured by a category, with the legend to the right; fewer points are larger."""
     groups = list(dict.fromkeys(table[by]))
+    size = size or float(np.clip(3000 / max(1, len(table)), 3, 12))
     colours = categorical_colours(groups)
     for group in groups:
         rows = table[table[by] == group]
-        ax.scatter(rows[x], rows[y], s=size, color=colours[group], label=str(group) or "all genes",
+        ax.scatter(rows[x], rows[y], s=size, color=colours[group], label=str(group).replace("_", " ") or "all genes",
                    linewidth=0, alpha=0.8, rasterized=len(table) > 500)
     if diagonal:
-        low, high = table[[x, y]].min().min(), table[[x, y]].max().max()
-        ax.plot([low, high], [low, high], color="0.6", linewidth=0.6, zorder=0)
-    ax.set_xlabel(x.replace("_", " "))
-    ax.set_ylabel(y.replace("_", " "))
+        ax.axline((0, 0), slope=1, color="0.6", linewidth=0.6, zorder=0)
+    ax.set_xlabel(AXES.get(x, x.replace("_", " ")))
+    ax.set_ylabel(AXES.get(y, y.replace("_", " ")))
     if legend and len(groups) > 1:
-        ax.legend(title=by, loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=2,
+        ax.legend(title=by, loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=1.5,
                   ncols=1 + len(groups) // 14)
     return ax
 
@@ -312,7 +348,7 @@ def quality(table: "pd.DataFrame", ax: "Axes", *, column: str, ylabel: str) -> "
     ax.scatter(x, middle, s=8, color=[colours[study] for study in table["study"]], zorder=3)
     ax.set_xticks(x, table["section"], rotation=90, fontsize=6)
     ax.set_ylabel(ylabel)
-    ax.set_ylim(bottom=0)
+    ax.set_ylim(0, 1.08 * table[f"{column}_q95"].max())
     return ax
 
 
@@ -338,6 +374,11 @@ def tile_overlay(slide, tiles, mask, ax: "Axes", *, max_px: int = 600) -> "Axes"
                (np.arange(height) + 0.5) * slide.height / height,
                mask.mask.astype(float), levels=[0.5], colors="#009E73", linewidths=0.7)
     side = tiles.tile_um / tiles.source_mpp
+    corners = np.concatenate([tiles.coords, tiles.coords + side])
+    (left, top), (right, bottom) = corners.min(axis=0), corners.max(axis=0)
+    margin = 0.08 * max(right - left, bottom - top)
+    ax.set_xlim(left - margin, right + margin)
+    ax.set_ylim(bottom + margin, top - margin)
     ax.add_collection(PatchCollection([Rectangle(corner, side, side) for corner in tiles.coords],
                                       facecolor="none", edgecolor="black", linewidth=0.3))
     ax.set_axis_off()

@@ -128,7 +128,8 @@ def test_tissue_stays_out_of_the_figures_folder(tmp_path):
 
 
 @pytest.mark.parametrize("options, problem", [({"width": 5}, "width: is 5 inch"),
-                                              ({"size": 5}, "under 6 pt")])
+                                              ({"size": 5}, "under 6 pt"),
+                                              ({"text": "long " * 40}, "is cut off")])
 def test_unprintable_figure_is_refused(tmp_path, options, problem):
     with pytest.raises(InputError, match=problem):
         begin(tmp_path).save_figure(figure(**options), "bad")

@@ -47,8 +47,8 @@ def test_wrong_plan_is_refused(tmp_path, plan, problem):
 
 
 def test_wrong_parameter_in_a_profile_names_file_and_field(tmp_path):
-    (tmp_path / "05_expression.yaml").write_text("n_gnes: 5\n")
-    with pytest.raises(InputError, match=r"05_expression.yaml: n_gnes: .*n_genes"):
+    (tmp_path / "05_expression.yaml").write_text("encodrs: [a]\n")
+    with pytest.raises(InputError, match=r"05_expression.yaml: encodrs: .*encoders"):
         workflow.read_params(tmp_path, "05_expression")
 
 

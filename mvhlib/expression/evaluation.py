@@ -231,6 +231,26 @@ def drops(scores: pd.DataFrame, *, random: str = "random10_section", loso: str =
     return pd.DataFrame(rows, columns=columns)
 
 
+def remarks(summary: pd.DataFrame) -> str:
+    """What a reader of the summary must know, in a sentence or two per protocol.
+
+    Parameters
+    ----------
+    summary
+        Columns ``protocol, unit, n_units``.
+    """
+    said = []
+    for protocol, rows in summary.groupby("protocol", sort=False):
+        note = [protocols.NOTES[protocol]] if protocol in protocols.NOTES else []
+        units = rows[rows["unit"].isin(["patient", "study"])]
+        if len(units) and units["n_units"].max() < 4:
+            note.append(f"{units['n_units'].max()} {units['unit'].iloc[0]}s, a demonstration that "
+                        "allows no test")
+        if note:
+            said.append(f"{protocol}: {'; '.join(note)}.")
+    return " ".join(said)
+
+
 def read_prediction(folder: str | Path, section: str):
     """Read what `Evaluation.write` wrote of one section: AnnData with measured and predicted."""
     import anndata

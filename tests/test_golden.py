@@ -1,0 +1,140 @@
+"""Outputs, losses and gradients against the published implementations' own numbers.
+
+One test per file of the golden directory; relative error (norm of the difference over norm of
+the reference) below 1e-4. A file whose system is not built yet is an expected failure by name.
+"""
+
+import numpy as np
+import pytest
+import torch
+
+from mvhlib.backbones import create_model, load_reference_state_dict
+from mvhlib.backbones.channel import EinFFT
+from mvhlib.backbones.mixers import BidirectionalMamba, HydraMixer, MambaVisionMixer
+from mvhlib.backbones.reference import rename_reference_key
+from mvhlib.backbones.scan import selective_scan
+
+TOLERANCE = 1e-4
+
+
+class Arrays:
+    """The arrays of one file, and which of them have been compared."""
+
+    def __init__(self, path):
+        with np.load(path, allow_pickle=False) as stream:
+            self.arrays = {name: stream[name] for name in stream.files}
+        self.compared = set()
+
+    def __getitem__(self, name):
+        return torch.from_numpy(self.arrays[name])
+
+    def leaf(self, name):
+        return self[name].clone().requires_grad_()
+
+    def names(self, prefix):
+        return [name for name in self.arrays if name.startswith(prefix)]
+
+    def compare(self, name, value):
+        """Relative error below the tolerance; NaN never passes."""
+        expected = self.arrays[name].astype(np.float64)
+        value = np.asarray(value.detach() if torch.is_tensor(value) else value, dtype=np.float64)
+        assert value.shape == expected.shape, name
+        error = np.linalg.norm(value - expected) / np.linalg.norm(expected)
+        assert error < TOLERANCE, f"{name}: relative error {error:.2e}"
+        self.compared.add(name)
+
+    def compare_gradients(self, named):
+        for name, tensor in named:
+            self.compare(f"grad.{name}", tensor.grad)
+
+
+def check_module(data, module):
+    """Output, gradient of the input, gradient of every parameter."""
+    load_reference_state_dict(module, data.arrays)
+    x = data.leaf("input")
+    output = module(x)
+    data.compare("output", output)
+    output.backward(data["grad_output"])
+    data.compare_gradients([("input", x), *module.named_parameters()])
+
+
+def check_selective_scan(data):
+    names = ("u", "delta", "A", "B", "C", "D", "delta_bias")
+    inputs = {name: data.leaf(name) for name in names}
+    output = selective_scan(**inputs, delta_softplus=True)
+    data.compare("output", output)
+    output.backward(data["grad_output"])
+    data.compare_gradients(inputs.items())
+
+
+def check_mambavision_mixer(data):
+    check_module(data, MambaVisionMixer(32, d_state=16, d_conv=4, expand=2))
+
+
+def check_einfft(data):
+    check_module(data, EinFFT(32, n_blocks=4))
+
+
+def check_vim_mixer(data):
+    check_module(data, BidirectionalMamba(32))
+
+
+def check_hydra_mixer(data):
+    check_module(data, HydraMixer(32, d_state=16, d_conv=7, headdim=16))
+
+
+def check_mvhybrid_tiny(data):
+    model = create_model("mvhybrid_small_patch16_256", img_size=128, embed_dim=32, depth=4,
+                         num_heads=2, pool="cls+mean")
+    # As it lies in a checkpoint of the published training.
+    published = {"teacher": {name.replace("param.", "backbone.", 1): data[name]
+                             for name in data.names("param.")}}
+    load_reference_state_dict(model, published)
+    x = data.leaf("input")
+    features, local = model.forward_features([x, data["input_local"]], [data["masks"], None])
+    data.compare("cls", features["cls"])
+    data.compare("patch_tokens", features["patch_tokens"])
+    data.compare("cls_local", local["cls"])
+    with torch.no_grad():
+        data.compare("embedding", model(data["input"]))
+    tokens = torch.cat([features["cls"][:, None], features["patch_tokens"]], dim=1)
+    tokens.backward(data["grad_output"])
+    ours = {"input": x, **dict(model.named_parameters())}
+    for name in data.names("grad."):
+        data.compare(name, ours[rename_reference_key(name.removeprefix("grad."))].grad)
+
+
+#: file -> (check, number of arrays that it must compare)
+CHECKS = {
+    "selective_scan": (check_selective_scan, 8),
+    "mambavision_mixer": (check_mambavision_mixer, 11),
+    "einfft": (check_einfft, 6),
+    "vim_mixer": (check_vim_mixer, 18),
+    "hydra_mixer": (check_hydra_mixer, 11),
+    "mvhybrid_tiny": (check_mvhybrid_tiny, 69),
+}
+NOT_BUILT = ("dinov2_losses", "hest_ridge", "panther_em", "cmrcnet_losses",
+             "cmrcnet_residual_attention", "mmap_similarity", "mmap_cross_attention")
+CASES = [pytest.param(name, id=name) for name in CHECKS] + [
+    pytest.param(name, id=name, marks=pytest.mark.xfail(
+        strict=True, raises=NotImplementedError, reason=f"{name}: system not built yet"))
+    for name in NOT_BUILT]
+
+#: Inputs, weights and constants; everything else in a file is a result and must be compared.
+GIVEN = {"u", "delta", "A", "B", "C", "D", "delta_bias", "input", "input_local", "masks",
+         "grad_output"}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_golden(name, golden):
+    path = golden / f"{name}.npz"
+    assert path.is_file(), f"{path} is missing"
+    if name not in CHECKS:
+        raise NotImplementedError(name)
+    check, n_compared = CHECKS[name]
+    data = Arrays(path)
+    check(data)
+    results = {field for field in data.arrays
+               if field not in GIVEN and not field.startswith("param.")}
+    assert data.compared == results
+    assert len(data.compared) == n_compared
