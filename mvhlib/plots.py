@@ -125,7 +125,7 @@ def spatial_map(adata: "AnnData", values, ax: "Axes", *, title: str = "", cmap: 
     ax.set_xlabel("")
     ax.set_ylabel("")
     places = np.asarray(shown.obsm["spatial"], float) * (
-        _image_scale(adata) if library is not None and img else 1.0)
+        _image_scale(adata) if library is not None else 1.0)
     (left, top), (right, bottom) = places.min(axis=0), places.max(axis=0)
     margin = 0.06 * max(right - left, bottom - top)
     ax.set_xlim(left - margin, right + margin)
@@ -190,8 +190,7 @@ def measured_predicted(adata: "AnnData", prediction: "AnnData", genes, axes, *, 
                         size=1.0 if img else _filling(common), **options)
             if marked is not None:
                 place = part.loc[part["spot"] == marked, ["x_px", "y_px"]].to_numpy()[0]
-                place = place * (_image_scale(adata) if img else 1.0)
-                ax.scatter(*place, s=45, facecolor="none", edgecolor="black", linewidth=1.0)
+                ax.scatter(*place * _image_scale(adata), s=45, facecolor="none", edgecolor="black", linewidth=1.0)
     return axes
 
 
@@ -206,7 +205,7 @@ def _filling(adata: "AnnData") -> float:
 
 
 def _image_scale(adata: "AnnData") -> float:
-    """Pixels of the drawn thumbnail per level-0 pixel."""
+    """Units of the drawn map per level-0 pixel: squidpy draws in the thumbnail's pixels."""
     library = next(iter(adata.uns["spatial"].values()))
     return float(library["scalefactors"]["tissue_hires_scalef"])
 
@@ -265,6 +264,7 @@ def forest(table: "pd.DataFrame", ax: "Axes", *, by: str = "protocol", hue: str 
         PROTOCOLS.get(group, str(group).replace("_", " ")) for group in groups])
     ax.set_ylim(len(groups) - 0.5, -0.5)
     ax.set_xlabel(xlabel)
+    ax.locator_params(axis="x", nbins=6)
     if legend:
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16 if len(groups) > 8 else -0.26),
                   ncols=min(len(hues), 4))
