@@ -5,9 +5,11 @@ notebook needs is missing.
 """
 
 import importlib
+import importlib.metadata
 import os
 import shutil
 import sys
+import warnings
 from pathlib import Path
 
 #: package -> what it is for; the last column says whether nothing works without it.
@@ -30,8 +32,10 @@ def report() -> tuple[list[str], bool]:
     lines.append(_line(fits, f"Python {version[0]}.{version[1]}", "3.11 or 3.12"))
     for name, (purpose, needed) in NEEDS.items():
         try:
-            module = importlib.import_module(name)
-            found, text = True, getattr(module, "__version__", "found")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                importlib.import_module(name)
+            found, text = True, _version(name)
         except Exception as error:  # a broken binary raises what it likes
             found, text = False, f"missing ({type(error).__name__})"
             healthy &= not needed
@@ -41,6 +45,11 @@ def report() -> tuple[list[str], bool]:
     free = shutil.disk_usage(home).free / 1e9
     lines.append(_line(free > 5, f"{free:.0f} GB free", "5 GB for the environment and the demo"))
     return lines, healthy
+
+
+def _version(module: str) -> str:
+    packages = importlib.metadata.packages_distributions().get(module, [])
+    return importlib.metadata.version(packages[0]) if packages else "found"
 
 
 def _compute() -> list[str]:

@@ -40,8 +40,9 @@ WILDCARDS = ("encoder",)
 WIDTHS = (3.5, 7.2)
 SMALLEST_TEXT_PT = 6
 LARGEST_FIGURE_KB = 500
-#: Dots per inch of a png, and of what is rasterised inside an svg.
-DPI = {"png": 300, "svg": 150}
+#: Dots per inch of a png, and of what is rasterised inside an svg, which takes the first that is
+#: small enough to be committed.
+DPI = {"png": (300,), "svg": (150, 100, 72)}
 #: Profiles whose figures git ignores; their pictures may be larger.
 UNCOMMITTED = ("demo", "test")
 #: Packages whose versions can change a number.
@@ -292,10 +293,13 @@ class Run:
         clean = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}
         for ending, metadata in clean.items():
             with artifacts.atomic(folder / f"{base}.{ending}") as temporary:
-                fig.savefig(temporary, format=ending, metadata=metadata, dpi=DPI[ending])
-                large = temporary.stat().st_size > LARGEST_FIGURE_KB * 1000
-                if ending == "png" and is_committed and large:
-                    _reduce_colours(temporary)
+                for dpi in DPI[ending]:
+                    fig.savefig(temporary, format=ending, metadata=metadata, dpi=dpi)
+                    large = temporary.stat().st_size > LARGEST_FIGURE_KB * 1000
+                    if not (is_committed and large):
+                        break
+                    if ending == "png":
+                        _reduce_colours(temporary)
             size = self.note(folder / f"{base}.{ending}").stat().st_size
             if is_committed and size > LARGEST_FIGURE_KB * 1000:
                 raise InputError(folder / f"{base}.{ending}", "size", f"is {size // 1000} kB",

@@ -9,6 +9,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from mvhlib import doctor
 from mvhlib.notebook import home
 
 ROOT = home()
@@ -79,3 +80,10 @@ def test_library_and_notebooks_name_no_folder_of_one_machine():
         if path.exists() and path.relative_to(ROOT).parts[0] in folders:
             text = path.read_text(encoding="utf-8")
             assert not re.search(r"/(home|root|work|tmp)/|MVH_SHARED|\.\./shared", text), path
+
+
+def test_doctor_finds_what_every_notebook_needs():
+    lines, healthy = doctor.report()
+    assert healthy
+    for name in doctor.NEEDS:
+        assert any(f" {name} " in line for line in lines), name

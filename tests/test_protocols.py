@@ -17,11 +17,13 @@ from mvhlib.cohort.genes import normalize
 from mvhlib.expression.protocols import (
     SCORE_COLUMNS,
     SUMMARY_COLUMNS,
+    benchmark_table,
     check_overlap,
     run,
     summarise,
 )
 from mvhlib.expression.ridge import hest_ridge
+from mvhlib.expression.scores import drop
 from mvhlib.features import Features
 
 GENES = ["seen0", "seen1", "seen2", "offset", "noise0", "noise1", "silent"]
@@ -393,11 +395,12 @@ def _two_programs(sections, features):
     (_nan, "st1-0", "features"), (_foreign, "st1-0", "barcodes"), (_narrow, "toy", "features"),
     (_no_gene, "st1-1", "genes"), (_no_features, "folds", "features"),
     (_two_programs, "st0-1", 'var["program"]')])
-def test_bad_sections_are_one_error(spoil, where, field):
+@pytest.mark.parametrize("method", ["ridge", "hest_ridge"])
+def test_bad_sections_are_one_error(spoil, where, field, method):
     sections, features = make_cohort()
     spoil(sections, features)
     with pytest.raises(InputError) as caught:
-        evaluate(sections, features)
+        evaluate(sections, features, method=method)
     assert (caught.value.where, caught.value.field) == (where, field)
 
 
@@ -458,3 +461,82 @@ def test_equal_calls_give_equal_bytes(tmp_path):
             ("summary", result.summary("study")))]
         written.append([path.read_bytes() for path in paths])
     assert written[0] == written[1]
+
+
+#: Mean correlations that MVHybrid prints (README): panel, encoder, random folds,
+#: leave-one-study-out, and the drop printed beside them [%].
+PUBLISHED = [("hvg", "mvhybrid", 0.214, 0.138, 35.5), ("hvg", "vit12", 0.210, 0.097, 53.7),
+             ("hmhvg", "mvhybrid", 0.393, 0.212, 46.0), ("hmhvg", "vit12", 0.373, 0.110, 70.6)]
+
+
+def drop_bounds(random, loso, half=5e-4):
+    """What the share can be when both means are known to three decimals only [%]."""
+    values = [100 * drop(random + a, loso + b) for a in (-half, half) for b in (-half, half)]
+    return min(values), max(values)
+
+
+@pytest.mark.parametrize(("panel", "encoder", "random", "loso", "printed"), PUBLISHED)
+def test_published_drops_follow_from_the_printed_means(panel, encoder, random, loso, printed):
+    low, high = drop_bounds(random, loso)
+    assert low - 0.05 <= printed <= high + 0.05  # the printed share is rounded as well
+    assert high - low < 0.8  # so narrow that other definitions do not pass:
+    others = [100 * (random - loso) / loso, 100 * (random - loso), 100 * loso / random]
+    assert all(not low - 0.05 <= other <= high + 0.05 for other in others)
+
+
+def test_drop_of_errors_and_of_nothing():
+    assert drop(0.5, 0.6, error=True) == pytest.approx(0.2)
+    assert np.isnan(drop(0.0, -0.1)) and np.isnan(drop(-0.1, 0.1))
+
+
+def test_a_benchmark_keeps_the_order_of_the_features_file():
+    """Rows as in the file, targets in float64: what HEST's solver sees."""
+    sections, features = make_cohort(n_studies=2, per_study=1)
+    name = sections[0].name
+    order = np.random.default_rng(0).permutation(81)[:70]
+    own = features[name]
+    features[name] = Features(own.features[order], own.coords[order],
+                              [own.barcodes[i] for i in order], {})
+    genes = GENES[:5]
+    result = evaluate(sections, features, "patient", genes=genes, method="hest_ridge")
+    found = result.predictions[name]
+    assert found.barcodes == [own.barcodes[i] for i in order]
+    counts = sections[0].adata.layers["counts"].toarray()[order][:, :5]
+    np.testing.assert_array_equal(found.measured, np.log1p(counts.astype(np.float64))
+                                  .astype(np.float32))
+    np.testing.assert_array_equal(found.coords, sections[0].adata.obsm["spatial"][order])
+    assert "11 spots without a tile left out" in result.notes
+    assert evaluate(sections, features, "patient", genes=genes).predictions[name].barcodes == [
+        b for b in own.barcodes if b in set(found.barcodes)]
+
+
+def test_benchmark_table_by_hand():
+    rows = [("fold", "0", 0.2), ("fold", "0", 0.4), ("fold", "1", 0.5), ("fold", "1", 0.9),
+            ("all", "all", 0.0)]
+    pooled = pd.DataFrame([{"protocol": "hest_bench", "method": "hest_ridge", "encoder": "e",
+                            "control": "none", "panel": None, "scope": scope, "fold": fold,
+                            "pcc_pooled": r} for scope, fold, r in rows])
+    found = benchmark_table(pooled).iloc[0]
+    assert found["n_folds"] == 2 and found["pearson_mean"] == pytest.approx(0.5)
+    assert found["pearson_std"] == pytest.approx(0.2)  # of the population of folds, as HEST prints
+    pooled.loc[0, "pcc_pooled"] = np.nan
+    assert np.isnan(benchmark_table(pooled)["pearson_mean"].iloc[0])  # not guarded, as there
+
+
+def test_a_constant_gene_is_no_number_in_the_benchmark():
+    sections, features = make_cohort(n_studies=2, per_study=1)
+    result = evaluate(sections, features, "patient", method="hest_ridge")
+    pooled = result.pooled.query("scope == 'fold'").set_index("gene")["pcc_pooled"]
+    assert pooled["silent"].isna().all() and pooled.drop("silent").notna().all()
+    assert benchmark_table(result.pooled)["pearson_mean"].isna().all()
+
+
+@pytest.mark.parametrize("protocol", ["loso", "patient", "hest_bench", "mvhybrid_bench"])
+def test_folds_of_another_maker_cannot_separate_a_patient(protocol):
+    """Folds are checked where they are used, not only where they are made."""
+    sections, features = make_cohort(n_studies=3, per_study=1)
+    sections[2].patient = sections[0].patient
+    folds = _folds([("a", "st0-0", "train"), ("a", "st1-0", "train"), ("a", "st2-0", "test")])
+    with pytest.raises(InputError, match="patient .* on both sides") as caught:
+        run(sections, features, folds, protocol, {"a": ["seen0"]}, encoder="toy")
+    assert caught.value.field == "fold a"

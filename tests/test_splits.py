@@ -44,6 +44,7 @@ def test_no_protocol_separates_its_unit(seed):
     imaged = set(manifest.loc[manifest["has_image"], "section"])
     for protocol, levels in {"loso": ["study", "patient", "specimen"],
                              "patient": ["patient", "specimen"],
+                             "hest_bench": ["patient", "specimen"],
                              "random10_section": ["specimen"]}.items():
         folds = splits.make(manifest, protocol, seed=seed)
         assert list(folds.columns) == ["fold", "section", "role"]
@@ -211,3 +212,109 @@ def test_manifest_from_csv(tmp_path):
     small().assign(has_image=[True, True, True, False]).to_csv(path, index=False)
     folds = splits.make(pd.read_csv(path, dtype=str).assign(mpp=1.0), "patient")
     assert set(folds["section"]) == {"a1", "a2", "b1"}
+
+
+def contaminate(manifest: pd.DataFrame, seed: int, level: str) -> pd.DataFrame:
+    """Give an imaged section of one study the patient (and specimen) of one of another study."""
+    rng = np.random.default_rng([seed, 7])
+    imaged = manifest[manifest["has_image"]]
+    source = imaged.sample(1, random_state=int(rng.integers(1 << 30))).iloc[0]
+    others = imaged[imaged["study"] != source["study"]]
+    target = others.sample(1, random_state=int(rng.integers(1 << 30))).index[0]
+    changed = manifest.copy()
+    changed.loc[target, "patient"] = source["patient"]
+    changed.loc[target, "specimen"] = (source["specimen"] if level == "specimen"
+                                       else f"{source['patient']}-elsewhere")
+    return changed
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_duplicate_in_two_studies_is_refused_anywhere(seed):
+    """Whatever the cohort: a specimen that stands in two studies passes no protocol."""
+    manifest = contaminate(random_manifest(seed), seed, "specimen")
+    for protocol in splits.PROTOCOLS:
+        with pytest.raises(InputError) as caught:
+            splits.make(manifest, protocol, seed=seed)
+        assert caught.value.field == "specimen"
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_patient_of_two_studies_never_stands_on_both_sides(seed):
+    """Refused by default; left out of training where asked, and the test side stays whole."""
+    manifest = contaminate(random_manifest(seed), seed, "patient")
+    clean = manifest["patient"].where(manifest["has_image"])
+    if manifest.groupby(clean)["study"].nunique().max() < 2:
+        pytest.fail("the manifest was not contaminated")
+    with pytest.raises(InputError) as caught:
+        splits.make(manifest, "loso")
+    assert caught.value.field == "patient"
+    imaged = manifest[manifest["has_image"]]
+    tests = {study: set(own["section"]) for study, own in imaged.groupby("study")}
+    try:
+        folds = splits.make(manifest, "loso", shared_donors="leave_out")
+    except InputError as error:  # a fold may lose its whole training side
+        assert error.field == "role" and "no train section" in error.problem
+        return
+    for fold, train, test in sides(folds, manifest, "patient"):
+        assert train and not train & test
+        rows = folds[folds["fold"] == fold]
+        assert set(rows.loc[rows["role"] == "test", "section"]) == tests[fold]
+    # Nothing but the shared patient's sections is lost.
+    lost = {(fold, name) for fold in tests for name in set(imaged["section"])
+            - set(folds.loc[folds["fold"] == fold, "section"])}
+    who = manifest.set_index("section")
+    for fold, name in lost:
+        assert who.at[name, "patient"] in set(who.loc[list(tests[fold]), "patient"])
+        assert who.at[name, "study"] != fold
+
+
+def test_without_shared_patients_the_option_changes_nothing():
+    manifest = random_manifest(1)
+    pd.testing.assert_frame_equal(splits.make(manifest, "loso"),
+                                  splits.make(manifest, "loso", shared_donors="leave_out"))
+    with pytest.raises(InputError, match="refuse or leave_out"):
+        splits.make(manifest, "loso", shared_donors="ignore")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_given_folds_are_checked(seed):
+    """Random halves as a task might state them: passed on if and only if no patient is cut."""
+    manifest = random_manifest(seed)
+    rng = np.random.default_rng([seed, 9])
+    imaged = manifest[manifest["has_image"]].reset_index(drop=True)
+    by = "patient" if seed % 2 else "section"
+    units = imaged[by].unique()
+    tested = set(rng.permutation(units)[:max(1, len(units) // 2)])
+    role = np.where(imaged[by].isin(tested), "test", "train")
+    given = pd.DataFrame({"fold": 0, "section": imaged["section"], "role": role})
+    cut = imaged.groupby("patient")["section"].apply(
+        lambda names: given.set_index("section").loc[names, "role"].nunique()).max() > 1
+    if cut:
+        with pytest.raises(InputError) as caught:
+            splits.make(manifest, "hest_bench", given=given)
+        assert caught.value.field in ("patient", "specimen")
+        return
+    folds = splits.make(manifest, "hest_bench", given=given)
+    assert list(folds["section"]) == list(given["section"])  # in the task's order
+    assert list(folds["fold"].unique()) == ["0"]
+    # Other protocols do not look at them.
+    pd.testing.assert_frame_equal(splits.make(manifest, "patient", given=given),
+                                  splits.make(manifest, "patient"))
+
+
+def test_given_folds_that_do_not_fit():
+    with pytest.raises(InputError, match="lacks"):
+        splits.make(small(), "hest_bench", given=pd.DataFrame({"fold": [0], "section": ["a1"]}))
+    with pytest.raises(InputError, match="not in the manifest"):
+        splits.make(small(), "hest_bench",
+                    given=frame((0, "a1", "train"), (0, "z9", "test")))
+
+
+def test_sizes_by_hand():
+    table = small().assign(n_spots=[10, 20, 30, 40])
+    found = splits.sizes(splits.make(table, "loso"), table).set_index("fold")
+    assert found.loc["x"].to_dict() == {
+        "train_sections": 1, "train_patients": 1, "train_studies": 1, "train_spots": 40,
+        "test_sections": 3, "test_patients": 2, "test_studies": 1, "test_spots": 60}
+    spots = splits.sizes(splits.make(table, "random10_spot"), table.drop(columns="n_spots"))
+    assert (spots["train_sections"] == 4).all() and (spots["test_sections"] == 4).all()

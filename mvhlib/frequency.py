@@ -1,0 +1,662 @@
+"""What frequencies a diagonal state-space layer passes, in theory and as it stands in a model.
+
+The layer in continuous time, with poles a_j = v_j + i w_j (v_j < 0) and c_j = b_j C_j::
+
+    G(i omega) = sum_j c_j / (i omega - a_j) + D                     omega [rad per unit of time]
+
+and as the scan computes it, with a step delta per token (Gu & Dao 2023, with Euler's rule for B)::
+
+    h_t = rho h_(t-1) + delta b x_t,   y_t = C h_t + D x_t,   rho = exp(delta a)
+    H(theta) = sum_j delta c_j / (1 - rho_j exp(-i theta)) + D       theta [rad per token]
+
+*High-frequency total variation* is the length of the curve G above a frequency,
+V(omega0) = integral from omega0 of ``|G'(i omega)|``, the measure by which MV_Hybrid (Cho et al.
+2025, arXiv 2508.00383) argues for negative real poles. It has closed forms for one mode
+(`mode_variation`), and a quadrature for many (`variation`). What the layer does to a sequence of
+tokens is decided by delta times A and not by A, hence the second half: `token_response`,
+`half_life`, `energy_share`, and `audit`, which reads both from a model while it sees images.
+
+Frequencies of tokens run along the raster order of the patches: one row of the image is one
+period of theta = 2 pi / (patches per row). A low-pass in theta is no low-pass of the image.
+
+Everything is float64. Glossary: S modes (states), D channels, T tokens, F frequencies.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from mvhlib.artifacts import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from pandas import DataFrame
+    from torch import Tensor, nn
+
+#: Below this multiplier a single mode's gain never falls to 1 / sqrt(2) of that at zero.
+NO_CUTOFF = 3 - 2 * np.sqrt(2)
+#: What an audit reports of every distribution.
+QUANTILES = (0, 0.05, 0.5, 0.95, 1)
+#: Nodes of the Gauss-Legendre rule in each panel of the quadrature.
+NODES = 24
+
+#: How the families of `families` are written in print.
+FAMILIES = {"real": "real, -1 to -S (MVHybrid)", "equal": "all -1 (Hydra)",
+            "s4d_lin": "complex, S4D-Lin", "random": "complex, random"}
+
+
+def families(n: int = 16, rng: np.random.Generator | None = None,
+             draws: int | None = None) -> dict[str, np.ndarray]:
+    """Poles `(S,)`, or `(draws, S)`, of the families that are compared.
+
+    ``real``     -1 ... -S, S4D-Real: MambaVision and Vim at initialisation
+    ``equal``    -1 for all: Hydra at initialisation (one pole per head)
+    ``s4d_lin``  -1/2 + i pi k, k = 0 ... S-1: S4D-Lin (Gu et al. 2022, "On the parameterization
+                 and initialization of diagonal state space models")
+    ``random``   real part log-uniform in [-S, -1/2], imaginary part uniform in [0, pi S): the span
+                 of the others without their order, a control of ours
+
+    Parameters
+    ----------
+    n
+        Modes, S.
+    rng
+        Draws the random family; without it that family is left out.
+    draws
+        Sets of poles: independent ones of the random family, copies of the others.
+    """
+    k = np.arange(n)
+    poles = {"real": -(k + 1.0) + 0j, "equal": np.full(n, -1.0 + 0j),
+             "s4d_lin": -0.5 + 1j * np.pi * k}
+    if rng is not None:
+        shape = (n,) if draws is None else (draws, n)
+        depth = np.exp(rng.uniform(np.log(0.5), np.log(n), shape))
+        poles["random"] = -depth + 1j * rng.uniform(0, np.pi * n, shape)
+    if draws is None:
+        return poles
+    return {name: np.broadcast_to(p, (draws, n)) for name, p in poles.items()}
+
+
+def with_conjugates(poles: ArrayLike, coefficients: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """The modes and their mirror images, `(..., 2 S)`: what twice the real part of an output has.
+
+    A scan with complex poles keeps one half of each conjugate pair and returns ``2 Re``.
+    """
+    poles, coefficients = np.asarray(poles, complex), np.asarray(coefficients, complex)
+    return (np.concatenate([poles, poles.conj()], axis=-1),
+            np.concatenate([coefficients, coefficients.conj()], axis=-1))
+
+
+# --------------------------------------------------------------------------------------------
+# continuous time
+
+
+def _stable(poles: ArrayLike) -> np.ndarray:
+    poles = np.asarray(poles, complex)
+    if not (poles.real < 0).all():
+        raise InputError("frequency", "poles", "reach a real part of "
+                         f"{poles.real.max():g}", "give poles with a negative real part; a layer "
+                         "whose A is -exp(A_log) cannot have others")
+    return poles
+
+
+def transfer(poles: ArrayLike, coefficients: ArrayLike, omega: ArrayLike,
+             skip: float = 0.0) -> np.ndarray:
+    """G(i omega) `(F,)` of modes `(S,)`.
+
+    Raises
+    ------
+    InputError
+        If a pole is not in the left half-plane.
+    """
+    poles, c = _stable(poles), np.asarray(coefficients, complex)
+    return (c / (1j * np.asarray(omega, float)[..., None] - poles)).sum(-1) + skip
+
+
+def cutoff(pole: ArrayLike) -> np.ndarray:
+    """Frequency where one real mode has lost 3 dB, ``|lambda|`` [rad per unit of time]."""
+    return np.abs(_stable(pole))
+
+
+def mode_variation(coefficient: ArrayLike, pole: ArrayLike, omega0: ArrayLike) -> np.ndarray:
+    """High-frequency total variation of one mode, exactly.
+
+    V = (|c| / |v|) (pi/2 - arctan((omega0 - w) / |v|)) for a = v + i w; for a real pole -lambda
+    this is (|c| / lambda) arctan(lambda / omega0).
+
+    Examples
+    --------
+    >>> round(float(mode_variation(1, -4, 10)), 7)
+    0.0951266
+    """
+    pole = _stable(pole)
+    width = -pole.real
+    # pi/2 - arctan(x / width), without the cancellation at large x.
+    angle = np.arctan2(width, np.asarray(omega0, float) - pole.imag)
+    return np.abs(coefficient) / width * angle
+
+
+def mode_variation_bounds(coefficient: ArrayLike, pole: ArrayLike,
+                          omega0: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper bound on `mode_variation` of one mode, for omega0 > w.
+
+    With x = omega0 - w: ``|c| / sqrt(v^2 + x^2) <= V <= min(|c| / x, (pi/2) |c| / sqrt(...))``.
+    For a real mode the lower bound is ``|G(i omega0)|``, since the curve ends in 0.
+
+    Raises
+    ------
+    InputError
+        If omega0 is not above the mode's own frequency.
+    """
+    pole = _stable(pole)
+    size, x = np.abs(coefficient), np.asarray(omega0, float) - pole.imag
+    if not (x > 0).all():
+        raise InputError("mode_variation_bounds", "omega0", "lies below the mode's frequency",
+                         "the bounds hold above it; mode_variation holds everywhere")
+    lower = size / np.hypot(pole.real, x)
+    return lower, np.minimum(size / x, np.pi / 2 * lower)
+
+
+def published_real(coefficients: ArrayLike, poles: ArrayLike, omega0: float) -> float:
+    """MV_Hybrid's expression for negative real poles, ``sum |c| / sqrt(lambda^2 + omega0^2)``.
+
+    It is the sum of the modes' ``|G(i omega0)|``: a *lower* bound on the sum of their total
+    variations, up to pi/2 too small. It is set against `published_complex`, an *upper* bound.
+    """
+    return float((np.abs(coefficients) / np.hypot(np.abs(_stable(poles)), omega0)).sum())
+
+
+def published_complex(coefficients: ArrayLike, poles: ArrayLike, omega0: float) -> float:
+    """MV_Hybrid's expression for complex poles, ``sum |c| / |w - omega0|``.
+
+    The upper bound of `mode_variation_bounds`, which drops the real part: it diverges at a mode's
+    own frequency, where the total variation stays below ``pi |c| / |v|``.
+    """
+    return float((np.abs(coefficients) / np.abs(_stable(poles).imag - omega0)).sum())
+
+
+def variation(poles: ArrayLike, coefficients: ArrayLike, omega0: float,
+              both_tails: bool = False) -> float:
+    """High-frequency total variation of a sum of modes, by quadrature.
+
+    Parameters
+    ----------
+    poles, coefficients
+        `(S,)` each.
+    omega0
+        Lower end of the integral; ``-inf`` for the whole curve.
+    both_tails
+        Add the part below -omega0, which is not a mirror image for complex modes without their
+        conjugates.
+
+    Notes
+    -----
+    Gauss-Legendre panels that double in width away from each mode; the tail is mapped to a finite
+    interval by u = 1 / omega. The triangle inequality makes the sum of `mode_variation` an upper
+    bound.
+    """
+    poles, c = _stable(poles), np.asarray(coefficients, complex)
+    if omega0 == -np.inf:
+        return (_variation_above(poles, c, 0.0)
+                + _variation_above(poles.conj(), c.conj(), 0.0))
+    value = _variation_above(poles, c, omega0)
+    if both_tails:
+        # |G'(-i omega)| of the modes is |G'(i omega)| of their mirror images.
+        value += _variation_above(poles.conj(), c.conj(), omega0)
+    return value
+
+
+def _variation_above(poles: np.ndarray, c: np.ndarray, omega0: float) -> float:
+    nodes, weights = np.polynomial.legendre.leggauss(NODES)
+    width = -poles.real
+    far = 4 * max(abs(omega0), float((np.abs(poles.imag) + width).max()))
+    steps = width.min() * 2.0 ** np.arange(-2, np.ceil(np.log2(2 * far / width.min())) + 1)
+    edges = poles.imag[:, None] + np.concatenate([-steps, [0.0], steps])
+    edges = edges[(edges > omega0) & (edges < far)]
+    edges = np.unique(np.concatenate([[omega0], edges, [far]]))
+
+    def integral(edges, speed):
+        half = np.diff(edges) / 2
+        at = edges[:-1, None] + half[:, None] * (1 + nodes)
+        return float((half[:, None] * weights * speed(at)).sum())
+
+    near = integral(edges, lambda omega: np.abs(
+        (c / (1j * omega[..., None] - poles) ** 2).sum(-1)))
+    tail = integral(np.linspace(0, 1 / far, 3), lambda u: np.abs(
+        (c / (1j - poles * u[..., None]) ** 2).sum(-1)))
+    return near + tail
+
+
+def variation_share(poles: ArrayLike, coefficients: ArrayLike, omega0: ArrayLike) -> np.ndarray:
+    """Share of the whole curve's total variation that lies above omega0, in both tails.
+
+    Parameters
+    ----------
+    poles, coefficients
+        `(S,)` each.
+    omega0
+        `(F,)` or a number, not negative; gives the same shape.
+    """
+    omega0 = np.asarray(omega0, float)
+    above = [variation(poles, coefficients, at, both_tails=True) for at in omega0.ravel()]
+    whole = variation(poles, coefficients, -np.inf)
+    return np.reshape(above, omega0.shape) / whole
+
+
+# --------------------------------------------------------------------------------------------
+# per token
+
+
+def multiplier(poles: ArrayLike, delta: ArrayLike) -> np.ndarray:
+    """What is left of a state after one token, rho = exp(delta a)."""
+    return np.exp(np.asarray(delta, float) * _stable(poles))
+
+
+def token_response(poles: ArrayLike, coefficients: ArrayLike, delta: ArrayLike, theta: ArrayLike,
+                   skip: ArrayLike = 0.0) -> np.ndarray:
+    """Transfer function per token, H(theta) `(..., F)`, of modes `(..., S)` with a step `(...)`.
+
+    Parameters
+    ----------
+    poles, coefficients
+        a and b C; a scan that returns ``2 Re`` takes them `with_conjugates`.
+    delta
+        Step, frozen at one value for each row of modes.
+    theta
+        Frequencies `(F,)` [rad per token].
+    skip
+        D of the layer, `(...)`: an all-pass path beside the modes.
+
+    Notes
+    -----
+    The input enters as ``delta b`` (Euler), not by the exact zero-order hold, so the gain at zero
+    is delta c / (1 - rho) and not c / lambda.
+    """
+    delta = np.asarray(delta, float)[..., None]
+    rho, gain = multiplier(poles, delta), delta * np.asarray(coefficients, complex)
+    turn = np.exp(-1j * np.asarray(theta, float))
+    shape = np.broadcast_shapes(rho.shape, gain.shape)
+    total = np.zeros((*shape[:-1], len(turn)), complex)
+    # One mode at a time: the sum over modes needs no array of modes times frequencies.
+    rho, gain = np.broadcast_to(rho, shape), np.broadcast_to(gain, shape)
+    for j in range(shape[-1]):
+        total += gain[..., j, None] / (1 - rho[..., j, None] * turn)
+    return total + np.asarray(skip, float)[..., None]
+
+
+def nyquist_to_dc(delta: ArrayLike, decay: ArrayLike) -> np.ndarray:
+    """Gain of a real mode -lambda at the highest frequency over that at zero.
+
+    (1 - rho) / (1 + rho) = tanh(delta lambda / 2): 0 is a perfect low-pass, 1 an all-pass.
+    """
+    return np.tanh(np.asarray(delta, float) * np.asarray(decay, float) / 2)
+
+
+def token_cutoff(rho: ArrayLike) -> np.ndarray:
+    """Frequency [rad per token] where a real mode has lost 3 dB; nan where it never does.
+
+    cos(theta) = (4 rho - 1 - rho^2) / (2 rho), which needs rho > 3 - 2 sqrt(2) = 0.1716.
+    """
+    rho = np.asarray(rho, float)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        # 1 - cos(theta) = (1 - rho)^2 / (2 rho), written so that it stays exact near rho = 1.
+        theta = 2 * np.arcsin((1 - rho) / (2 * np.sqrt(rho)))
+    return np.where(rho > NO_CUTOFF, theta, np.nan)
+
+
+def half_life(poles: ArrayLike, delta: ArrayLike) -> np.ndarray:
+    """Tokens after which a state has lost half its size, ln 2 / (delta ``|Re a|``)."""
+    return np.log(2) / (np.asarray(delta, float) * -_stable(poles).real)
+
+
+def _gram(rho: np.ndarray, theta0: float) -> np.ndarray:
+    """Energy `(..., S, S)` of pairs of modes above theta0, in both tails, over a whole circle's.
+
+    The integral of 1 / ((1 - rho_i e^-it) (1 - conj(rho_j) e^it)) by partial fractions and
+    logarithms.
+    """
+    one, two = rho[..., :, None], rho[..., None, :].conj()
+
+    def primitive(theta):
+        turn = np.exp(1j * theta)
+        return theta - 1j * np.log(1 - one / turn) + 1j * np.log(1 - two * turn)
+
+    inside = primitive(theta0) - primitive(-theta0)
+    return (2 * np.pi - inside) / (2 * np.pi * (1 - one * two))
+
+
+def energy_share(poles: ArrayLike, coefficients: ArrayLike, delta: ArrayLike,
+                 theta0: float = np.pi / 4) -> np.ndarray:
+    """Share of the impulse response's energy above theta0 [rad per token], in closed form.
+
+    White noise has 1 - theta0 / pi, 0.75 for the default.
+
+    Parameters
+    ----------
+    poles, coefficients
+        `(..., S)` each: one or many draws.
+    delta
+        `(...)` or a number.
+    """
+    rho, c = multiplier(poles, np.asarray(delta, float)[..., None]), np.asarray(coefficients)
+    whole, above = (np.einsum("...i,...ij,...j->...", c, _gram(rho, at), c.conj(),
+                              optimize=True).real for at in (0.0, theta0))
+    return above / whole
+
+
+def mean_energy_share(poles: ArrayLike, delta: ArrayLike,
+                      theta0: float = np.pi / 4) -> np.ndarray:
+    """Energy above theta0 over all energy, both in expectation over white coefficients.
+
+    Parameters
+    ----------
+    poles, delta
+        `(..., S)` and `(...)`; gives `(...)`.
+    """
+    rho = multiplier(poles, np.asarray(delta, float)[..., None])
+    energy = 1 / (1 - np.abs(rho) ** 2)
+    return (energy * _mode_share(rho, theta0)).sum(-1) / energy.sum(-1)
+
+
+def _mode_share(rho: np.ndarray, theta0: float) -> np.ndarray:
+    """Share of one mode's energy above theta0: the integral of Poisson's kernel."""
+    radius, angle = np.abs(rho), np.angle(rho)
+    slope = (1 + radius) / np.maximum(1 - radius, np.finfo(float).tiny)
+
+    def primitive(theta):
+        # The half angle may pass pi/2, where arctan jumps by pi.
+        half = theta / 2
+        turns = np.round(half / np.pi)
+        return 2 * (np.arctan(slope * np.tan(half - np.pi * turns)) + np.pi * turns)
+
+    inside = primitive(theta0 - angle) - primitive(-theta0 - angle)
+    return 1 - inside / (2 * np.pi)
+
+
+def mean_density(poles: ArrayLike, delta: ArrayLike, theta: ArrayLike) -> np.ndarray:
+    """Expected energy density over white coefficients, `(..., F)`, 1 on average over the circle.
+
+    Both tails are averaged, as for a real output. 1 everywhere is an all-pass.
+    """
+    rho = multiplier(poles, np.asarray(delta, float)[..., None])
+    theta = np.asarray(theta, float)
+    total, whole = 0.0, 0.0
+    for mode in np.moveaxis(rho, -1, 0):
+        for turn in (np.exp(-1j * theta), np.exp(1j * theta)):
+            total = total + 0.5 / np.abs(1 - mode[..., None] * turn) ** 2
+        whole = whole + 1 / (1 - np.abs(mode) ** 2)
+    return total / whole[..., None]
+
+
+# --------------------------------------------------------------------------------------------
+# a model
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One state-space layer, in one direction, as it stood while a model saw images.
+
+    Attributes
+    ----------
+    block, direction
+        Index of the block; ``"forward"`` or ``"backward"``.
+    poles
+        A, `(D, S)` complex; Hydra's `(H, 1)`, one per head.
+    delta
+        Steps `(T, D)` of the tokens that were sampled.
+    b, c, skip
+        Input and output projections `(T, S)` of the same tokens, and D `(D,)`; None for Hydra,
+        whose heads have one pole each: there they scale the response and cannot shape it.
+    """
+
+    block: int
+    direction: str
+    poles: np.ndarray
+    delta: np.ndarray
+    b: np.ndarray | None = None
+    c: np.ndarray | None = None
+    skip: np.ndarray | None = None
+
+    @property
+    def rates(self) -> np.ndarray:
+        """delta times A, `(T, D, S)` complex [per token]."""
+        return self.delta[..., None] * self.poles
+
+    @property
+    def half_lives(self) -> np.ndarray:
+        """`(T, D, S)` [tokens]."""
+        return half_life(self.poles, self.delta[..., None])
+
+    @property
+    def is_complex(self) -> bool:
+        return bool((self.poles.imag != 0).any())
+
+    def mean_density(self, theta: ArrayLike) -> np.ndarray:
+        """Energy density `(F,)` for white coefficients; every channel and token counts equally."""
+        return mean_density(self.poles, self.delta, theta).mean(axis=(0, 1))
+
+    def mean_energy_share(self, theta0: float = np.pi / 4) -> float:
+        """Share of energy above theta0 for white coefficients, mean of channels and tokens."""
+        return float(mean_energy_share(self.poles, self.delta, theta0).mean())
+
+    def response(self, theta: ArrayLike, token: int, skip: bool = False) -> np.ndarray:
+        """H(theta) `(D, F)` with delta, B and C frozen at those of a sampled token.
+
+        Parameters
+        ----------
+        theta
+            `(F,)` [rad per token].
+        token
+            Row of `delta`, `b`, `c`.
+        skip
+            Add the all-pass path D.
+
+        Raises
+        ------
+        InputError
+            For a layer without `b` and `c`.
+        """
+        if self.b is None or self.c is None or self.skip is None:
+            raise InputError("frequency.Layer", "b, c", "are not known for this mixer",
+                             "use mean_density: modes of equal poles have one shape")
+        c = self.b[token] * self.c[token]
+        poles, c = (with_conjugates(self.poles, np.broadcast_to(c, self.poles.shape))
+                    if self.is_complex else (self.poles, c))
+        return token_response(poles, c, self.delta[token], theta,
+                              self.skip if skip else 0.0)
+
+    def density(self, theta: ArrayLike, n_tokens: int = 16, skip: bool = False) -> np.ndarray:
+        """Energy density `(F,)` with the tokens' own B and C, 1 on average over the circle.
+
+        Parameters
+        ----------
+        theta
+            `(F,)` [rad per token].
+        n_tokens
+            How many of the sampled tokens are averaged, evenly spread.
+        skip
+            Add the all-pass path D.
+        """
+        tokens = np.unique(np.linspace(0, len(self.delta) - 1, n_tokens).round().astype(int))
+        total = np.zeros(len(np.asarray(theta)))
+        # Cells that grow towards pi: a slow mode is a spike at 0 of the width of 1 - rho.
+        edges = np.concatenate([[0.0], np.geomspace(1e-5, np.pi, 400)])
+        middle = (edges[1:] + edges[:-1]) / 2
+        for token in tokens:
+            power = np.abs(self.response(theta, token, skip)) ** 2
+            whole = np.abs(self.response(middle, token, skip)) ** 2 @ np.diff(edges) / np.pi
+            total += (power / whole[:, None]).mean(0)
+        return total / len(tokens)
+
+    def row(self) -> dict[str, float | int | str]:
+        """Quantiles of A, delta, delta A, rho and the half-life: one row of an audit."""
+        low, high = self.poles.real.min(), self.poles.real.max()
+        row = {"block": self.block, "direction": self.direction, "a_min": low, "a_max": high,
+               "a_imag_max": np.abs(self.poles.imag).max()}
+        decay = np.quantile(-self.rates.real, QUANTILES)
+        tables = {"delta": np.quantile(self.delta, QUANTILES), "delta_a": -decay[::-1],
+                  # Both fall as the decay rises, and so do their quantiles.
+                  "rho": np.exp(-decay[::-1]), "half_life": np.log(2) / decay[::-1]}
+        for name, values in tables.items():
+            for level, value in zip(("min", "q05", "median", "q95", "max"), values, strict=True):
+                row[f"{name}_{level}"] = float(value)
+        return row | {"energy_share": self.mean_energy_share()}
+
+
+def audit(model: "nn.Module", images: "Tensor", max_tokens: int = 256) -> list[Layer]:
+    """Poles and steps of every state-space layer of a backbone while it sees images.
+
+    Parameters
+    ----------
+    model
+        A `mvhlib.backbones.Backbone`; left in the mode in which it came.
+    images
+        `(B, 3, H, W)`, normalised for the model.
+    max_tokens
+        Tokens kept per layer, evenly spread over all images.
+
+    Returns
+    -------
+    list
+        One `Layer` per state-space block and direction, in order; empty for a ViT.
+
+    Raises
+    ------
+    InputError
+        If the model has no blocks.
+    """
+    import torch
+
+    if not hasattr(model, "blocks"):
+        raise InputError("frequency.audit", "model", f"is a {type(model).__name__} without blocks",
+                         "give a mvhlib.backbones.Backbone; of a PatchEncoder, its model")
+    mixers = [(i, block.mixer) for i, block in enumerate(model.blocks)
+              if hasattr(block.mixer, "A") and hasattr(block.mixer, "delta")]
+    seen: dict[int, list[Layer]] = {}
+    hooks = [mixer.register_forward_pre_hook(
+        lambda mixer, given, i=i: seen.__setitem__(i, _read(i, mixer, given[0], max_tokens)))
+        for i, mixer in mixers]
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            model.forward_features(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        model.train(was_training)
+    return [layer for i, _ in mixers for layer in seen[i]]
+
+
+def _read(block: int, mixer: "nn.Module", x: "Tensor", max_tokens: int) -> list[Layer]:
+    """The layers of one mixer on its input `x` `(B, N, D)`, one per direction."""
+    from mvhlib.backbones.mixers import BidirectionalMamba, HydraMixer
+
+    def sample(tensor):
+        rows = tensor.flatten(0, 1)
+        keep = np.unique(np.linspace(0, len(rows) - 1, max_tokens).round().astype(int))
+        return _float64(rows[keep])
+
+    if isinstance(mixer, HydraMixer):
+        delta, poles = sample(mixer.delta(x)), _float64(mixer.A).astype(complex)[:, None]
+        return [Layer(block, "forward", poles, delta[:, :mixer.n_heads]),
+                Layer(block, "backward", poles, delta[:, mixer.n_heads:])]
+    both = isinstance(mixer, BidirectionalMamba)
+    layers = []
+    for direction in ("forward", "backward") if both else ("forward",):
+        end = "_b" if direction == "backward" else ""
+        # delta() runs the projection that B and C come from as well.
+        x_proj, found = getattr(mixer, f"x_proj{end}"), []
+        hook = x_proj.register_forward_hook(lambda *call, found=found: found.append(call[2]))
+        try:
+            delta = mixer.delta(x, backward=direction == "backward") if both else mixer.delta(x)
+        finally:
+            hook.remove()
+        _, b, c = found[0].split([mixer.dt_rank, mixer.d_state, mixer.d_state], dim=-1)
+        poles = _float64(mixer.A_b if end else mixer.A).astype(complex)
+        layers.append(Layer(block, direction, poles, sample(delta), sample(b), sample(c),
+                            _float64(mixer.D_b if end else mixer.D)))
+    return layers
+
+
+def _float64(tensor: "Tensor") -> np.ndarray:
+    array = tensor.detach().cpu().resolve_conj().numpy()
+    return array.astype(complex if np.iscomplexobj(array) else float)
+
+
+def histogram(layers: Sequence[Layer], edges: ArrayLike, of: str) -> np.ndarray:
+    """Histogram of the real part of -A or of -delta A: share of modes, `(layers, bins)`.
+
+    Parameters
+    ----------
+    layers
+        From `audit`.
+    edges
+        Borders of the bins, `(bins + 1,)`.
+    of
+        ``"a"`` [per unit of time] or ``"delta_a"`` [per token].
+    """
+    counts = []
+    for layer in layers:
+        values = -(layer.poles if of == "a" else layer.rates).real
+        counts.append(np.histogram(values, edges)[0] / values.size)
+    return np.array(counts)
+
+
+def histogram_table(layers: Sequence[Layer], edges: dict[str, ArrayLike]) -> "DataFrame":
+    """`histogram` as a table: columns block, direction, of, left, right, share; no empty bins.
+
+    Parameters
+    ----------
+    layers
+        From `audit`.
+    edges
+        Borders of the bins for ``"a"`` and ``"delta_a"``.
+    """
+    import pandas as pd
+
+    tables = []
+    for of, borders in edges.items():
+        borders = np.asarray(borders, float)
+        for layer, share in zip(layers, histogram(layers, borders, of), strict=True):
+            tables.append(pd.DataFrame({
+                "block": layer.block, "direction": layer.direction, "of": of,
+                "left": borders[:-1], "right": borders[1:], "share": share}))
+    table = pd.concat(tables, ignore_index=True)
+    return table[table["share"] > 0].reset_index(drop=True)
+
+
+def spectrum(table: "DataFrame", edges: ArrayLike, ax: "Axes", *, color: str,
+             filled: bool) -> "Axes":
+    """Draw the rows of `histogram_table` that belong to one axis.
+
+    Parameters
+    ----------
+    table
+        Rows of one model and one of ``"a"``, ``"delta_a"``.
+    edges
+        Borders of its bins.
+    color
+        Of lines and filling.
+    filled
+        Fill the mean over layers and draw every layer as a thin line; else the mean as a line.
+    """
+    edges = np.asarray(edges, float)
+    shares = []
+    for _, rows in table.groupby(["block", "direction"], sort=False):
+        share = np.zeros(len(edges) - 1)
+        share[np.searchsorted(edges, rows["left"].to_numpy())] = rows["share"]
+        shares.append(share)
+    mean = np.mean(shares, axis=0)
+    if not filled:
+        ax.stairs(mean, edges, color=color, linewidth=0.9)
+        return ax
+    ax.stairs(mean, edges, fill=True, color=color, alpha=0.55, linewidth=0)
+    for share in shares:
+        # As vectors, dozens of layers are too much for a committed svg.
+        ax.stairs(share, edges, color=color, linewidth=0.5, alpha=0.8,
+                  rasterized=len(shares) > 12)
+    return ax
