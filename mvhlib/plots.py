@@ -216,9 +216,10 @@ def headline(text: str, run=None, summary: "pd.DataFrame | None" = None) -> str:
     Parameters
     ----------
     run
-        The `mvhlib.notebook.Run`; adds ", synthetic" where no data of a user's is read.
+        The `mvhlib.notebook.Run`; adds "synthetic" where no data of a user's is read.
     summary
-        Columns ``unit``, ``n_units``; adds for example "16 patients".
+        Columns ``unit``, ``n_units``; adds for example "16 patients" and, on synthetic data, that
+        one seed allows no claim.
     """
     remarks = []
     if summary is not None and len(summary):
@@ -226,9 +227,11 @@ def headline(text: str, run=None, summary: "pd.DataFrame | None" = None) -> str:
         counts = summary.groupby("unit", sort=False)["n_units"].max()
         remarks += [f"{n} {names.get(unit, unit + 's')}" for unit, n in counts.items()]
     if run is not None and run.is_synthetic:
-        remarks.append("synthetic")
-    gap = "\n" if len(text) > 24 else " "
-    return f"{text}{gap}({', '.join(remarks)})" if remarks else text
+        remarks.append("synthetic" if summary is None else "synthetic, one seed, no claim")
+    if not remarks:
+        return text
+    remark = f"({', '.join(remarks)})"
+    return f"{text}{' ' if len(text) + len(remark) < 45 else chr(10)}{remark}"
 
 
 def forest(table: "pd.DataFrame", ax: "Axes", *, by: str = "protocol", hue: str = "encoder",

@@ -3,7 +3,7 @@
 ``workflow/Snakefile`` holds the rules; this module holds the questions that they put, so that they
 can be tested without running anything. A profile is a folder ``params/<profile>``::
 
-    workflow.yaml             source, encoders, notebooks, threads
+    workflow.yaml             notebooks, encoders (with `pretrain` where 03 trains them), threads
     <notebook>.yaml           what differs from the notebook's defaults; may be absent
 """
 
@@ -53,6 +53,9 @@ def read_plan(folder: Path, data: str = "") -> dict[str, Any]:
         if "source" not in options:
             raise InputError(path, f"encoders: {slug}", "has no source",
                              "add `source: handmade`, a registry name or a directory")
+        if ("pretrain" in options) != (options.get("weights") == "pretrained"):
+            raise InputError(path, f"encoders: {slug}", "is pretrained in one place only",
+                             "write `weights: pretrained` and `pretrain: {...}` together")
     if plan["needs_data"] and not data:
         raise InputError(path, "DATA", f"profile {folder.name!r} reads a data set of yours",
                          f"run make figures PROFILE={folder.name} DATA=<directory>")

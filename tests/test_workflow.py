@@ -20,10 +20,12 @@ def test_every_profile_fits_its_notebooks(profile):
     for name in names:
         workflow.read_params(PARAMS / profile, name)
     assert names <= set(plan["notebooks"])
-    declared = notebook.declared_parameters(notebook.read_parameters_cell(
-        notebook.home() / "notebooks/04_embed.ipynb"))
     for options in plan["encoders"].values():
-        notebook.check_parameters("04_embed", declared, options)
+        options = dict(options)
+        for name, given in (("03_pretrain", options.pop("pretrain", {})), ("04_embed", options)):
+            declared = notebook.declared_parameters(notebook.read_parameters_cell(
+                notebook.home() / f"notebooks/{name}.ipynb"))
+            notebook.check_parameters(name, declared, given)
 
 
 def test_unknown_profile_names_the_nearest():
@@ -39,7 +41,8 @@ def test_profile_with_real_data_wants_data():
 @pytest.mark.parametrize("plan, problem", [
     ({"encoder": {}}, "encoder: is not a key"),
     ({"encoders": {"Hand Made": {"source": "handmade"}}}, "is no slug"),
-    ({"encoders": {"a": {}}}, "has no source")])
+    ({"encoders": {"a": {}}}, "has no source"),
+    ({"encoders": {"a": {"source": "b", "weights": "pretrained"}}}, "in one place only")])
 def test_wrong_plan_is_refused(tmp_path, plan, problem):
     (tmp_path / "workflow.yaml").write_text(yaml.safe_dump(plan))
     with pytest.raises(InputError, match=problem):

@@ -11,12 +11,17 @@ patient            one patient                                 patient      pati
 section            one section, trained on the patient's other section      patient.section
 random10_section   a tenth of the specimens, studies mixed     specimen     00, 01, ...
 random10_spot      a tenth of the spots of every section       spot         00, 01, ...
+hest_bench         as its task says, else one patient          patient      0, 1, ... or patient
+mvhybrid_bench     four groups of HEST's COAD and READ tasks   patient      0, 1, 2, 3
 =================  ==========================================  ===========  =====================
 
 ``section`` is a replicate test within a patient and allows no inference to patients.
 ``random10_section`` has patients on both sides where a patient gave several specimens.
 ``random10_spot`` has neighbouring spots on both sides: it is there to show how much that leaks.
 Its sections have the role ``both``; `spot_folds` says which spots are tested in which fold.
+
+``hest_bench`` and ``mvhybrid_bench`` are other authors' protocols; what is particular about them
+beside the folds is in `mvhlib.expression.evaluation`.
 
 Sections without an image cannot be predicted and are left out, which the log says.
 """
@@ -34,12 +39,18 @@ log = logging.getLogger(__name__)
 
 #: What no fold of a protocol may separate.
 UNITS = {"loso": "patient", "patient": "patient", "section": "section",
-         "random10_section": "specimen", "random10_spot": "spot"}
+         "random10_section": "specimen", "random10_spot": "spot", "hest_bench": "patient",
+         "mvhybrid_bench": "patient"}
 PROTOCOLS = tuple(UNITS)
 #: What a protocol lets through, to be printed beside its numbers.
 LEAKS = {"section": "replicate test: sections of one patient on both sides",
          "random10_section": "studies, and patients with several specimens, on both sides",
          "random10_spot": "neighbouring spots of one section on both sides"}
+#: Test sections of the folds of ``mvhybrid_bench``: the eight pairs of HEST-Benchmark's COAD and
+#: READ tasks, merged, in the groups that HEST's issue 87 asks for. The first group is called a
+#: patient there and is three people.
+MVHYBRID_GROUPS = (("TENX147", "TENX148", "TENX149"), ("TENX111",), ("ZEN36", "ZEN40"),
+                   ("ZEN48", "ZEN49"))
 COLUMNS = ("fold", "section", "role")
 ROLES = ("train", "test", "both")
 #: Scales whose ratio is below this are comparable; above it images are matched in resolution.
@@ -67,7 +78,8 @@ class Resolution:
 
 
 def make(manifest: pd.DataFrame, protocol: str, seed: int = 0, n_folds: int = 10, *,
-         mpp_tolerance: float = MPP_TOLERANCE, mismatch: str = "match") -> pd.DataFrame:
+         mpp_tolerance: float = MPP_TOLERANCE, mismatch: str = "match",
+         given: pd.DataFrame | None = None, shared_donors: str = "refuse") -> pd.DataFrame:
     """Make the folds of a protocol.
 
     Parameters
@@ -86,6 +98,13 @@ def make(manifest: pd.DataFrame, protocol: str, seed: int = 0, n_folds: int = 10
         What happens where a fold holds scales further apart: ``match`` the resolution (the
         folds are made, and ``frame.attrs["resolution"]`` says to which scale all their images
         have to be reduced), or ``leave_out`` the protocol (an error, which `possible` reports).
+    given
+        Folds of ``hest_bench`` as a task states them (`mvhlib.cohort.hest.bench_folds`); None
+        leaves one patient out after the other. Other protocols do not look at it.
+    shared_donors
+        What happens in ``loso`` where a patient gave tissue to two studies: ``refuse``, or
+        ``leave_out`` the patient's sections from the training side of the folds that test another
+        section of the same patient. The test side stays whole.
 
     Returns
     -------
@@ -104,10 +123,19 @@ def make(manifest: pd.DataFrame, protocol: str, seed: int = 0, n_folds: int = 10
                          "use one of these")
     if mismatch not in ("match", "leave_out"):
         raise InputError("folds", "mismatch", f"is {mismatch!r}", "use match or leave_out")
+    if shared_donors not in ("refuse", "leave_out"):
+        raise InputError("folds", "shared_donors", f"is {shared_donors!r}",
+                         "use refuse or leave_out")
     table = _imaged(manifest, protocol)
     if protocol == "loso":
         rows = _leave_one_out(table, "study")
-    elif protocol == "patient":
+        if shared_donors == "leave_out":
+            rows = _without_shared(rows, table)
+    elif protocol == "hest_bench" and given is not None:
+        rows = _as_given(given)
+    elif protocol == "mvhybrid_bench":
+        rows = _grouped(table, MVHYBRID_GROUPS)
+    elif protocol in ("patient", "hest_bench"):
         rows = _leave_one_out(table, "patient")
     elif protocol == "section":
         rows = _within_patients(table)
@@ -140,6 +168,29 @@ def possible(manifest: pd.DataFrame, protocols=PROTOCOLS, **options) -> dict[str
             reasons[protocol] = str(error)
             log.warning("protocol %s is left out: %s", protocol, error)
     return reasons
+
+
+def sizes(folds: pd.DataFrame, manifest: pd.DataFrame) -> pd.DataFrame:
+    """How large the folds are, one row each.
+
+    Returns
+    -------
+    DataFrame
+        Columns fold, then for training and test: sections, patients, studies, and spots where the
+        manifest counts them.
+    """
+    who = manifest.set_index("section")
+    rows = []
+    for fold, part in folds.groupby("fold", sort=False):
+        row: dict[str, object] = {"fold": fold}
+        for side in ("train", "test"):
+            own = who.loc[part.loc[part["role"].isin((side, "both")), "section"]]
+            row |= {f"{side}_sections": len(own), f"{side}_patients": own["patient"].nunique(),
+                    f"{side}_studies": own["study"].nunique()}
+            if "n_spots" in who.columns:
+                row[f"{side}_spots"] = int(own["n_spots"].astype(int).sum())
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def match_resolution(manifest: pd.DataFrame, tolerance: float = MPP_TOLERANCE) -> Resolution:
@@ -297,6 +348,42 @@ def _leave_one_out(table: pd.DataFrame, unit: str) -> list[tuple[str, str, str]]
     owner = table[unit].astype(str)
     return [(name, section, "test" if of == name else "train") for name in units
             for section, of in zip(table["section"], owner, strict=True)]
+
+
+def _without_shared(rows: list[tuple[str, str, str]],
+                    table: pd.DataFrame) -> list[tuple[str, str, str]]:
+    """Folds less the training sections of patients who stand in the fold's test side as well."""
+    patient = table.set_index("section")["patient"].astype(str)
+    tested: dict[str, set[str]] = {}
+    for fold, section, role in rows:
+        if role == "test":
+            tested.setdefault(fold, set()).add(patient[section])
+    kept = [(fold, section, role) for fold, section, role in rows
+            if role == "test" or patient[section] not in tested[fold]]
+    if len(kept) < len(rows):
+        log.warning("protocol loso: %d times a training section is left out, its patient is in the "
+                    "tested study as well", len(rows) - len(kept))
+    return kept
+
+
+def _as_given(given: pd.DataFrame) -> list[tuple[str, str, str]]:
+    """Rows of a frame of folds, in its order."""
+    missing = [column for column in COLUMNS if column not in given.columns]
+    if missing:
+        raise InputError("folds", "given", f"lacks {missing}", f"give the columns {list(COLUMNS)}")
+    return [(str(fold), str(section), role)
+            for fold, section, role in given[list(COLUMNS)].itertuples(index=False)]
+
+
+def _grouped(table: pd.DataFrame,
+             groups: tuple[tuple[str, ...], ...]) -> list[tuple[str, str, str]]:
+    """Each group is tested once, and all the others train."""
+    missing = [name for group in groups for name in group if name not in set(table["section"])]
+    if missing:
+        raise InputError("manifest.csv", "section", f"{missing} of the protocol are not there",
+                         "read them as well (include: bench), or leave this protocol out")
+    return [(str(fold), name, "test" if group is tested else "train")
+            for fold, tested in enumerate(groups) for group in groups for name in group]
 
 
 def _within_patients(table: pd.DataFrame) -> list[tuple[str, str, str]]:

@@ -17,13 +17,18 @@ import pandas as pd
 
 from mvhlib import artifacts, statistics
 from mvhlib.artifacts import InputError
-from mvhlib.cohort import genes, splits
+from mvhlib.cohort import genes, hest, splits
 from mvhlib.expression import protocols, ridge
 from mvhlib.expression.scores import drop
 
 if TYPE_CHECKING:
     from mvhlib.cohort import Cohort
     from mvhlib.features import Features
+
+#: What the benchmarks' own panel is called, and its size: genes chosen as HEST does, with the test
+#: samples. Under another protocol a panel of this name is chosen on the training sections alone.
+HEST_PANELS = {"hest_var": "var", "hest_mean": "mean"}
+BENCHMARK_PANEL, BENCHMARK_GENES = "hest_var", 50
 
 #: An encoder's resolution may miss the coarsest image's by this factor and still count as matched.
 MPP_SLACK = 1.05
@@ -38,8 +43,34 @@ class Job:
     folds: pd.DataFrame = field(repr=False, compare=False)
 
 
+def resolution(features: "Mapping[str, Features]") -> float | None:
+    """Resolution that every section was reduced to before it was embedded [um/px].
+
+    The coarser of the tiles' own scale and the encoder's working resolution, where all sections
+    agree on it but for rounding (HEST cuts whole pixels); None where they do not, or it is not
+    stated.
+    """
+    reduced = []
+    for each in features.values():
+        stated = [each.attrs.get(name) for name in ("mpp", "working_mpp")]
+        reduced.append(max((float(value) for value in stated if value), default=0.0))
+    alike = bool(reduced) and 0 < max(reduced) <= min(reduced) * MPP_SLACK
+    return min(reduced) if alike else None
+
+
+def method_of(protocol: str, method: str) -> tuple[str, str | None]:
+    """Method and normalisation of a protocol: benchmarks have their own, whatever is asked for.
+
+    Returns
+    -------
+    tuple
+        The method, and the normalisation that it demands (None: free).
+    """
+    return ("hest_ridge", "log1p") if protocol in protocols.BENCHMARKS else (method, None)
+
+
 def jobs(manifest: pd.DataFrame, wanted: Sequence[str], encoders: Mapping[str, float | None],
-         seed: int = 0) -> tuple[list[Job], pd.DataFrame]:
+         seed: int = 0, **fold_options) -> tuple[list[Job], pd.DataFrame]:
     """Decide what can be compared.
 
     Parameters
@@ -49,10 +80,12 @@ def jobs(manifest: pd.DataFrame, wanted: Sequence[str], encoders: Mapping[str, f
     wanted
         Protocols.
     encoders
-        Slug -> resolution that the encoder reduces every tile to [um/px], or None where it takes
-        tiles as they are.
+        Slug -> resolution that every section is reduced to [um/px] (see `resolution`), or None
+        where tiles are taken as they are.
     seed
         Of the random protocols.
+    fold_options
+        Further options of `mvhlib.cohort.splits.make`: ``given``, ``shared_donors``.
 
     Returns
     -------
@@ -63,32 +96,43 @@ def jobs(manifest: pd.DataFrame, wanted: Sequence[str], encoders: Mapping[str, f
     """
     planned, reasons = [], []
     for protocol in wanted:
-        why = splits.possible(manifest, [protocol], seed=seed)[protocol]
+        why = splits.possible(manifest, [protocol], seed=seed, **fold_options)[protocol]
         if why:
             reasons.append({"protocol": protocol, "encoder": "all", "left_out": why})
             continue
-        folds = splits.make(manifest, protocol, seed=seed)
+        folds = splits.make(manifest, protocol, seed=seed, **fold_options)
         used = manifest[manifest["section"].isin(folds["section"])]
-        resolution = splits.match_resolution(used)
+        common = splits.match_resolution(used)
         for encoder, mpp in encoders.items():
-            if resolution.mpp is not None and (mpp or 0) * MPP_SLACK < resolution.mpp:
+            if common.mpp is not None and (mpp or 0) * MPP_SLACK < common.mpp:
                 reasons.append({"protocol": protocol, "encoder": encoder, "left_out":
-                                f"{resolution.message}; this encoder does not reduce them"})
+                                f"{common.message}; this encoder does not reduce them"})
             else:
                 planned.append(Job(protocol, encoder, folds))
     return planned, pd.DataFrame(reasons, columns=["protocol", "encoder", "left_out"])
 
 
 def choose_panels(cohort: "Cohort", wanted: Sequence[str], names: Sequence[str], n_genes: int,
-                  seed: int = 0) -> pd.DataFrame:
+                  seed: int = 0, *, benchmark_genes: Sequence[str] | None = None,
+                  **fold_options) -> pd.DataFrame:
     """Choose every panel of every fold, each on the fold's training sections alone.
+
+    The benchmarks (``hest_bench``, ``mvhybrid_bench``) are the exception, and say so wherever they
+    are printed: their one panel of 50 genes is chosen on all sections of the protocol, as their
+    authors did.
 
     Parameters
     ----------
     wanted
         Protocols; those that the cohort does not allow are left out.
     names, n_genes
-        See `mvhlib.cohort.genes.panel`.
+        See `mvhlib.cohort.genes.panel`; ``hest_var`` and ``hest_mean`` as well, which choose on the
+        training sections as HEST does on all (`mvhlib.cohort.hest.k_genes`).
+    benchmark_genes
+        Genes of ``hest_bench`` as its task states them (`mvhlib.cohort.hest.bench_genes`); None
+        chooses them.
+    fold_options
+        As in `jobs`; give both the same.
 
     Returns
     -------
@@ -97,20 +141,36 @@ def choose_panels(cohort: "Cohort", wanted: Sequence[str], names: Sequence[str],
         those that the fold's test sections have as well, by name only.
     """
     rows, known = [], {}
-    allowed = [p for p, why in splits.possible(cohort.manifest, wanted, seed=seed).items() if not why]
+    allowed = [p for p, why in splits.possible(cohort.manifest, wanted, seed=seed,
+                                               **fold_options).items() if not why]
     for protocol in allowed:
-        folds = splits.make(cohort.manifest, protocol, seed=seed)
+        folds = splits.make(cohort.manifest, protocol, seed=seed, **fold_options)
+        if protocol in protocols.BENCHMARKS:
+            stated = benchmark_genes if protocol == "hest_bench" else None
+            chosen = list(stated) if stated is not None else _panel(
+                BENCHMARK_PANEL, [cohort[s].adata for s in folds["section"].unique()],
+                BENCHMARK_GENES, None)
+            rows += [(BENCHMARK_PANEL, protocol, fold, rank, gene)
+                     for fold in folds["fold"].unique()
+                     for rank, gene in enumerate(chosen, start=1)]
+            continue
         everyone = set.intersection(*(set(cohort[s].adata.var_names)
                                       for s in folds["section"].unique()))
         for fold, part in folds.groupby("fold", sort=False):
             train = tuple(part.loc[part["role"] != "test", "section"])
             for name in names:
                 if (train, name) not in known:
-                    known[train, name] = genes.panel(name, [cohort[s].adata for s in train],
-                                                     n_genes=n_genes, available=everyone)
+                    known[train, name] = _panel(name, [cohort[s].adata for s in train], n_genes,
+                                                everyone)
                 rows += [(name, protocol, fold, rank, gene)
                          for rank, gene in enumerate(known[train, name], start=1)]
     return pd.DataFrame(rows, columns=["panel", "protocol", "fold", "rank", "gene"])
+
+
+def _panel(name: str, adatas: list, n_genes: int, available: set[str] | None) -> list[str]:
+    if name in HEST_PANELS:
+        return hest.k_genes(adatas, n_genes, HEST_PANELS[name], available=available)
+    return genes.panel(name, adatas, n_genes=n_genes, available=available)
 
 
 @dataclass
@@ -125,6 +185,8 @@ class Evaluation:
         Section -> `protocols.Prediction`, first panel, no control.
     notes
         What a reader of the tables must know.
+    method
+        The method used: `jobs` of a benchmark have their own.
     """
 
     job: Job
@@ -134,6 +196,7 @@ class Evaluation:
     summary: pd.DataFrame
     predictions: dict[str, protocols.Prediction] = field(repr=False)
     notes: list[str]
+    method: str = "ridge"
 
     def write(self, folder: str | Path) -> list[Path]:
         """Write the files that the module's head lists; return the tables' paths."""
@@ -162,7 +225,8 @@ def evaluate(job: Job, cohort: "Cohort", features: "Mapping[str, Features]",
     panels
         ``panels.csv`` of `01_cohort`: panel, protocol, fold, rank, gene.
     controls, method, alphas, seed, options
-        See `protocols.run`.
+        See `protocols.run`. Benchmarks run with their own method and normalisation, whatever is
+        given here.
     unit
         Over which intervals are taken: ``"patient"`` or ``"study"``.
 
@@ -171,6 +235,9 @@ def evaluate(job: Job, cohort: "Cohort", features: "Mapping[str, Features]",
     InputError
         If a fold has no panel, and whatever `protocols.run` refuses.
     """
+    method, demanded = method_of(job.protocol, method)
+    if demanded is not None:
+        options["normalize"] = demanded
     chosen = panels[panels["protocol"] == job.protocol]
     if chosen.empty:
         raise InputError("panels.csv", "protocol", f"holds no panel for {job.protocol!r}",
@@ -192,7 +259,7 @@ def evaluate(job: Job, cohort: "Cohort", features: "Mapping[str, Features]",
         pooled=pd.concat([part.pooled for part in parts], ignore_index=True),
         penalties=pd.concat([part.penalties for part in parts], ignore_index=True),
         summary=pd.concat([part.summary(unit) for part in parts], ignore_index=True),
-        predictions=first.predictions, notes=first.notes)
+        predictions=first.predictions, notes=first.notes, method=method)
 
 
 def drops(scores: pd.DataFrame, *, random: str = "random10_section", loso: str = "loso",

@@ -48,14 +48,25 @@ METHODS = ("ridge", "hest_ridge")
 #: What a reader of the table must know about a protocol; printed with it.
 NOTES = LEAKS | {
     "section": "spots of one patient, no inference to patients",
-    "mvhybrid_bench": "genes selected with test samples",
+    "mvhybrid_bench": "genes selected with test samples; no intercept; its first fold is three "
+                      "people",
     "hest_bench": "genes selected with test samples; no intercept",
 }
+
+#: Protocols of HEST-Benchmark: its regression, ln(1 + raw counts), and genes that saw the test.
+BENCHMARKS = ("hest_bench", "mvhybrid_bench")
+
+#: Printed with every fit by `ridge.hest_ridge`: its numbers depend on where the solver stops.
+HEST_SOLVER = "PCA 256 and ridge by lsqr (tolerance 1e-4), penalty 100/(components x genes)"
 
 #: What inner folds leave out together: the thing that the outer folds leave out.
 INNER_UNITS = {"loso": "study", "patient": "patient", "section": "section",
                "random10_section": "patient", "random10_spot": "spots", "hest_bench": "patient",
                "mvhybrid_bench": "patient"}
+
+#: What no fold of a protocol may have on both sides, whoever made the folds.
+APART = {"loso": ("study", "patient"), "patient": ("patient",), "hest_bench": ("patient",),
+         "mvhybrid_bench": ("patient",)}
 
 #: From fine to coarse; where a training set holds one unit only, the next finer one serves.
 FINER = {"study": "patient", "patient": "section", "section": "block"}
@@ -244,7 +255,8 @@ def run(sections: Iterable[Any], features: "Mapping[str, Features | np.ndarray]"
     data: dict[str, _Rows] = {}
     for name in (n for n in members if n in used):  # in the order of the cohort
         data[name] = _read(members[name], features[name], genes, needed[name], normalize, control,
-                           keep_counts=ceiling_splits > 0, seed=seed)
+                           keep_counts=ceiling_splits > 0, seed=seed,
+                           as_hest=method == "hest_ridge")
         _note_programs(programs, members[name].adata, genes, name)
         if by_spot:
             number = spot_folds(len(data[name].Y), seed, len(plan), name)
@@ -286,6 +298,8 @@ def run(sections: Iterable[Any], features: "Mapping[str, Features | np.ndarray]"
     scores = pd.concat(tables, ignore_index=True)[list(SCORE_COLUMNS)]
     pooled = _pool(pieces, programs, base | claim)
     notes = [NOTES[protocol]] if protocol in NOTES else []
+    if method == "hest_ridge":
+        notes.append(HEST_SOLVER)
     left_out = sum(len(members[n].adata) - len(data[n].Y) for n in data)
     if left_out:
         notes.append(f"{left_out} spots without a tile left out")
@@ -339,19 +353,17 @@ def _check_members(used: set[str], members: Mapping[str, Any], features: Mapping
         if missing:
             raise InputError("folds", what, f"{missing[:3]} of the folds are not among the {what}",
                              "make the folds from sections that have features")
-    level = {"loso": "study", "patient": "patient"}.get(protocol)
-    if level is None:
-        return
-    groups = {getattr(section, level) for section in members.values()}
-    if len(groups) < 2:
-        raise InputError("folds", level, f"only {sorted(groups)} is there, {protocol} needs two",
-                         "add another one, or choose another protocol")
-    for fold, (train, test) in plan.items():
-        both = {getattr(members[n], level) for n in train} & {getattr(members[n], level)
-                                                             for n in test}
-        if both:
-            raise InputError("folds", f"fold {fold}", f"{level} {sorted(both)} stands on both "
-                             "sides", f"leave out whole {level}s")
+    for level in APART.get(protocol, ()):
+        groups = {getattr(section, level) for section in members.values()}
+        if len(groups) < 2:
+            raise InputError("folds", level, f"only {sorted(groups)} is there, {protocol} needs "
+                             "two", "add another one, or choose another protocol")
+        for fold, (train, test) in plan.items():
+            both = {getattr(members[n], level) for n in train} & {getattr(members[n], level)
+                                                                 for n in test}
+            if both:
+                raise InputError("folds", f"fold {fold}", f"{level} {sorted(both)} stands on both "
+                                 "sides", f"leave out whole {level}s")
 
 
 def check_overlap(pretrained_on: Mapping[str, Iterable[str]] | None, *,
@@ -402,8 +414,12 @@ def _genes(plan, genes_by_fold) -> tuple[list[str], dict[Hashable, list[int]]]:
 
 
 def _read(section, features, genes: list[str], needed: set[str], normalize: str, control: str, *,
-          keep_counts: bool, seed: int) -> _Rows:
-    """Join a section's counts and features; permute the latter for the control."""
+          keep_counts: bool, seed: int, as_hest: bool = False) -> _Rows:
+    """Join a section's counts and features; permute the latter for the control.
+
+    `as_hest` keeps the order of the features' file and float64 targets, as HEST-Benchmark does: its
+    solver stops by a tolerance, so that numbers depend on both.
+    """
     adata = section.adata
     lacking = sorted(needed - set(adata.var_names))
     if lacking:
@@ -414,17 +430,22 @@ def _read(section, features, genes: list[str], needed: set[str], normalize: str,
     if hasattr(features, "barcodes"):
         from mvhlib.features import align
 
-        known = set(features.barcodes)
-        kept = np.array([name in known for name in names])
-        if not kept.any():
+        if as_hest:
+            place = {name: number for number, name in enumerate(names)}
+            kept = np.array([place[name] for name in features.barcodes if name in place],
+                            dtype=np.int64)
+        else:
+            known = set(features.barcodes)
+            kept = np.flatnonzero([name in known for name in names])
+        if len(kept) == 0:
             raise InputError(section.name, "barcodes", "of counts and features have none in "
                              f"common, for example {names[0]!r} and "
                              f"{next(iter(features.barcodes), None)!r}",
                              "take features and counts of the same section")
-        names = [name for name, keep in zip(names, kept, strict=True) if keep]
+        names = [names[number] for number in kept]
         X = align(features, names)
     else:
-        X, kept = np.asarray(features), np.ones(len(names), dtype=bool)
+        X, kept = np.asarray(features), np.arange(len(names))
         if X.ndim != 2 or len(X) != len(names):
             raise InputError(section.name, "features", f"shape {X.shape} for {len(names)} spots",
                              "give one row per spot")
@@ -441,8 +462,9 @@ def _read(section, features, genes: list[str], needed: set[str], normalize: str,
     # Genes of other folds that this section lacks stay 0: no fold of this section reads them.
     panel[:, here] = dense(counts[:, [column[genes[number]] for number in here]])
     coords = adata.obsm["spatial"] if "spatial" in adata.obsm else None
-    return _Rows(section.name, str(section.study), str(section.patient), X,
-                 normalized(panel, normalize, library), names,
+    Y = (np.log1p(panel.astype(np.float64)) if as_hest and normalize == "log1p"
+         else normalized(panel, normalize, library))
+    return _Rows(section.name, str(section.study), str(section.patient), X, Y, names,
                  None if coords is None else np.asarray(coords, dtype=np.float64)[kept],
                  panel if keep_counts else None, library, np.zeros(len(names), dtype=np.int64))
 
@@ -590,6 +612,32 @@ def _pool(pieces: Mapping[str, list[tuple]], programs: Mapping[str, str],
         add("fold", fold, parts)
     add("all", "all", [part for parts in by_fold.values() for part in parts])
     return pd.DataFrame(rows, columns=list(POOLED_COLUMNS))
+
+
+def benchmark_table(pooled: pd.DataFrame) -> pd.DataFrame:
+    """HEST-Benchmark's own numbers: correlation over each fold's pooled test spots.
+
+    The mean over genes of a fold is not guarded: a gene that is constant in the test spots makes it
+    NaN, as it does there. The spread is that of the population of folds (``ddof`` 0), not a
+    standard error.
+
+    Parameters
+    ----------
+    pooled
+        `Result.pooled`, of one or several runs.
+
+    Returns
+    -------
+    DataFrame
+        Columns protocol, method, encoder, control, panel, n_folds, pearson_mean, pearson_std.
+    """
+    keys = ["protocol", "method", "encoder", "control", "panel"]
+    own = pooled[pooled["scope"] == "fold"].fillna({"panel": ""})
+    rows = []
+    for values, part in own.groupby(keys, sort=False):
+        folds = [gene["pcc_pooled"].to_numpy().mean() for _, gene in part.groupby("fold")]
+        rows.append((*values, len(folds), float(np.mean(folds)), float(np.std(folds))))
+    return pd.DataFrame(rows, columns=[*keys, "n_folds", "pearson_mean", "pearson_std"])
 
 
 def summarise(scores: pd.DataFrame, unit: str, *, pooled: pd.DataFrame | None = None,

@@ -1,0 +1,771 @@
+"""HEST-1k and hest-bench, as they lie on disk.
+
+::
+
+    HEST-1k                                hest-bench, one folder per task
+        st/<id>.h5ad                           adata/<id>.h5ad
+        patches/<id>.h5                        patches/<id>.h5
+        wsis/<id>.tif                          splits/{train,test}_<i>.csv
+        metadata/<id>.json                     var_50genes.json
+        HEST_v1_1_0.csv
+
+Counts are raw in ``X``; ``obsm["spatial"]`` are spot centres [level-0 px]. Patches hold `img`,
+`coords` (top-left corners) and a name per patch; there are fewer of them than spots, in an order of
+their own, and their side differs between releases. All is joined on barcode.
+
+Who gave which tissue is not always stated, and in places stated wrongly. A table of corrections
+(``params/hest_crc/samples.csv`` for colorectal tissue) overrules the metadata, says which samples
+are duplicates, and holds the sets that a cohort can be made of.
+
+HEST: Jaume et al., NeurIPS 2024.
+"""
+
+import json
+import logging
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from mvhlib.artifacts import InputError, h5_reader, read_csv
+from mvhlib.cohort.base import Cohort, ImageRef, Section, check_counts
+from mvhlib.cohort.pseudospots import is_control
+from mvhlib.tiles.slides import open_slide
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from mvhlib.tiles.cut import Tiles
+
+log = logging.getLogger(__name__)
+
+#: Columns of a table of corrections beside the sets.
+CORRECTION_COLUMNS = ("section", "study", "substudy", "donor", "specimen", "duplicate_of", "note")
+#: Sets of the colorectal table; see ``params/hest_crc/README.md``.
+MEMBERSHIPS = ("A", "Aprime", "B", "C", "S", "bench")
+#: Side of a patch where nothing else tells [um/px]: patches are resampled to this.
+PATCH_MPP = 0.5
+#: A corner may miss half a patch from its spot by this share of the side.
+CORNER_TOLERANCE = 0.25
+#: Distance of neighbouring spots that Visium has and that Xenium is pooled to [um], and how far a
+#: section may be from it before the log says so.
+PITCH_UM, PITCH_TOLERANCE = 100.0, 0.1
+#: Longest side of the picture that patches are put together to [px].
+MOSAIC_PX = 2000
+#: Repositories on the hub.
+HUB = {"hest": "MahmoodLab/hest", "hest-bench": "MahmoodLab/hest-bench"}
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """One sample on disk and what is known of it."""
+
+    name: str
+    root: Path  # folder that st/ or adata/ lies in
+    counts: Path
+    facts: Mapping[str, Any]  # row of the csv, filled up from the sample's own json
+
+
+def read(path: str | Path, *, metadata: str | Path | None = None,
+         corrections: str | Path | None = None, include: str | Sequence[str] | None = None,
+         sections: Iterable[str] | None = None, substudies: bool = False,
+         duplicates: bool = False, unrecorded: str = "study", images: bool = True) -> Cohort:
+    """Read samples in the layout of HEST-1k, of a task of hest-bench, or of a folder of tasks.
+
+    The image of a section is ``wsis/<id>.tif`` where there is one. Otherwise the patches stand
+    for it: the section counts as imaged, and `tiles` gives what was cut.
+
+    Parameters
+    ----------
+    path
+        Folder that holds ``st``, or ``adata``, or task folders with ``adata``.
+    metadata
+        HEST's csv; None takes the newest ``HEST_v*.csv`` in `path`, where there is one.
+    corrections
+        Table of `CORRECTION_COLUMNS` and sets; relative paths are taken from the working
+        directory, else from the clone.
+    include
+        Set of that table, or several; a sample of any of them is read. None reads all samples.
+    sections
+        Ids to read; None reads all (of `include`).
+    substudies
+        Take the column ``substudy`` for the study (COLON MAP then counts as two).
+    duplicates
+        True keeps samples that duplicate another one.
+    unrecorded
+        Patient of a section whose donor is stated nowhere: ``"study"`` counts all such sections
+        of a study as one patient, so that none is on both sides of a fold; ``"section"`` takes each
+        for a patient of its own, on trust.
+    images
+        False reads every section as expression-only.
+
+    Raises
+    ------
+    InputError
+        If a file is missing or broken, a set or id is not known, or no sample is left.
+    """
+    root = Path(path)
+    if unrecorded not in ("study", "section"):
+        raise InputError("hest", "unrecorded", f"is {unrecorded!r}", "use study or section")
+    table = None if corrections is None else read_corrections(corrections)
+    samples = _find_samples(root, metadata)
+    names = _choose(root, list(samples), table, corrections, include, sections, duplicates)
+    rows = {} if table is None else table.set_index("section").to_dict("index")
+    made = []
+    for name in names:
+        sample = samples[name]
+        study, patient, specimen = _who(sample, rows.get(name), substudies, unrecorded)
+        made.append(_section(root, sample, study, patient, specimen, images))
+    cohort = Cohort(made)
+    log.info("%s", describe(cohort, include))
+    return cohort
+
+
+def label(cohort: Cohort | pd.DataFrame, include: str | Sequence[str] | None = None) -> str:
+    """What a table or figure calls the cohort: the set and its size, as in ``CRC-S (57)``.
+
+    Parameters
+    ----------
+    cohort
+        The cohort or its manifest.
+    include
+        As in `read`; None for whatever lies in the folder.
+    """
+    chosen = [include] if isinstance(include, str) else list(include or [])
+    name = "CRC-" + "+".join(chosen) if chosen else "HEST"
+    return f"{name} ({len(cohort)})"
+
+
+def describe(cohort: Cohort, include: str | Sequence[str] | None = None) -> str:
+    """One line: label, sections per study (the sizes of leave-one-study-out folds), patients."""
+    sizes = pd.Series([section.study for section in cohort]).value_counts()
+    parts = ", ".join(f"{study} {size}" for study, size in
+                      sorted(sizes.items(), key=lambda item: (-item[1], item[0])))
+    return (f"{label(cohort, include)}: {len(cohort)} sections of {len(cohort.patients)} patients, "
+            f"{len(sizes)} studies: {parts}")
+
+
+def read_corrections(path: str | Path) -> pd.DataFrame:
+    """Read a table of corrections; sets become booleans.
+
+    Raises
+    ------
+    InputError
+        If a column is missing, an id stands twice, a set holds other than 0 and 1, or a duplicate
+        is not in the study and specimen of what it duplicates.
+    """
+    found = Path(path)
+    if not found.exists() and not found.is_absolute():
+        from mvhlib.notebook import resolve
+
+        found = resolve(path)
+    table = read_csv(found, CORRECTION_COLUMNS, dtype=str)
+    for column in ("section", "study", "substudy", "donor", "specimen"):
+        if table[column].isna().any():
+            raise InputError(found, column, "is empty in a row", "fill it in")
+    if table["section"].duplicated().any():
+        twice = list(table["section"][table["section"].duplicated()])
+        raise InputError(found, "section", f"stands more than once: {twice[:3]}",
+                         "keep one row per sample")
+    for column in table.columns.difference(CORRECTION_COLUMNS, sort=False):
+        if not set(table[column]) <= {"0", "1"}:
+            raise InputError(found, column, f"holds {sorted(set(map(str, table[column])))[:5]}",
+                             "use 0 and 1 in the columns of sets")
+        table[column] = table[column] == "1"
+    by_name = table.set_index("section")
+    for name, other in by_name["duplicate_of"].dropna().items():
+        if other not in by_name.index:
+            raise InputError(found, "duplicate_of", f"of {name} names {other!r}, which has no row",
+                             "name a sample of the table")
+        for column in ("study", "substudy", "donor", "specimen"):
+            if by_name.at[name, column] != by_name.at[other, column]:
+                raise InputError(found, column, f"of {name} and {other} differ, though one "
+                                 "duplicates the other", "give both the same")
+    return table
+
+
+def _find_samples(root: Path, metadata: str | Path | None) -> dict[str, _Sample]:
+    """Id -> sample, of whichever layout `root` is."""
+    if not root.is_dir():
+        raise InputError(root, "data", "is not a directory", "pass the folder of HEST-1k")
+    homes = [home for home in (root, *sorted(p for p in root.iterdir() if p.is_dir()))
+             if any((home / sub).is_dir() for sub in ("st", "adata"))]
+    if root in homes:
+        homes = [root]
+    files: dict[str, tuple[Path, Path]] = {}
+    for home in homes:
+        for sub in ("st", "adata"):
+            for file in sorted((home / sub).glob("*.h5ad")):
+                if file.stem in files:
+                    log.warning("%s stands in %s as well, the first is read", file,
+                                files[file.stem][1])
+                files.setdefault(file.stem, (home, file))
+    if not files:
+        raise InputError(root, "st", "holds no <id>.h5ad, nor does adata or a task's adata",
+                         "pass the folder of HEST-1k, or one or all tasks of hest-bench")
+    rows = _metadata(root, metadata)
+    return {name: _Sample(name, home, file, _facts(home, name, rows.get(name, {})))
+            for name, (home, file) in files.items()}
+
+
+def _metadata(root: Path, metadata: str | Path | None) -> dict[str, dict[str, Any]]:
+    """Id -> row of the csv; what is empty is left out."""
+    if metadata is None:
+        def version(file: Path) -> list[int]:
+            return [int(number) for number in re.findall(r"\d+", file.stem)]
+
+        tables = sorted(root.glob("HEST_v*.csv"), key=version)
+        if not tables:
+            log.info("%s holds no HEST_v*.csv, only what the samples' own files say is known", root)
+            return {}
+        metadata = tables[-1]
+    table = read_csv(metadata, ("id", "dataset_title", "patient", "pixel_size_um_estimated"))
+    if table["id"].duplicated().any():
+        raise InputError(metadata, "id", "stands more than once, for example "
+                         f"{table['id'][table['id'].duplicated()].iloc[0]!r}",
+                         "keep one row per sample")
+    return {str(row["id"]): {key: value for key, value in row.items() if _stated(value)}
+            for row in table.to_dict("records")}
+
+
+def _stated(value: Any) -> bool:
+    """Whether a cell says something; the csv has blanks beside empty cells."""
+    return str(value).strip() not in ("", "nan", "None", "[]", "{}")
+
+
+def _facts(home: Path, name: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    """The csv's row, filled up from ``metadata/<id>.json``."""
+    path = home / "metadata" / f"{name}.json"
+    own = {}
+    if path.is_file():
+        try:
+            own = json.loads(path.read_text(encoding="utf-8"))
+            own = {key: value for key, value in own.items() if _stated(value)}
+        except (ValueError, AttributeError) as error:
+            raise InputError(path, "file", f"is no JSON object ({error})",
+                             "it is probably truncated: fetch it again") from error
+    return own | dict(row)
+
+
+def _choose(root: Path, present: list[str], table: pd.DataFrame | None, where: Any,
+            include: str | Sequence[str] | None, sections: Iterable[str] | None,
+            duplicates: bool) -> list[str]:
+    """Ids to read, in the order of the table, else of their names."""
+    names = sorted(present)
+    if include is not None:
+        if table is None:
+            raise InputError("hest", "include", "names a set, but there is no table of sets",
+                             "pass corrections=params/hest_crc/samples.csv")
+        wanted = [include] if isinstance(include, str) else list(include)
+        known = [column for column in table.columns if column not in CORRECTION_COLUMNS]
+        unknown = [name for name in wanted if name not in known]
+        if unknown or not wanted:
+            raise InputError(where, "include", f"{unknown} is no set of it", f"use {known}")
+        listed = list(table.loc[table[wanted].any(axis=1), "section"])
+        names = [name for name in listed if name in set(present)]
+        if len(names) < len(listed) and sections is None:
+            gone = [name for name in listed if name not in set(present)]
+            log.warning("%s: %d of the %d samples of %s are not there, for example %s; this is "
+                        "another cohort", root, len(gone), len(listed), "+".join(wanted), gone[:3])
+    if sections is not None:
+        sections = list(sections)
+        unknown = [name for name in sections if name not in names]
+        if unknown:
+            raise InputError(root, "sections", f"{unknown[:3]} are not among the {len(names)} "
+                             "samples found", "name ids of files in st or adata")
+        names = sections
+    elif table is not None and not duplicates:
+        copies = table.set_index("section")["duplicate_of"].dropna()
+        for name in [n for n in names if n in copies.index and copies[n] in names]:
+            log.info("%s is left out, it duplicates %s", name, copies[name])
+            names.remove(name)
+    if not names:
+        raise InputError(root, "sections", "no sample is left",
+                         "check include against the files in st or adata")
+    return names
+
+
+def _who(sample: _Sample, row: Mapping[str, Any] | None, substudies: bool,
+         unrecorded: str) -> tuple[str, str, str]:
+    """Study, patient and specimen of a sample."""
+    if row is not None:
+        return row["substudy" if substudies else "study"], row["donor"], row["specimen"]
+    study = str(sample.facts.get("dataset_title", sample.root.absolute().name)).strip()
+    if "patient" in sample.facts:
+        patient = f"{study}, {str(sample.facts['patient']).strip()}"
+    else:
+        log.warning("%s: no donor is stated; it counts as %s", sample.name,
+                    "one patient with the others of its study" if unrecorded == "study"
+                    else "a patient of its own")
+        patient = f"{study}, donor not stated" if unrecorded == "study" else sample.name
+    # Nothing tells blocks apart, so all sections of a donor count as replicates.
+    return study, patient, patient
+
+
+def _section(root: Path, sample: _Sample, study: str, patient: str, specimen: str,
+             images: bool) -> Section:
+    wsi = sample.root / "wsis" / f"{sample.name}.tif"
+    patches = sample.root / "patches" / f"{sample.name}.h5"
+    mpp = _number(sample, "pixel_size_um_estimated")
+    ref = size = None
+    if images and wsi.is_file():
+        with open_slide(wsi, mpp=mpp) as slide:
+            size, mpp = (slide.width, slide.height), slide.mpp
+        ref = ImageRef(str(wsi.relative_to(root)))
+    elif images and patches.is_file():
+        with _open_patches(patches) as cut:
+            mpp = mpp or cut.mpp
+            reach = cut.coords.max(axis=0) + (cut.source_px or 0)
+        stated = [_number(sample, f"fullres_px_{side}") for side in ("width", "height")]
+        size = tuple(int(max(a or 0, np.ceil(b))) for a, b in zip(stated, reach, strict=True))
+        ref = ImageRef(str(patches.relative_to(root)))
+    if ref is not None and mpp is None:
+        raise InputError(sample.counts, "pixel_size_um_estimated", f"of {sample.name} is stated "
+                         "neither by the csv nor by its json nor by its patches",
+                         "pass metadata= with HEST's csv")
+    return Section(name=sample.name, study=study, patient=patient, specimen=specimen,
+                   source="hest", load=lambda: _load(sample, mpp, ref, size, patches),
+                   mpp=mpp if ref is not None else None, image_ref=ref, image_size=size,
+                   roots={"data": root})
+
+
+def _number(sample: _Sample, name: str) -> float | None:
+    value = sample.facts.get(name)
+    if value is None:
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = np.nan
+    if not (np.isfinite(number) and number > 0):
+        raise InputError(sample.name, name, f"is {value!r}", "state a positive number")
+    return number
+
+
+def _load(sample: _Sample, mpp: float | None, ref: ImageRef | None,
+          size: tuple[int, int] | None, patches: Path) -> "AnnData":
+    """Counts and centres; controls dropped, a picture kept where there is no slide."""
+    import anndata
+    from scipy import sparse
+
+    path = sample.counts
+    try:
+        stored = anndata.read_h5ad(path)
+    except Exception as error:  # h5py's and anndata's errors are their own
+        raise InputError(path, "file", f"cannot be read ({error})",
+                         "it is probably truncated: fetch it again") from error
+    if stored.X is None:
+        raise InputError(path, "X", "is missing", "HEST's files hold raw counts there")
+    if "spatial" not in stored.obsm or np.ndim(stored.obsm["spatial"]) != 2 or \
+            stored.obsm["spatial"].shape[1] != 2:
+        raise InputError(path, 'obsm["spatial"]', "is missing or not (n, 2)",
+                         "HEST's files hold spot centres there")
+    obs = stored.obs[[c for c in ("array_row", "array_col") if c in stored.obs]]
+    adata = anndata.AnnData(obs=obs.copy(), var=pd.DataFrame(index=stored.var_names.astype(str)))
+    adata.obs_names = adata.obs_names.astype(str)
+    # Two Ensembl ids may share a symbol.
+    adata.var_names_make_unique()
+    adata.layers["counts"] = sparse.csr_matrix(stored.X)
+    check_counts(adata, path)
+    adata.layers["counts"] = adata.layers["counts"].astype(np.int32)
+    adata.obsm["spatial"] = np.asarray(stored.obsm["spatial"], dtype=np.float64)
+    if not np.isfinite(adata.obsm["spatial"]).all():
+        raise InputError(path, 'obsm["spatial"]', "holds NaN or infinity", "fetch the file again")
+    controls = _is_control(adata.var_names)
+    adata = adata[:, ~controls].copy()
+    adata.X = adata.layers["counts"].copy()
+    technology = str(sample.facts.get("st_technology", "")).strip()
+    adata.uns["lattice"] = _lattice(sample.name, technology, adata.obsm["spatial"], mpp)
+    adata.uns["hest"] = {"technology": technology, "n_control_features": int(controls.sum())}
+    if ref is not None and ref.path.endswith(".h5"):
+        picture = _stored_picture(stored)
+        if picture is None:
+            with _open_patches(patches) as cut:
+                corners, side, _ = _corners(cut, list(adata.obs_names), adata.obsm["spatial"],
+                                            mpp, patches)
+                picture = _mosaic(cut, corners, side, size)
+        pixels, scale = picture
+        diameter = adata.uns["lattice"]["spot_um"] / mpp
+        adata.uns["spatial"] = {sample.name: {
+            "images": {"hires": pixels}, "metadata": {},
+            "scalefactors": {"tissue_hires_scalef": scale, "spot_diameter_fullres": diameter}}}
+    return adata
+
+
+def _is_control(genes: pd.Index) -> np.ndarray:
+    """Controls of the platform; HEST's own test is a substring, which catches a few more."""
+    named = pd.Series(genes.astype(str)).str.contains("BLANK|Control", regex=True).to_numpy()
+    return is_control(genes) | named
+
+
+def _lattice(name: str, technology: str, centers: np.ndarray, mpp: float | None) -> dict[str, Any]:
+    """Kind of the array, and its pitch as measured from the centres."""
+    from scipy.spatial import cKDTree
+
+    hexagonal = technology == "Visium"
+    record: dict[str, Any] = {"kind": "hexagonal" if hexagonal else "square",
+                              "n_neighs": 6 if hexagonal else 4, "coordinates": "pixel"}
+    pitch = np.nan
+    if len(centers) > 1 and mpp is not None:
+        pitch = float(np.median(cKDTree(centers).query(centers, k=2)[0][:, 1])) * mpp
+        record["pitch_um"] = pitch
+        if technology in ("Visium", "Xenium") and \
+                abs(pitch - PITCH_UM) > PITCH_TOLERANCE * PITCH_UM:
+            log.warning("%s: spots are %.1f um apart, %s has %.0f; its pixel size or its pseudo-"
+                        "spots are wrong", name, pitch, technology, PITCH_UM)
+    record["spot_um"] = 55.0 if hexagonal else pitch if np.isfinite(pitch) else PITCH_UM
+    return record
+
+
+def _stored_picture(stored: "AnnData") -> tuple[np.ndarray, float] | None:
+    """The reduced slide that HEST's h5ad holds, with its scale."""
+    for entry in dict(stored.uns.get("spatial", {})).values():
+        for key, pixels in dict(entry.get("images", {})).items():
+            scale = entry.get("scalefactors", {}).get(f"tissue_{key}_scalef")
+            pixels = np.asarray(pixels)
+            if scale is None or pixels.ndim != 3 or pixels.shape[2] < 3:
+                continue
+            pixels = pixels[..., :3]
+            if pixels.dtype != np.uint8:
+                pixels = np.clip(np.rint(pixels * (255 if pixels.max() <= 1 else 1)), 0, 255)
+            step = max(1, -(-max(pixels.shape[:2]) // MOSAIC_PX))
+            return (np.ascontiguousarray(pixels[::step, ::step].astype(np.uint8)),
+                    float(scale) / step)
+    return None
+
+
+@dataclass(frozen=True)
+class _Patches:
+    """A patch file, open."""
+
+    img: Any  # h5 dataset (n, S, S, 3)
+    coords: np.ndarray
+    barcodes: list[str]
+    side: int  # [px]
+    source_px: float | None  # side in level-0 pixels, where it is stated
+    mpp: float | None  # of level 0, where it is stated
+
+
+@contextmanager
+def _open_patches(path: Path) -> Iterator[_Patches]:
+    from mvhlib.tiles.store import read_names
+
+    with h5_reader(path) as stream:
+        for name in ("img", "coords"):
+            if name not in stream:
+                raise InputError(path, name, f"is missing; the file has {sorted(stream)}",
+                                 "fetch the file again")
+        img, names = stream["img"], read_names(stream)
+        if names is None:
+            raise InputError(path, "barcode", f"is missing; the file has {sorted(stream)}",
+                             "fetch the file again: patches are joined on barcode")
+        coords = stream["coords"][()].astype(np.float64).reshape(-1, 2)
+        if img.ndim != 4 or not len(img) == len(coords) == len(names) or len(img) == 0:
+            raise InputError(path, "img", f"of shape {img.shape} stands beside {len(coords)} "
+                             f"coords and {len(names)} names", "fetch the file again")
+        if len(set(names)) < len(names):
+            raise InputError(path, "barcode", "stands more than once", "fetch the file again")
+        source, mpp = img.attrs.get("patch_size_src"), img.attrs.get("pixel_size")
+        yield _Patches(img, coords, names, int(img.shape[1]),
+                       None if source is None else float(source),
+                       None if mpp is None else float(mpp))
+
+
+def _corners(cut: _Patches, names: Sequence[str], centers: np.ndarray, mpp: float | None,
+             path: Path) -> tuple[np.ndarray, float, np.ndarray]:
+    """Top-left corners `(n, 2)`, the side in level-0 px, and the spot of each patch (-1: none).
+
+    Files differ in what they state, and older ones are said to hold centres. The spots tell: a
+    corner is half a side from its spot's centre, a centre is on it.
+    """
+    place = {name: index for index, name in enumerate(names)}
+    spot = np.array([place.get(name, -1) for name in cut.barcodes])
+    if (spot < 0).all():
+        raise InputError(path, "barcode", f"none of {len(spot)} patches has a spot, for example "
+                         f"{cut.barcodes[0]!r} against {next(iter(names))!r}",
+                         "take patches and counts of one sample and release")
+    joined = spot >= 0
+    offset = float(np.median(centers[spot[joined]] - cut.coords[joined]))
+    side, scale = cut.source_px, cut.mpp or mpp
+    if side is None:
+        # No attribute: half a side is what corners are off by; centres leave the usual scale.
+        usual = None if scale is None else cut.side * PATCH_MPP / scale
+        side = 2 * offset if offset > CORNER_TOLERANCE * cut.side else usual
+        if side is None:
+            raise InputError(path, "patch_size_src", "is missing, and the pixel size is not known",
+                             "pass metadata= with HEST's csv")
+    if abs(offset - side / 2) <= CORNER_TOLERANCE * side:
+        return cut.coords, side, spot
+    if abs(offset) <= CORNER_TOLERANCE * side:
+        log.info("%s: coords are centres, not corners", path)
+        return cut.coords - side / 2, side, spot
+    raise InputError(path, "coords", f"are {offset:.0f} px from the spots' centres, neither half a "
+                     f"patch ({side / 2:.0f}) nor none", "take patches and counts of one release")
+
+
+def patch_file(path: str | Path, section: Section | str) -> Path | None:
+    """The section's file of patches below `path`, or None where there is none."""
+    name = section if isinstance(section, str) else section.name
+    root = Path(path)
+    found = [root / "patches" / f"{name}.h5", *sorted(root.glob(f"*/patches/{name}.h5"))]
+    return next((file for file in found if file.is_file()), None)
+
+
+def tiles(path: str | Path, section: Section) -> "Tiles":
+    """The tiles that HEST cut around the section's spots, as they are.
+
+    Parameters
+    ----------
+    path
+        Folder that the cohort was read from.
+    section
+        Of that cohort, or of the run's copy of it.
+
+    Returns
+    -------
+    Tiles
+        In the file's order, with top-left corners; spots without a patch are not among them, and
+        patches without a spot are left out. Side and scale are the file's own.
+
+    Raises
+    ------
+    InputError
+        If there is no file, it does not fit the spots, or nothing tells its scale.
+    """
+    from mvhlib.tiles.store import read_tiles
+
+    file = patch_file(path, section)
+    if file is None:
+        raise InputError(path, f"patches/{section.name}.h5", "does not exist",
+                         "fetch the patches, or cut tiles from wsis")
+    adata = section.adata
+    with _open_patches(file) as cut:
+        corners, side, spot = _corners(cut, list(adata.obs_names), adata.obsm["spatial"],
+                                       section.mpp, file)
+        mpp = cut.mpp or section.mpp
+    if mpp is None:
+        raise InputError(file, "pixel_size", "is not stated, and the section has no scale",
+                         "pass metadata= with HEST's csv")
+    if section.mpp is not None and abs(mpp / section.mpp - 1) > 0.02:
+        log.warning("%s: pixel size is %.4g um/px, the metadata say %.4g", file, mpp, section.mpp)
+    found = read_tiles(file, tile_um=side * mpp)
+    found = replace(found, coords=np.rint(corners).astype(np.int64), source_mpp=float(mpp))
+    log.info("%s: %d of %d spots have a patch; %d patches have no spot", section.name,
+             int((spot >= 0).sum()), adata.n_obs, int((spot < 0).sum()))
+    return found if (spot >= 0).all() else found.select(np.flatnonzero(spot >= 0))
+
+
+def _mosaic(cut: _Patches, corners: np.ndarray, side: float,
+            size: tuple[int, int]) -> tuple[np.ndarray, float]:
+    """The slide as far as patches cover it, reduced; white elsewhere."""
+    from PIL import Image
+
+    scale = min(1.0, MOSAIC_PX / max(size))
+    px = max(1, round(side * scale))
+    canvas = np.full((max(px, round(size[1] * scale)), max(px, round(size[0] * scale)), 3), 255,
+                     dtype=np.uint8)
+    height, width = canvas.shape[:2]
+    for start in range(0, len(corners), 256):
+        for corner, pixels in zip(corners[start:start + 256], cut.img[start:start + 256],
+                                  strict=True):
+            small = np.asarray(Image.fromarray(pixels).resize((px, px), Image.Resampling.BOX))
+            x, y = (int(round(value * scale)) for value in corner)
+            left, top = max(0, -x), max(0, -y)
+            right, bottom = min(px, width - x), min(px, height - y)
+            if right > left and bottom > top:
+                canvas[y + top:y + bottom, x + left:x + right] = small[top:bottom, left:right]
+    return canvas, scale
+
+
+def k_genes(adatas: Sequence["AnnData"], k: int = 50, criterion: str = "var", *,
+            min_spots: float = 0.1, available: Iterable[str] | None = None) -> list[str]:
+    """Genes as HEST-Benchmark selects them, the most variable first.
+
+    Genes found in a tenth of the spots of every sample, without controls; raw counts of all samples
+    are stacked, ln(1 + x) is taken, and scanpy's most variable genes (``"var"``), or those of the
+    highest mean count (``"mean"``), are chosen. HEST does so on all samples of a task, test samples
+    among them; give training sections to avoid that.
+
+    Parameters
+    ----------
+    adatas
+        Sections with raw counts in ``layers["counts"]``.
+    k
+        Genes wanted; all that qualify where there are fewer.
+    criterion
+        ``"var"`` or ``"mean"``.
+    min_spots
+        Least share of the spots of every section that a gene is found in [0-1].
+    available
+        Names to choose among; None: no restriction.
+
+    Raises
+    ------
+    InputError
+        If the criterion is not known or no gene qualifies.
+    """
+    import anndata
+    import scanpy as sc
+    from scipy import sparse
+
+    if criterion not in ("var", "mean"):
+        raise InputError("k_genes", "criterion", f"is {criterion!r}", "use var or mean")
+    adatas = list(adatas)
+    if not adatas:
+        raise InputError("k_genes", "sections", "none was given", "pass sections with counts")
+    common = None if available is None else set(available)
+    for adata in adatas:
+        counts = sparse.csr_matrix(adata.layers["counts"])
+        found = np.asarray((counts > 0).sum(axis=0)).ravel() >= np.ceil(min_spots * adata.n_obs)
+        here = set(adata.var_names[found & ~_is_control(adata.var_names)])
+        common = here if common is None else common & here
+    genes = sorted(common)
+    if not genes:
+        raise InputError("k_genes", "genes", f"none is found in {min_spots:.0%} of the spots of "
+                         f"every one of {len(adatas)} sections", "lower min_spots")
+    stacked = sparse.vstack([sparse.csr_matrix(adata.layers["counts"])
+                             [:, adata.var_names.get_indexer(genes)] for adata in adatas],
+                            format="csr").astype(np.float32)
+    if criterion == "mean":
+        score = np.asarray(stacked.astype(np.float64).mean(axis=0)).ravel()
+    else:
+        stacked.data = np.log1p(stacked.data)
+        table = sc.pp.highly_variable_genes(
+            anndata.AnnData(stacked, var=pd.DataFrame(index=genes)), n_top_genes=k, inplace=False)
+        score = np.nan_to_num(table["dispersions_norm"].to_numpy(float), nan=-np.inf)
+    order = np.lexsort((np.array(genes), -score))
+    return [genes[index] for index in order[:k]]
+
+
+def bench_folds(path: str | Path) -> pd.DataFrame:
+    """Folds of a task of hest-bench, from its own ``splits/{train,test}_<i>.csv``.
+
+    Anything else in ``splits`` is passed over, and the log says so.
+
+    Parameters
+    ----------
+    path
+        Folder of the task.
+
+    Returns
+    -------
+    DataFrame
+        Columns fold (text), section, role, samples in the order of the files; for
+        ``splits.make(..., given=...)``.
+
+    Raises
+    ------
+    InputError
+        If there is no split, a half of one is missing, or a sample stands on both sides.
+    """
+    folder = Path(path) / "splits"
+    halves: dict[int, dict[str, Path]] = {}
+    for file in sorted(folder.glob("*")):
+        named = re.fullmatch(r"(train|test)_(\d+)\.csv", file.name)
+        if named is None:
+            log.info("%s is no split and is passed over", file)
+            continue
+        halves.setdefault(int(named[2]), {})[named[1]] = file
+    if not halves:
+        raise InputError(folder, "splits", "holds no train_<i>.csv and test_<i>.csv",
+                         "pass the folder of a task of hest-bench")
+    rows = []
+    for number in sorted(halves):
+        for role in ("train", "test"):
+            file = halves[number].get(role)
+            if file is None:
+                raise InputError(folder, f"{role}_{number}.csv", "does not exist",
+                                 "fetch the task again")
+            samples = list(read_csv(file, ("sample_id",), dtype=str)["sample_id"].dropna())
+            if not samples:
+                raise InputError(file, "sample_id", "is empty", "fetch the task again")
+            rows += [(str(number), name, role) for name in dict.fromkeys(samples)]
+    frame = pd.DataFrame(rows, columns=["fold", "section", "role"])
+    for fold, part in frame.groupby("fold"):
+        both = part["section"][part["section"].duplicated()]
+        if len(both):
+            raise InputError(folder, f"fold {fold}", f"{list(both)[:3]} stand on both sides",
+                             "keep a sample on one side")
+    return frame
+
+
+def bench_genes(path: str | Path, name: str = "var_50genes") -> list[str]:
+    """Genes of a task of hest-bench; they were chosen with its test samples.
+
+    Parameters
+    ----------
+    path
+        Folder of the task.
+    name
+        ``var_50genes`` or ``mean_50genes``.
+    """
+    file = Path(path) / f"{name}.json"
+    if not file.is_file():
+        raise InputError(file, "file", "does not exist", "pass the folder of a task of hest-bench")
+    try:
+        genes = json.loads(file.read_text(encoding="utf-8"))["genes"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(file, "genes", f"cannot be read ({error})", "fetch it again") from error
+    return [str(gene) for gene in genes]
+
+
+def fetch(path: str | Path, sections: Iterable[str], *, repository: str = "hest",
+          parts: Sequence[str] = ("st", "patches", "metadata"),
+          revision: str | None = None) -> Path:
+    """Download samples from the hub. Nothing else here uses the network.
+
+    The data are gated: accept their terms on the hub's page and log in
+    (``huggingface-cli login``) first. Patches of a section take some hundred MB, its slide GB.
+
+    Parameters
+    ----------
+    path
+        Folder to fill.
+    sections
+        Ids.
+    repository
+        ``"hest"``, ``"hest-bench"``, or the full name of another repository of data sets.
+    parts
+        Folders to fetch: st, patches, metadata, wsis, ...; for hest-bench adata and patches, and
+        the tasks' splits and gene lists come with them.
+    revision
+        Commit or tag; None takes the newest. Name one for numbers that shall be made again.
+
+    Returns
+    -------
+    Path
+        `path`.
+
+    Raises
+    ------
+    InputError
+        If ``huggingface_hub`` is not installed, nothing is asked for, or the hub refuses.
+    """
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise InputError("hest.fetch", "huggingface_hub", "is not installed",
+                         "pip install huggingface_hub, or copy the files by other means") from error
+    sections = list(sections)
+    if not sections or not parts:
+        raise InputError("hest.fetch", "sections", "or parts are empty", "name what to fetch")
+    bench = repository == "hest-bench"
+    ahead = "*/" if bench else ""
+    wanted = [f"{ahead}{part}/{name}{end}" for name in sections for part in parts
+              for end in (".*", "_*")]
+    # In hest-bench every file lies below its task.
+    wanted += ["*/splits/*.csv", "*/*_50genes.json"] if bench else ["HEST_v*.csv"]
+    try:
+        snapshot_download(repo_id=HUB.get(repository, repository), repo_type="dataset",
+                          revision=revision, allow_patterns=wanted, local_dir=str(path))
+    except Exception as error:  # the client's errors are many and change their names
+        raise InputError(HUB.get(repository, repository), "download",
+                         f"failed ({type(error).__name__}: {error})",
+                         "accept the terms on the hub's page, log in, and check the connection"
+                         ) from error
+    return Path(path)

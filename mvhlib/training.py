@@ -1,0 +1,556 @@
+"""What every training loop shares: random numbers by key, state, checkpoints, logs, early stopping.
+
+A loop that is killed at any moment and started again ends with the same bytes. Three things make
+that true: random numbers depend on (seed, step, index) and on nothing that happened before;
+checkpoints appear by rename, so that a file is whole or absent; the log is cut back to the
+checkpoint before it grows again.
+
+::
+
+    <folder>/state/step_00000120.pt     weights, optimiser, generators, step; the last few are kept
+    <folder>/log.csv                    one row per logged step; equal runs give equal bytes
+    <folder>/log.timing.csv             wall-clock columns, which never repeat
+
+Works in one process and under ``torchrun``; the helpers for many processes do nothing in one.
+"""
+
+import contextlib
+import csv
+import difflib
+import math
+import os
+import signal
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from mvhlib.artifacts import FLOAT_FORMAT, InputError, atomic
+
+
+class TrainingStopped(RuntimeError):
+    """A monitor stopped the loop; the message says why and names the last good checkpoint."""
+
+
+class Interrupted(RuntimeError):
+    """A signal stopped the loop after its step was saved; starting again goes on from there."""
+
+
+# --------------------------------------------------------------------------------------------
+# random numbers
+
+
+#: Streams that must not share numbers although their keys are equal.
+STREAMS = ("augmentation", "masks", "mask_ratios", "order", "drop_path", "noise")
+
+
+def keyed_generator(seed: int, step: int = 0, index: int = 0,
+                    stream: str = "noise") -> np.random.Generator:
+    """A generator that is a function of its key alone.
+
+    Parameters
+    ----------
+    seed, step, index
+        Not negative. Sample `index` of step `step` gets the same numbers whichever process,
+        and whichever micro-batch, it falls into.
+    stream
+        One of `STREAMS`.
+
+    Notes
+    -----
+    Philox (Salmon et al., SC 2011) maps (key, counter) to numbers without any state: the key is
+    (seed, step), and the two upper words of the counter are (stream, index).
+    """
+    counter = [0, 0, STREAMS.index(stream), index]
+    return np.random.Generator(np.random.Philox(key=[seed, step], counter=counter))
+
+
+# --------------------------------------------------------------------------------------------
+# many processes
+
+
+def is_distributed() -> bool:
+    """Whether more than one process takes part."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def world_size() -> int:
+    return dist.get_world_size() if is_distributed() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if is_distributed() else 0
+
+
+def all_reduce(tensor: Tensor, op: str = "sum") -> Tensor:
+    """Reduce `tensor` over all processes in place, and return it; alone, nothing happens."""
+    if is_distributed():
+        dist.all_reduce(tensor, {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}[op])
+    return tensor
+
+
+class _Gather(torch.autograd.Function):
+    """Concatenate the rows of all processes; the gradient of a row returns to its owner."""
+
+    @staticmethod
+    def forward(ctx, rows: Tensor) -> Tensor:
+        ctx.n_rows = len(rows)
+        parts = [torch.empty_like(rows) for _ in range(world_size())]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        gradient = all_reduce(gradient.contiguous().clone())
+        return gradient[rank() * ctx.n_rows:(rank() + 1) * ctx.n_rows]
+
+
+def gather(rows: Tensor) -> Tensor:
+    """Rows of all processes in the order of their ranks, `(n, D)` to `(W n, D)`, with gradient.
+
+    Every process gets the gradient summed over all of them, W times that of a loss which all
+    compute alike; averaging gradients over processes, as DDP does, takes that factor out again.
+    """
+    return _Gather.apply(rows) if is_distributed() else rows
+
+
+# --------------------------------------------------------------------------------------------
+# configuration
+
+
+def read_config(kind: type, path: str | os.PathLike | None = None,
+                overrides: Sequence[str] | Mapping[str, Any] = ()) -> Any:
+    """Make a flat dataclass of a YAML file and ``key=value`` overrides.
+
+    Parameters
+    ----------
+    kind
+        A dataclass; its annotations (int, float, str, bool, list[...], dict) are the types.
+    path
+        A YAML file of names and values, or None for the defaults.
+    overrides
+        ``["steps=10", ...]`` or a mapping; they win over the file.
+
+    Raises
+    ------
+    InputError
+        On an unknown name (the nearest is named), a wrong type, or a file that is no mapping.
+    """
+    import yaml
+
+    values: dict[str, Any] = {}
+    where = str(path) if path is not None else kind.__name__
+    if path is not None:
+        if not Path(path).is_file():
+            raise InputError(path, "file", "does not exist", "name a YAML file of settings")
+        try:
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        except yaml.YAMLError as error:
+            raise InputError(path, "content", f"is no YAML ({error})", "mend it") from error
+        if not isinstance(values, dict):
+            raise InputError(path, "content", "is no list of names and values",
+                             "write `name: value`, one per line")
+    _check_config(kind, where, values)
+    if not isinstance(overrides, Mapping):
+        overrides = read_pairs(overrides)
+    _check_config(kind, "command line", dict(overrides))
+    merged = values | dict(overrides)
+    types = {field.name: field.type for field in fields(kind)}
+    return kind(**{name: _coerce(value, types[name]) for name, value in merged.items()})
+
+
+def read_pairs(items: Sequence[str]) -> dict[str, Any]:
+    """Values of ``["key=value", ...]``, each value read as YAML.
+
+    Raises
+    ------
+    InputError
+        If an item has no ``=``.
+    """
+    import yaml
+
+    pairs = {}
+    for item in items:
+        name, equals, text = item.partition("=")
+        if not equals:
+            raise InputError("command line", item, "is no key=value", "write key=value")
+        pairs[name] = yaml.safe_load(text)
+    return pairs
+
+
+def _check_config(kind: type, where: str, values: dict[str, Any]) -> None:
+    known = {field.name: field for field in fields(kind)}
+    for name, value in values.items():
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
+            raise InputError(where, str(name), "is not a setting",
+                             f"did you mean {near[0]!r}?" if near else f"use {sorted(known)}")
+        annotation = known[name].type
+        if not _is_a(_coerce(value, annotation), annotation):
+            default = known[name].default
+            example = "" if default is MISSING else f", for example {default!r}"
+            kind_name = getattr(annotation, "__name__", str(annotation))
+            if getattr(annotation, "__origin__", None):
+                kind_name = str(annotation)
+            raise InputError(where, name, f"is {value!r} ({type(value).__name__})",
+                             f"give a value of type {kind_name}{example}")
+
+
+def _coerce(value: Any, annotation: Any) -> Any:
+    """YAML reads ``1e-6`` as text and ``1`` as an integer; a float is meant by both."""
+    if annotation is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError):
+            return float(value)
+    if getattr(annotation, "__origin__", None) is list and isinstance(value, list):
+        return [_coerce(item, annotation.__args__[0]) for item in value]
+    return value
+
+
+def _is_a(value: Any, annotation: Any) -> bool:
+    origin = getattr(annotation, "__origin__", None)
+    if origin is list:
+        return isinstance(value, list) and all(_is_a(v, annotation.__args__[0]) for v in value)
+    if annotation is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, origin or annotation)
+
+
+# --------------------------------------------------------------------------------------------
+# state and checkpoints
+
+
+class LoopState:
+    """What has to be kept so that the next step is the one that would have come.
+
+    Parameters
+    ----------
+    parts
+        Named objects with `state_dict` and `load_state_dict` (modules, optimisers, `EarlyStop`),
+        or generators of numpy or torch.
+
+    Attributes
+    ----------
+    step
+        Steps that are done.
+    notes
+        Plain values (numbers, strings, lists) that the loop wants to keep.
+
+    Examples
+    --------
+    >>> state = LoopState(model=model, optimizer=optimizer, rng=rng)
+    >>> checkpoints = Checkpoints(folder / "state", keep=3)
+    >>> checkpoints.resume(state)                     # step 0 where there is none
+    >>> while state.step < n_steps:
+    ...     train_one_step(); state.step += 1
+    ...     checkpoints.save(state)
+    """
+
+    def __init__(self, **parts: Any):
+        self.parts = parts
+        self.step = 0
+        self.notes: dict[str, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self.step, "notes": self.notes,
+                "parts": {name: _state_of(part) for name, part in self.parts.items()}}
+
+    def load_state_dict(self, content: dict[str, Any]) -> None:
+        """Take over a saved state.
+
+        Raises
+        ------
+        KeyError, RuntimeError, ValueError
+            If it is the state of something else.
+        """
+        if set(content["parts"]) != set(self.parts):
+            raise KeyError(f"parts {sorted(content['parts'])}, not {sorted(self.parts)}")
+        for name, part in self.parts.items():
+            _restore(part, content["parts"][name])
+        self.step, self.notes = content["step"], content["notes"]
+
+
+def _state_of(part: Any) -> Any:
+    if isinstance(part, np.random.Generator):
+        return _packed(part.bit_generator.state)
+    if isinstance(part, torch.Generator):
+        return part.get_state()
+    return part.state_dict()
+
+
+def _restore(part: Any, content: Any) -> None:
+    if isinstance(part, np.random.Generator):
+        part.bit_generator.state = _unpacked(content)
+    elif isinstance(part, torch.Generator):
+        part.set_state(content)
+    else:
+        part.load_state_dict(content)
+
+
+def _packed(value: Any) -> Any:
+    """The state of a numpy generator in types that a safe load accepts (arrays are not)."""
+    if isinstance(value, dict):
+        return {key: _packed(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return {"array": [int(item) for item in value], "dtype": str(value.dtype)}
+    return value
+
+
+def _unpacked(value: Any) -> Any:
+    if isinstance(value, dict) and set(value) == {"array", "dtype"}:
+        return np.array(value["array"], dtype=value["dtype"])
+    if isinstance(value, dict):
+        return {key: _unpacked(item) for key, item in value.items()}
+    return value
+
+
+class Checkpoints:
+    """The last few states of a loop in one folder.
+
+    Parameters
+    ----------
+    folder
+        Made if it is not there.
+    keep
+        States that stay; older ones are deleted after a newer one is in place.
+    key
+        Names the recipe; a state that was saved under another key is refused.
+    """
+
+    def __init__(self, folder: str | os.PathLike, keep: int = 3, key: Any = None):
+        self.folder, self.keep, self.key = Path(folder), max(1, keep), key
+
+    def files(self) -> list[Path]:
+        """Saved states, oldest first."""
+        return sorted(self.folder.glob("step_*.pt"))
+
+    def latest(self) -> Path | None:
+        found = self.files()
+        return found[-1] if found else None
+
+    def save(self, state: LoopState | dict[str, Any]) -> Path:
+        """Write a state by atomic rename, then delete those that are too old."""
+        content = state.state_dict() if hasattr(state, "state_dict") else state
+        path = self.folder / f"step_{content['step']:08d}.pt"
+        with atomic(path) as temporary:
+            torch.save({"key": self.key, **content}, temporary)
+        for old in self.files()[:-self.keep]:
+            old.unlink(missing_ok=True)
+        return path
+
+    def read(self, path: Path, map_location: Any = "cpu") -> dict[str, Any]:
+        """Read one state, as tensors and plain values only.
+
+        Raises
+        ------
+        InputError
+            If the file is truncated, or was saved under another key (says which entries differ).
+        """
+        try:
+            content = torch.load(path, map_location=map_location, weights_only=True)
+            content["step"], content["parts"]
+        except Exception as error:  # torch.load raises what zip, pickle and the disk raise
+            raise InputError(path, "content", f"is no readable state ({type(error).__name__})",
+                             "delete this file; the one before it is used then") from error
+        if content.get("key") != self.key:
+            raise InputError(path, "key", f"was saved by another recipe: "
+                             f"{difference(content.get('key'), self.key)}",
+                             "restore these settings, or begin afresh with restart=true")
+        return content
+
+    def resume(self, state: LoopState, map_location: Any = "cpu") -> bool:
+        """Load the newest state into `state`; False where there is none.
+
+        Raises
+        ------
+        InputError
+            If the newest is unreadable, of another recipe, or of another model.
+        """
+        path = self.latest()
+        if path is None:
+            return False
+        content = self.read(path, map_location)
+        try:
+            state.load_state_dict(content)
+        except (KeyError, RuntimeError, ValueError, TypeError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(path, "content", f"is the state of another model ({reason})",
+                             "name another folder, or begin afresh with restart=true") from error
+        return True
+
+    def clear(self) -> None:
+        for path in self.files():
+            path.unlink(missing_ok=True)
+
+
+def difference(old: Any, new: Any) -> str:
+    """Say in which entries two keys differ."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return f"{old!r}, not {new!r}"
+    parts = [f"{name} was {old.get(name, 'absent')!r}, is {new.get(name, 'absent')!r}"
+             for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+    return "; ".join(parts) or "nothing"
+
+
+# --------------------------------------------------------------------------------------------
+# logs
+
+
+class CsvLog:
+    """A csv that grows by one row per logged step and survives being killed.
+
+    Parameters
+    ----------
+    path
+        Its first column is ``step``.
+    columns
+        Names of the other columns.
+    """
+
+    def __init__(self, path: str | os.PathLike, columns: Iterable[str]):
+        self.path = Path(path)
+        self.columns = ["step", *columns]
+
+    def cut(self, step: int) -> None:
+        """Keep only whole rows of steps before `step`: those after it will be written again."""
+        rows = []
+        if self.path.exists():
+            with open(self.path, newline="", encoding="utf-8") as stream:
+                text = stream.read()
+            whole = text[:text.rfind("\n") + 1]
+            rows = [line for line in whole.splitlines()[1:]
+                    if line.split(",", 1)[0].isdigit() and int(line.split(",", 1)[0]) < step]
+        with atomic(self.path) as temporary:
+            lines = [",".join(self.columns), *rows]
+            temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    def add(self, step: int, values: Mapping[str, Any]) -> None:
+        """Append one row.
+
+        Raises
+        ------
+        InputError
+            If a column is missing or unknown.
+        """
+        row = {"step": step, **values}
+        if set(row) != set(self.columns):
+            raise InputError(self.path, "columns", f"{set(row) ^ set(self.columns)} are missing or "
+                             "unknown", "give a value for every column")
+        line = ",".join(_cell(row[name]) for name in self.columns)
+        with open(self.path, "a", encoding="utf-8") as stream:
+            stream.write(line + "\n")
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return FLOAT_FORMAT % value
+    return str(value)
+
+
+def read_log(path: str | os.PathLike) -> dict[str, list[float]]:
+    """Read a log as lists of numbers, one per column; an unfinished last row is left out."""
+    with open(path, newline="", encoding="utf-8") as stream:
+        text = stream.read()
+    rows = list(csv.DictReader(text[:text.rfind("\n") + 1].splitlines()))
+    names = rows[0].keys() if rows else []
+    return {name: [float(row[name]) for row in rows] for name in names}
+
+
+# --------------------------------------------------------------------------------------------
+# stopping
+
+
+class EarlyStop:
+    """Stop when a score has not improved for some time.
+
+    Parameters
+    ----------
+    patience
+        Checks without improvement after which `update` says stop; 0 never stops.
+    mode
+        ``"min"`` or ``"max"``: which way is better.
+    min_delta
+        Improvement that counts.
+    """
+
+    def __init__(self, patience: int, mode: str = "min", min_delta: float = 0.0):
+        if mode not in ("min", "max"):
+            raise InputError("EarlyStop", "mode", f"is {mode!r}", "choose min or max")
+        self.patience, self.mode, self.min_delta = patience, mode, min_delta
+        self.best = math.inf if mode == "min" else -math.inf
+        self.best_step = -1
+        self.waited = 0
+
+    def update(self, value: float, step: int) -> bool:
+        """Note a score; True where training should stop. NaN never counts as an improvement."""
+        sign = 1 if self.mode == "min" else -1
+        if sign * value < sign * self.best - self.min_delta:
+            self.best, self.best_step, self.waited = float(value), step, 0
+        else:
+            self.waited += 1
+        return bool(self.patience) and self.waited >= self.patience
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "best_step": self.best_step, "waited": self.waited}
+
+    def load_state_dict(self, content: dict[str, Any]) -> None:
+        self.best, self.best_step = content["best"], content["best_step"]
+        self.waited = content["waited"]
+
+
+class StopSignal:
+    """Turns SIGTERM and SIGINT into a wish that the loop reads between two steps.
+
+    SLURM sends SIGTERM before it takes a node away; a step that is under way is finished and
+    saved first. Works in the main thread only; elsewhere signals keep their meaning.
+    """
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+
+    def wanted(self, device: Any = "cpu") -> bool:
+        """Whether any process was asked to stop; all of them agree on the answer."""
+        if not is_distributed():
+            return self.received is not None
+        flag = torch.tensor(float(self.received is not None), device=device)
+        return bool(all_reduce(flag, "max").item())
+
+
+@contextlib.contextmanager
+def stop_on_signal() -> Iterator[StopSignal]:
+    """Catch SIGTERM and SIGINT while the block runs; a second one kills as usual."""
+    wish = StopSignal()
+
+    def note(number: int, _frame: Any) -> None:
+        if wish.received:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        wish.received = signal.Signals(number).name
+        print(f"{wish.received}: stopping after this step", file=sys.stderr)
+
+    before = {}
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            before[number] = signal.signal(number, note)
+    except ValueError:  # not in the main thread
+        before = {}
+    try:
+        yield wish
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def clip_gradients(parameters: Iterable[Tensor], largest_norm: float) -> Tensor:
+    """Scale gradients so that their joint norm is at most `largest_norm`; returns the norm before.
+
+    0 measures without clipping.
+    """
+    held = [p for p in parameters if p.grad is not None]
+    limit = largest_norm if largest_norm > 0 else math.inf
+    return torch.nn.utils.clip_grad_norm_(held, limit)

@@ -1,0 +1,209 @@
+"""What loops share: keyed numbers, configuration, checkpoints, logs, early stopping."""
+
+import os
+import signal
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from mvhlib import training
+from mvhlib.artifacts import InputError
+from mvhlib.training import Checkpoints, CsvLog, EarlyStop, LoopState, read_config, read_log
+
+
+@dataclass(frozen=True)
+class Settings:
+    steps: int = 10
+    rate: float = 0.1
+    name: str = "a"
+    fast: bool = False
+    sizes: list[float] = field(default_factory=list)
+    options: dict = field(default_factory=dict)
+
+
+def write(path, text):
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+# ---- numbers
+
+
+def test_keyed_numbers_depend_on_every_part_of_the_key():
+    keys = [(0, 0, 0, "noise"), (1, 0, 0, "noise"), (0, 1, 0, "noise"), (0, 0, 1, "noise"),
+            (0, 0, 0, "masks")]
+    drawn = [training.keyed_generator(*key).random(4).tolist() for key in keys]
+    assert len({tuple(row) for row in drawn}) == len(keys)
+    assert training.keyed_generator(*keys[2]).random(4).tolist() == drawn[2]
+
+
+# ---- configuration
+
+
+def test_a_file_and_overrides_make_a_configuration(tmp_path):
+    path = write(tmp_path / "a.yaml", "steps: 3\nrate: 1e-5\nsizes: [1, 2.5]\n")
+    found = read_config(Settings, path, ["steps=7", "fast=true", "options={a: 1}"])
+    assert found == Settings(7, 1e-5, "a", True, [1.0, 2.5], {"a": 1})
+    assert isinstance(found.rate, float) and isinstance(found.sizes[0], float)
+
+
+@pytest.mark.parametrize(("text", "field_name", "hint"), [
+    ("stepz: 3\n", "stepz", "did you mean 'steps'"), ("steps: many\n", "steps", "int"),
+    ("steps: 1.5\n", "steps", "int"), ("steps: true\n", "steps", "int"),
+    ("rate: fast\n", "rate", "float"), ("sizes: [a]\n", "sizes", "list"),
+    ("fast: 1\n", "fast", "bool"), ("- a\n", "content", "name: value"),
+    ("a: [\n", "content", "YAML")])
+def test_a_wrong_file_is_refused_by_name(tmp_path, text, field_name, hint):
+    with pytest.raises(InputError) as caught:
+        read_config(Settings, write(tmp_path / "a.yaml", text))
+    assert caught.value.field == field_name and hint in str(caught.value)
+
+
+def test_wrong_overrides_are_refused():
+    with pytest.raises(InputError, match="rate"):
+        read_config(Settings, None, ["ratee=1"])
+    with pytest.raises(InputError, match="key=value"):
+        read_config(Settings, None, ["steps"])
+
+
+# ---- state
+
+
+def loop(folder, n_steps, keep=2, stop_after=None):
+    """A small training loop that uses every kind of part."""
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    rng, noise = np.random.default_rng(3), torch.Generator().manual_seed(4)
+    state = LoopState(model=model, optimizer=optimizer, rng=rng, noise=noise,
+                      stop=EarlyStop(5))
+    checkpoints = Checkpoints(folder / "state", keep=keep, key={"n": 1})
+    checkpoints.resume(state)
+    log = CsvLog(folder / "log.csv", ["loss", "best"])
+    log.cut(state.step)
+    while state.step < n_steps and state.step != stop_after:
+        x = torch.from_numpy(rng.normal(size=(4, 3))).float()
+        loss = (model(x) + torch.randn(4, 2, generator=noise)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        state.parts["stop"].update(loss.item(), state.step)
+        log.add(state.step, {"loss": loss.item(), "best": state.parts["stop"].best})
+        state.step += 1
+        if state.step % 3 == 0:
+            checkpoints.save(state)
+    return model.weight.detach().clone()
+
+
+def test_a_resumed_loop_ends_with_the_same_bytes(tmp_path):
+    whole = loop(tmp_path / "whole", 12)
+    loop(tmp_path / "halves", 12, stop_after=8)  # two steps beyond its last checkpoint
+    assert torch.equal(loop(tmp_path / "halves", 12), whole)
+    for name in ("log.csv",):
+        assert (tmp_path / "halves" / name).read_bytes() == (
+            tmp_path / "whole" / name).read_bytes()
+
+
+def test_only_the_last_states_are_kept(tmp_path):
+    loop(tmp_path, 12, keep=2)
+    assert [p.name for p in Checkpoints(tmp_path / "state").files()] == [
+        "step_00000009.pt", "step_00000012.pt"]
+
+
+def test_an_interrupted_write_leaves_the_old_state(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    state = LoopState(rng=np.random.default_rng(0))
+    checkpoints.save(state)
+
+    def fail(content, path):
+        path.write_bytes(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(torch, "save", fail)
+    state.step = 5
+    with pytest.raises(OSError, match="space"):
+        checkpoints.save(state)
+    assert [p.name for p in tmp_path.iterdir()] == ["step_00000000.pt"]
+
+
+def test_states_of_something_else_are_refused(tmp_path):
+    state = LoopState(model=nn.Linear(3, 2))
+    Checkpoints(tmp_path, key={"width": 3, "seed": 0}).save(state)
+    with pytest.raises(InputError, match="width was 3, is 4") as caught:
+        Checkpoints(tmp_path, key={"width": 4, "seed": 0}).resume(state)
+    assert "seed" not in caught.value.problem
+    with pytest.raises(InputError, match="another model"):
+        Checkpoints(tmp_path, key={"width": 3, "seed": 0}).resume(
+            LoopState(model=nn.Linear(5, 2)))
+    with pytest.raises(InputError, match="another model"):
+        Checkpoints(tmp_path, key={"width": 3, "seed": 0}).resume(
+            LoopState(net=nn.Linear(3, 2)))
+    path = tmp_path / "step_00000000.pt"
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(InputError, match="no readable state"):
+        Checkpoints(tmp_path, key={"width": 3, "seed": 0}).resume(state)
+
+
+def test_a_state_cannot_run_code(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.system, ("touch " + str(tmp_path / "ran"),)
+
+    torch.save({"key": None, "step": 0, "parts": {"a": Evil()}}, tmp_path / "step_00000000.pt")
+    with pytest.raises(InputError, match="no readable state"):
+        Checkpoints(tmp_path).resume(LoopState(a=nn.Linear(1, 1)))
+    assert not (tmp_path / "ran").exists()
+
+
+# ---- logs
+
+
+def test_a_log_is_cut_back_and_survives_half_a_row(tmp_path):
+    log = CsvLog(tmp_path / "log.csv", ["loss"])
+    log.cut(0)
+    for step in range(5):
+        log.add(step, {"loss": step / 3})
+    with open(log.path, "a", encoding="utf-8") as stream:
+        stream.write("5,0.12")  # killed while writing
+    assert read_log(log.path)["step"] == [0, 1, 2, 3, 4]
+    log.cut(3)
+    log.add(3, {"loss": 9.0})
+    assert log.path.read_text(encoding="utf-8") == (
+        "step,loss\n0,0\n1,0.333333333\n2,0.666666667\n3,9\n")
+    with pytest.raises(InputError, match="columns"):
+        log.add(4, {"los": 1.0})
+
+
+# ---- stopping
+
+
+def test_early_stop_counts_checks_without_improvement():
+    stop = EarlyStop(patience=2, mode="max", min_delta=0.1)
+    answers = [stop.update(v, i) for i, v in enumerate([0.5, 0.55, 0.7, float("nan"), 0.75])]
+    assert answers == [False, False, False, False, True]
+    assert (stop.best, stop.best_step) == (0.7, 2)
+    again = EarlyStop(patience=2, mode="max", min_delta=0.1)
+    again.load_state_dict(stop.state_dict())
+    assert again.update(0.7, 5)
+    assert not EarlyStop(patience=0).update(float("inf"), 0)
+
+
+def test_a_signal_is_a_wish_until_the_block_ends():
+    before = signal.getsignal(signal.SIGTERM)
+    with training.stop_on_signal() as stop:
+        assert not stop.wanted()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.wanted() and stop.received == "SIGTERM"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_gradients_are_clipped_to_their_joint_norm():
+    parameters = [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1))]
+    parameters[0].grad, parameters[1].grad = torch.tensor([3.0, 0.0]), torch.tensor([4.0])
+    assert training.clip_gradients(parameters, 0).item() == pytest.approx(5)
+    assert parameters[1].grad.item() == 4
+    training.clip_gradients(parameters, 2.5)
+    assert parameters[0].grad[0].item() == pytest.approx(1.5, rel=1e-5)
