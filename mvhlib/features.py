@@ -183,12 +183,6 @@ def read_folder(folder: str | os.PathLike,
     return found
 
 
-def working_mpp(features: Sequence[Features]) -> float | None:
-    """Resolution that the encoder reduced every tile to [um/px]; None where it took them as cut."""
-    known = {each.attrs.get("working_mpp") for each in features}
-    return known.pop() if len(known) == 1 else None
-
-
 def align(features: Features, names: Sequence[str]) -> np.ndarray:
     """Rows of `features`, `(T, D)`, in the order of `names`.
 

@@ -13,7 +13,6 @@ from mvhlib.features import (
     align,
     read_features,
     read_folder,
-    working_mpp,
     write_features,
 )
 
@@ -139,7 +138,7 @@ def test_a_folder_of_two_encoders_is_refused(tmp_path):
         feats = Features(np.ones((2, width), np.float32), np.zeros((2, 2), np.int64),
                                   ["x", "y"], {"working_mpp": 2.0})
         write_features(tmp_path / f"{name}.h5", feats)
-    assert working_mpp(read_folder(tmp_path, ["a"]).values()) == 2.0
+    assert read_folder(tmp_path, ["a"])["a"].attrs["working_mpp"] == 2.0
     with pytest.raises(InputError, match="differ in width"):
         read_folder(tmp_path)
     with pytest.raises(InputError, match="holds no h5 file"):

@@ -84,6 +84,11 @@ class Section:
         return self.image_ref is not None
 
     @property
+    def has_slide(self) -> bool:
+        """Whether pixels can be read anywhere, not only in patches that somebody else cut."""
+        return self.image_ref is not None and not self.image_ref.path.endswith(".h5")
+
+    @property
     def centers(self) -> np.ndarray:
         """Spot centres (x, y), `(T, 2)` float [level-0 px]."""
         return np.asarray(self.adata.obsm["spatial"], dtype=np.float64)

@@ -642,6 +642,28 @@ def k_genes(adatas: Sequence["AnnData"], k: int = 50, criterion: str = "var", *,
     return [genes[index] for index in order[:k]]
 
 
+def bench_options(data: str | Path | None, task: str) -> dict[str, Any]:
+    """What a task of hest-bench fixes for every notebook: its folds and its genes.
+
+    Parameters
+    ----------
+    data
+        Directory of the data set.
+    task
+        Folder of the task below it; empty where no task is evaluated.
+
+    Returns
+    -------
+    dict
+        ``given`` for `splits.make` and ``benchmark_genes`` for `evaluation.choose_panels`; both
+        None without a task.
+    """
+    if not task:
+        return {"given": None, "benchmark_genes": None}
+    folder = Path(data or ".") / task
+    return {"given": bench_folds(folder), "benchmark_genes": bench_genes(folder)}
+
+
 def bench_folds(path: str | Path) -> pd.DataFrame:
     """Folds of a task of hest-bench, from its own ``splits/{train,test}_<i>.csv``.
 

@@ -298,6 +298,13 @@ def drops(scores: pd.DataFrame, *, random: str = "random10_section", loso: str =
     return pd.DataFrame(rows, columns=columns)
 
 
+def benchmarks(results: Sequence[Evaluation]) -> pd.DataFrame:
+    """HEST-Benchmark's own table of those results that are of a benchmark; else an empty one."""
+    tables = [protocols.benchmark_table(result.pooled) for result in results
+              if result.job.protocol in protocols.BENCHMARKS]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
 def remarks(summary: pd.DataFrame) -> str:
     """What a reader of the summary must know, in a sentence or two per protocol.
 

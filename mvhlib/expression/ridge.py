@@ -597,7 +597,8 @@ def predict(X: np.ndarray, coef: np.ndarray, intercept: np.ndarray | float,
 
 
 def hest_ridge(X_train: np.ndarray, y_train: np.ndarray, X_test: np.ndarray, *,
-               n_components: int = 256, random_state: int = 1) -> np.ndarray:
+               n_components: int = 256, random_state: int = 1, solver: str = "lsqr",
+               tol: float = 1e-4) -> np.ndarray:
     """Predictions by HEST-Benchmark's regression, as it is.
 
     `StandardScaler`, then PCA to `n_components` fitted on the training spots, then ridge by lsqr
@@ -617,6 +618,8 @@ def hest_ridge(X_train: np.ndarray, y_train: np.ndarray, X_test: np.ndarray, *,
         Principal components.
     random_state
         Of the PCA's randomised solver.
+    solver, tol
+        Of scikit-learn's ridge; the defaults are HEST's (its tolerance is scikit-learn's).
 
     Returns
     -------
@@ -648,6 +651,6 @@ def hest_ridge(X_train: np.ndarray, y_train: np.ndarray, X_test: np.ndarray, *,
     # The reference casts the components to float32, and lsqr stops by its tolerance there.
     Z_train = reduce.fit_transform(X_train).astype(np.float32)
     Z_test = reduce.transform(X_test).astype(np.float32)
-    ridge = Ridge(solver="lsqr", alpha=100 / (n_components * y_train.shape[1]),
+    ridge = Ridge(solver=solver, tol=tol, alpha=100 / (n_components * y_train.shape[1]),
                   random_state=0, fit_intercept=False, max_iter=1000)
     return ridge.fit(Z_train, y_train).predict(Z_test)
