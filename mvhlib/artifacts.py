@@ -177,7 +177,7 @@ def h5_reader(path: str | os.PathLike) -> Iterator[Any]:
 
 
 def read_attr(path: str | os.PathLike, name: str) -> str | None:
-    """Attribute `name` of an h5 file, or None where the file or the attribute is missing or broken."""
+    """Attribute `name` of an h5 file, or None where the file or the attribute is not there."""
     import h5py
 
     try:

@@ -79,8 +79,8 @@ class Explorer:
             raise InputError(section, "gene", f"{gene!r} was not predicted",
                              f"choose one of {list(predicted.var_names[:5])} ...")
         if barcode is None:
-            column = list(predicted.var_names).index(gene)
-            barcode = predicted.obs_names[int(np.nanargmax(predicted.layers["measured"][:, column]))]
+            measured = predicted.layers["measured"][:, list(predicted.var_names).index(gene)]
+            barcode = predicted.obs_names[int(np.nanargmax(measured))]
         if barcode not in self.barcodes[section]:
             raise InputError(section, "spot", f"{barcode!r} has no tile", "choose another spot")
         fig = plt.figure(figsize=(plots.PAGE, 3.8))
@@ -122,7 +122,8 @@ class Explorer:
                 plt.show(self.figure(section, gene, spot))
 
         chooser.observe(follow, names="value")
-        view = widgets.interactive_output(draw, {"section": chooser, "gene": of_gene, "spot": spots})
+        view = widgets.interactive_output(
+            draw, {"section": chooser, "gene": of_gene, "spot": spots})
         display(widgets.HBox([chooser, of_gene, spots]), view)
 
     def __repr__(self) -> str:

@@ -26,7 +26,7 @@ def gallery(run: Path, page: Path) -> str:
         record = json.loads(path.read_text(encoding="utf-8"))
         outputs |= dict.fromkeys(record["hashed"]["outputs"], path.stem)
     lines = [f"# Figures and tables of the profile `{profile}`", "",
-             f"Made by `make figures PROFILE={profile}`; this page is generated, do not edit it.", ""]
+             f"Made by `make figures PROFILE={profile}`; this page is generated: do not edit.", ""]
     left_out = []
     folder = page.parent
     for notebook in sorted(path for path in folder.iterdir() if path.is_dir()):

@@ -34,7 +34,7 @@ from mvhlib.artifacts import InputError
 
 #: The parameters that every notebook starts with, in this order.
 COMMON = ("profile", "out", "data", "seed", "device")
-#: Parameters that are wildcards of the workflow; one job, and one executed notebook, for each value.
+#: Parameters that are wildcards of the workflow: one job and one executed notebook per value.
 WILDCARDS = ("encoder",)
 #: Column widths of a printed page [inch]; a figure has one of them.
 WIDTHS = (3.5, 7.2)
@@ -63,7 +63,7 @@ def home() -> Path:
 
 
 def resolve(path: str | os.PathLike) -> Path:
-    """Resolve a path of a parameter: relative ones start at the clone, whatever the kernel's cwd."""
+    """Resolve a path of a parameter: a relative one starts at the clone, whatever the cwd is."""
     return (home() / Path(path).expanduser()).resolve()
 
 

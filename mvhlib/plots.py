@@ -49,8 +49,9 @@ AXES = {
 
 #: Protocols as they are written in a figure: what was not seen in training, and what may leak.
 PROTOCOLS = {
-    "loso": "unseen study", "patient": "unseen patient", "section": "unseen section\nof one patient",
-    "random10_section": "random sections", "random10_spot": "random spots\n(neighbours leak)",
+    "loso": "unseen study", "patient": "unseen patient",
+    "section": "unseen section\nof one patient", "random10_section": "random sections",
+    "random10_spot": "random spots\n(neighbours leak)",
 }
 
 
@@ -190,7 +191,8 @@ def measured_predicted(adata: "AnnData", prediction: "AnnData", genes, axes, *, 
                         size=1.0 if img else _filling(common), **options)
             if marked is not None:
                 place = part.loc[part["spot"] == marked, ["x_px", "y_px"]].to_numpy()[0]
-                ax.scatter(*place * _image_scale(adata), s=45, facecolor="none", edgecolor="black", linewidth=1.0)
+                ax.scatter(*place * _image_scale(adata), s=45, facecolor="none",
+                           edgecolor="black", linewidth=1.0)
     return axes
 
 
@@ -256,7 +258,7 @@ def forest(table: "pd.DataFrame", ax: "Axes", *, by: str = "protocol", hue: str 
             elif is_control:
                 continue
             y = np.array([groups.index(group) for group in rows[by]]) + (index + 0.5) * step - 0.35
-            error = np.abs(np.array([rows["mean"] - rows["ci_low"], rows["ci_high"] - rows["mean"]]))
+            error = np.abs([rows["mean"] - rows["ci_low"], rows["ci_high"] - rows["mean"]])
             ax.errorbar(rows["mean"], y, xerr=np.nan_to_num(error), fmt=marks[name], markersize=3.2,
                         capsize=1.5, linewidth=0.9, color=colour(name),
                         markerfacecolor="white" if is_control else colour(name),
@@ -282,8 +284,9 @@ def scatter(table: "pd.DataFrame", x: str, y: str, by: str, ax: "Axes", *, diago
     colours = categorical_colours(groups)
     for group in groups:
         rows = table[table[by] == group]
-        ax.scatter(rows[x], rows[y], s=size, color=colours[group], label=str(group).replace("_", " ") or "all genes",
-                   linewidth=0, alpha=0.8, rasterized=len(table) > 500)
+        name = str(group).replace("_", " ") or "all genes"
+        ax.scatter(rows[x], rows[y], s=size, color=colours[group], label=name, linewidth=0,
+                   alpha=0.8, rasterized=len(table) > 500)
     if diagonal:
         ax.axline((0, 0), slope=1, color="0.6", linewidth=0.6, zorder=0)
     ax.set_xlabel(AXES.get(x, x.replace("_", " ")))

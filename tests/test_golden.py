@@ -132,8 +132,8 @@ def check_dinov2_losses(data):
 def check_hest_ridge(data):
     """Correlations to 5e-4 absolute.
 
-    Bit-equal with two threads, as the reference ran. LSQR stops at a tolerance of its own (1e-4), so
-    that the rounding of another number of threads moves a correlation by up to 2e-4 (measured).
+    Bit-equal with two threads, as the reference ran. LSQR stops at a tolerance of its own (1e-4),
+    so that the rounding of another number of threads moves a correlation by up to 2e-4.
     """
     arrays = data.arrays
     predicted = hest_ridge(arrays["X_train"], arrays["y_train"], arrays["X_test"])

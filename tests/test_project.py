@@ -1,5 +1,6 @@
 """The lists of packages agree, and the tree keeps to its own rules."""
 
+import json
 import re
 import subprocess
 import tomllib
@@ -9,7 +10,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from mvhlib import doctor
+from mvhlib import doctor, plots
+from mvhlib.artifacts import read_csv, sha256_file
 from mvhlib.notebook import home
 
 ROOT = home()
@@ -63,7 +65,8 @@ def tracked():
 
 
 def test_no_module_without_a_subject():
-    assert not [p for p in tracked() if p.name in {"utils.py", "helpers.py", "common.py", "misc.py"}]
+    refused = {"utils.py", "helpers.py", "common.py", "misc.py"}
+    assert not [p for p in tracked() if p.name in refused]
 
 
 def test_what_is_committed_is_small_and_shows_no_tissue():
@@ -87,3 +90,39 @@ def test_doctor_finds_what_every_notebook_needs():
     assert healthy
     for name in doctor.NEEDS:
         assert any(f" {name} " in line for line in lines), name
+
+
+def test_readme_numbers_are_those_of_the_committed_tables():
+    summary = read_csv(ROOT / "figures/her2st/05_expression/summary.csv")
+    rows = summary[(summary["program"] == "all") & (summary["metric"] == "pcc")]
+    lines = []
+    for row in rows[rows["control"] == "none"].itertuples():
+        control = rows[(rows["control"] == "permuted") & (rows["protocol"] == row.protocol)
+                       & (rows["encoder"] == row.encoder)]["mean"].item()
+        test = plots.PROTOCOLS[row.protocol].replace("\n", " ")
+        lines.append(f"| {test} | {row.encoder} | {row.mean:.3f} | {row.ci_low:.3f} to "
+                     f"{row.ci_high:.3f} | {row.n_units} {row.unit}s | {control:.3f} |")
+    text = (ROOT / "README.md").read_text()
+    table = text.split("<!-- her2st -->")[1].split("<!-- end -->")[0].strip().splitlines()[2:]
+    assert table == lines
+    mob = read_csv(ROOT / "figures/mob/05_expression/summary.csv").query(
+        "program == 'all' and metric == 'pcc' and control == 'none'").set_index("protocol")["mean"]
+    assert f"r {mob['section']:.3f} on an unseen section and {mob['patient']:.3f}" in text
+
+
+def test_benchmark_numbers_are_those_of_the_committed_table():
+    table = read_csv(ROOT / "benchmarks/backbones.csv").set_index(["what", "baseline", "candidate"])
+    what = "selective scan forward+backward B16 D384 L257 N16"
+    text = (ROOT / "benchmarks/README.md").read_text()
+    for candidate in ("torch", "native"):
+        ratio = table.loc[(what, "published loop", candidate), "ratio"]
+        assert f"| {ratio:,.0f} |" in text
+        assert f"{ratio:,.0f} times" in (ROOT / "README.md").read_text()
+
+
+def test_committed_figures_agree_with_their_provenance():
+    records = [p for p in tracked() if p.is_relative_to(ROOT / "figures") and p.suffix == ".json"]
+    for path in records:
+        record = json.loads(path.read_text())
+        if "data_sha256" in record:
+            assert sha256_file(path.with_suffix(".csv")) == record["data_sha256"], path

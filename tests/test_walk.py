@@ -14,8 +14,8 @@ from tests import faults
 STAMP = home() / ".venv/.installed"
 pytestmark = pytest.mark.skipif(not STAMP.exists(), reason="needs .venv made by make")
 
-SCORES = ("protocol,fold,study,patient,section,method,encoder,encoder_saw_test_images,control,panel,"
-          "program,gene,n_spots,pcc,mae,mse,ceiling").split(",")
+SCORES = ("protocol,fold,study,patient,section,method,encoder,encoder_saw_test_images,control,"
+          "panel,program,gene,n_spots,pcc,mae,mse,ceiling").split(",")
 SUMMARY = ("protocol,method,encoder,encoder_saw_test_images,control,panel,program,metric,n_genes,"
            "n_nan,unit,n_units,mean,ci_low,ci_high").split(",")
 MANIFEST = ("section,study,patient,specimen,n_spots,n_genes,has_image,mpp,image_width_px,"

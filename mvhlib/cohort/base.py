@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from mvhlib.artifacts import InputError, atomic, sha256_file, read_csv
+from mvhlib.artifacts import InputError, atomic, read_csv, sha256_file
 from mvhlib.tiles.slides import Slide, open_slide
 
 if TYPE_CHECKING:
