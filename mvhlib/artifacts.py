@@ -7,6 +7,7 @@ whose bytes are compared.
 
 import contextlib
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -47,10 +48,16 @@ class InputError(ValueError):
 
 @contextlib.contextmanager
 def atomic(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it into place if the block succeeds."""
+    """Yield a temporary path beside `path`; rename it into place if the block succeeds.
+
+    What a killed process left of an earlier attempt is deleted first: a file has one writer at a
+    time (see `lock`).
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    for left_over in path.parent.glob(f".{glob.escape(path.stem)}~*{glob.escape(path.suffix)}"):
+        left_over.unlink(missing_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}~", suffix=path.suffix, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:

@@ -447,15 +447,17 @@ def check_figure(fig, where: str) -> None:
                          "enlarge it or leave it out")
     fig.canvas.draw()
     page = fig.bbox
-    texts = [text for ax in fig.axes if ax.axison
-             for text in (ax.title, ax.xaxis.label, ax.yaxis.label)]
-    texts += [text for text in (fig._suptitle, *fig.texts) if text is not None]
-    for text in texts:
-        if text.get_text().strip() and text.get_visible():
-            box = text.get_window_extent()
-            if min(box.x0 - page.x0, box.y0 - page.y0, page.x1 - box.x1, page.y1 - box.y1) < -1:
-                raise InputError(where, "text", f"is cut off: {text.get_text()!r}",
-                                 "shorten it, break the line or enlarge the figure")
+    inside = [ax for ax in fig.axes if ax.axison]
+    shown = [text for ax in inside for text in (ax.title, ax.xaxis.label, ax.yaxis.label)]
+    shown += [text for text in (fig._suptitle, *fig.texts) if text is not None]
+    shown = [text for text in shown if text.get_text().strip() and text.get_visible()]
+    shown += [legend for legend in (*fig.legends, *(ax.get_legend() for ax in fig.axes)) if legend]
+    for artist in shown:
+        box = artist.get_window_extent()
+        if min(box.x0 - page.x0, box.y0 - page.y0, page.x1 - box.x1, page.y1 - box.y1) < -1:
+            name = repr(artist.get_text()) if isinstance(artist, Text) else "a legend"
+            raise InputError(where, "text", f"is cut off: {name}",
+                             "shorten it, break the line or enlarge the figure")
 
 
 def _reduce_colours(path: Path) -> None:

@@ -187,12 +187,14 @@ def measured_predicted(adata: "AnnData", prediction: "AnnData", genes, axes, *, 
             options = ({"cmap": "coolwarm", "vmin": -limit, "vmax": limit} if kind == "residual"
                        else {"cmap": "viridis"})
             # Without tissue below them spots may be larger than they are: the map reads better.
-            spatial_map(common, part[kind].to_numpy(), ax, title=f"{gene}, {kind}", img=img,
-                        size=1.0 if img else _filling(common), **options)
+            spatial_map(common, part[kind].to_numpy(), ax, img=img,
+                        title=kind if gene == genes[0] else "", size=1.0 if img else _filling(common), **options)
             if marked is not None:
                 place = part.loc[part["spot"] == marked, ["x_px", "y_px"]].to_numpy()[0]
                 ax.scatter(*place * _image_scale(adata), s=45, facecolor="none",
                            edgecolor="black", linewidth=1.0)
+        row[0].text(-0.04, 0.5, gene, rotation=90, ha="right", va="center", fontsize=7,
+                    transform=row[0].transAxes)
     return axes
 
 
@@ -237,8 +239,8 @@ def headline(text: str, run=None, summary: "pd.DataFrame | None" = None) -> str:
 
 
 def forest(table: "pd.DataFrame", ax: "Axes", *, by: str = "protocol", hue: str = "encoder",
-           xlabel: str = "mean Pearson r", zero: bool = True, legend: bool = True) -> "Axes":
-    """Draw means with their intervals, one row per `by`, one colour per `hue`.
+           xlabel: str = "mean Pearson r", zero: bool = True) -> "Axes":
+    """Draw means with their intervals, one row per `by`, one colour per `hue`; see `legend_below`.
 
     Parameters
     ----------
@@ -270,10 +272,14 @@ def forest(table: "pd.DataFrame", ax: "Axes", *, by: str = "protocol", hue: str 
     ax.set_ylim(len(groups) - 0.5, -0.5)
     ax.set_xlabel(xlabel)
     ax.locator_params(axis="x", nbins=6)
-    if legend:
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16 if len(groups) > 8 else -0.26),
-                  ncols=min(len(hues), 4))
     return ax
+
+
+def legend_below(fig, ax: "Axes") -> None:
+    """Put the legend of `ax` under the whole figure, in as many columns as its width holds."""
+    handles, labels = ax.get_legend_handles_labels()
+    room = 2 if fig.get_figwidth() < PAGE else 4
+    fig.legend(handles, labels, loc="outside lower center", ncols=min(room, len(labels)))
 
 
 def scatter(table: "pd.DataFrame", x: str, y: str, by: str, ax: "Axes", *, diagonal: bool = False,

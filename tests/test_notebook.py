@@ -158,3 +158,10 @@ def test_interrupted_write_leaves_the_old_file(tmp_path):
         temporary.write_text("half")
         raise RuntimeError
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["a.csv"]
+
+
+def test_what_a_killed_process_left_is_deleted(tmp_path):
+    (tmp_path / ".a~k2ll3d.csv").write_text("half")
+    (tmp_path / ".a-b~r4nn1n.csv").write_text("another file's")
+    artifacts.write_text(tmp_path / "a.csv", "whole")
+    assert sorted(os.listdir(tmp_path)) == [".a-b~r4nn1n.csv", "a.csv"]

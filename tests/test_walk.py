@@ -96,10 +96,10 @@ def test_lost_table_comes_back_the_same(walk):
 
 def test_one_notebook_by_hand_from_any_directory(walk, tmp_path):
     out, _ = walk
-    book = home() / "notebooks/02_tiles.ipynb"
+    book = home() / "notebooks/06_spatial_maps.ipynb"
     done = subprocess.run(
         [sys.executable, "-m", "papermill", str(book), "out.ipynb", "--no-progress-bar", "-f",
-         str(home() / "params/test/02_tiles.yaml"), "-p", "out", str(out), "-p", "profile", "test"],
+         str(home() / "params/test/06_spatial_maps.yaml"), "-p", "out", str(out), "-p", "profile", "test"],
         cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
 
