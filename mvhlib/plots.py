@@ -188,7 +188,8 @@ def measured_predicted(adata: "AnnData", prediction: "AnnData", genes, axes, *, 
                        else {"cmap": "viridis"})
             # Without tissue below them spots may be larger than they are: the map reads better.
             spatial_map(common, part[kind].to_numpy(), ax, img=img,
-                        title=kind if gene == genes[0] else "", size=1.0 if img else _filling(common), **options)
+                        title=kind if gene == genes[0] else "",
+                        size=1.0 if img else _filling(common), **options)
             if marked is not None:
                 place = part.loc[part["spot"] == marked, ["x_px", "y_px"]].to_numpy()[0]
                 ax.scatter(*place * _image_scale(adata), s=45, facecolor="none",

@@ -99,7 +99,8 @@ def test_one_notebook_by_hand_from_any_directory(walk, tmp_path):
     book = home() / "notebooks/06_spatial_maps.ipynb"
     done = subprocess.run(
         [sys.executable, "-m", "papermill", str(book), "out.ipynb", "--no-progress-bar", "-f",
-         str(home() / "params/test/06_spatial_maps.yaml"), "-p", "out", str(out), "-p", "profile", "test"],
+         str(home() / "params/test/06_spatial_maps.yaml"), "-p", "out", str(out), "-p",
+         "profile", "test"],
         cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
 
