@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from mvhlib import artifacts
+from mvhlib import artifacts, workflow
 from mvhlib.notebook import home
 from tests import faults
 
@@ -69,6 +69,10 @@ def test_executed_notebooks_have_no_error_and_provenance_matches(walk):
     books = sorted((out / "runs/test/notebooks").glob("*.ipynb"))
     records = sorted((out / "runs/test/provenance").glob("*.json"))
     assert [b.stem for b in books] == [r.stem for r in records]
+    plan = workflow.read_plan(home() / "params/test")
+    assert {r.stem.split(".")[0] for r in records} == set(plan["notebooks"])
+    assert {r.stem.partition(".")[2] for r in records if r.stem.startswith("04")} == set(
+        plan["encoders"])
     for path in books:
         cells = json.loads(path.read_text())["cells"]
         assert not [o for c in cells for o in c.get("outputs", []) if o["output_type"] == "error"]
