@@ -23,7 +23,7 @@ MANIFEST = ("section,study,patient,specimen,n_spots,n_genes,has_image,mpp,image_
 
 
 def make(*words, **environment):
-    """Call make as a person would, with an empty home directory."""
+    """Call make as a person would; `environment` is added to this process's own."""
     return subprocess.run(["make", *words], cwd=home(), capture_output=True, text=True,
                           env=os.environ | environment)
 
