@@ -140,7 +140,7 @@ def choose_panels(cohort: "Cohort", wanted: Sequence[str], names: Sequence[str],
         Columns of ``panels.csv``: panel, protocol, fold, rank (from 1), gene. Genes are cut to
         those that the fold's test sections have as well, by name only.
     """
-    rows, known = [], {}
+    parts, known = [], {}
     allowed = [p for p, why in splits.possible(cohort.manifest, wanted, seed=seed,
                                                **fold_options).items() if not why]
     for protocol in allowed:
@@ -150,9 +150,8 @@ def choose_panels(cohort: "Cohort", wanted: Sequence[str], names: Sequence[str],
             chosen = list(stated) if stated is not None else _panel(
                 BENCHMARK_PANEL, [cohort[s].adata for s in folds["section"].unique()],
                 BENCHMARK_GENES, None)
-            rows += [(BENCHMARK_PANEL, protocol, fold, rank, gene)
-                     for fold in folds["fold"].unique()
-                     for rank, gene in enumerate(chosen, start=1)]
+            parts += [genes.frame(chosen, BENCHMARK_PANEL, protocol, fold)
+                      for fold in folds["fold"].unique()]
             continue
         everyone = set.intersection(*(set(cohort[s].adata.var_names)
                                       for s in folds["section"].unique()))
@@ -162,9 +161,8 @@ def choose_panels(cohort: "Cohort", wanted: Sequence[str], names: Sequence[str],
                 if (train, name) not in known:
                     known[train, name] = _panel(name, [cohort[s].adata for s in train], n_genes,
                                                 everyone)
-                rows += [(name, protocol, fold, rank, gene)
-                         for rank, gene in enumerate(known[train, name], start=1)]
-    return pd.DataFrame(rows, columns=["panel", "protocol", "fold", "rank", "gene"])
+                parts.append(genes.frame(known[train, name], name, protocol, fold))
+    return genes.concat(parts)
 
 
 def _panel(name: str, adatas: list, n_genes: int, available: set[str] | None) -> list[str]:
