@@ -23,7 +23,7 @@ from mvhlib.expression.protocols import (
     summarise,
 )
 from mvhlib.expression.ridge import hest_ridge
-from mvhlib.expression.scores import drop
+from mvhlib.expression.scores import drop, section_scores
 from mvhlib.features import Features
 
 GENES = ["seen0", "seen1", "seen2", "offset", "noise0", "noise1", "silent"]
@@ -540,3 +540,59 @@ def test_folds_of_another_maker_cannot_separate_a_patient(protocol):
     with pytest.raises(InputError, match="patient .* on both sides") as caught:
         run(sections, features, folds, protocol, {"a": ["seen0"]}, encoder="toy")
     assert caught.value.field == "fold a"
+
+
+# ---- estimators
+
+
+class Nearest:
+    """Predicts by the training spot whose features are nearest; notes what it was told."""
+
+    name = "nearest"
+
+    def __init__(self):
+        self.told = []
+
+    def fit(self, samples, genes, fold, seed):
+        self.told.append((fold, [s.name for s in samples], list(genes), seed))
+        self.X = np.concatenate([s.X.reshape(len(s.X), -1) for s in samples])
+        self.Y = np.concatenate([s.Y for s in samples])
+
+    def predict(self, sample):
+        assert np.isnan(sample.Y).all(), "the truth of a test section is hidden"
+        X = sample.X.reshape(len(sample.X), -1)
+        return self.Y[((X[:, None] - self.X[None]) ** 2).sum(-1).argmin(1)]
+
+
+def test_an_estimator_is_fitted_per_fold_and_scored_like_ridge():
+    sections, joined = make_cohort()
+    features = {name: each.features for name, each in joined.items()}
+    stacked = {name: np.stack([X, X], axis=1) for name, X in features.items()}
+    judge = Nearest()
+    found = evaluate(sections, stacked, method=judge)
+    ridge_scores = evaluate(sections, features).scores
+    keys = ["fold", "section", "gene", "n_spots", "ceiling"]
+    pd.testing.assert_frame_equal(found.scores[keys], ridge_scores[keys])
+    assert set(found.scores["method"]) == {"nearest"} and found.penalties.empty
+    # Each fold by hand.
+    by_name = {section.name: section for section in sections}
+    for fold, train, genes, _ in judge.told:
+        rows = found.scores[found.scores["fold"] == fold]
+        X = np.concatenate([features[name] for name in train])
+        Y = np.concatenate([targets(by_name[name], genes) for name in train])
+        for name, part in rows.groupby("section"):
+            assert name not in train
+            nearest = ((features[name][:, None] - X[None]) ** 2).sum(-1).argmin(1)
+            expected = section_scores(targets(by_name[name], genes).astype(np.float32),
+                                      Y[nearest].astype(np.float32), genes)
+            assert np.allclose(part["pcc"], expected["pcc"], equal_nan=True, atol=1e-6)
+
+
+def test_an_estimator_that_returns_nonsense_is_named():
+    sections, features = make_cohort()
+    judge = Nearest()
+    judge.predict = lambda sample: np.full_like(sample.Y, np.nan)
+    with pytest.raises(InputError, match="prediction by nearest"):
+        evaluate(sections, features, method=judge)
+    with pytest.raises(InputError, match="reads whole ones"):
+        evaluate(sections, features, protocol="random10_spot", method=judge)

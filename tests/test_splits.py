@@ -318,3 +318,17 @@ def test_sizes_by_hand():
         "test_sections": 3, "test_patients": 2, "test_studies": 1, "test_spots": 60}
     spots = splits.sizes(splits.make(table, "random10_spot"), table.drop(columns="n_spots"))
     assert (spots["train_sections"] == 4).all() and (spots["test_sections"] == 4).all()
+
+
+def test_hold_out_takes_whole_groups_and_leaves_both_sides():
+    rng = np.random.default_rng(0)
+    for seed in range(40):
+        groups = rng.integers(0, rng.integers(2, 9), size=60).astype(str)
+        if len(set(groups)) < 2:
+            continue
+        held = splits.hold_out(groups, 0.2, seed)
+        assert held.any() and not held.all()
+        assert not set(groups[held]) & set(groups[~held])
+        assert np.array_equal(held, splits.hold_out(groups, 0.2, seed))
+    with pytest.raises(InputError, match="two groups"):
+        splits.hold_out(["a", "a"], 0.2, 0)

@@ -207,3 +207,92 @@ def test_gradients_are_clipped_to_their_joint_norm():
     assert parameters[1].grad.item() == 4
     training.clip_gradients(parameters, 2.5)
     assert parameters[0].grad[0].item() == pytest.approx(1.5, rel=1e-5)
+
+
+# ---- the epoch loop
+
+
+def line(seed=0, n=24):
+    rng = np.random.default_rng(seed)
+    x = torch.tensor(rng.normal(size=(n, 3)), dtype=torch.float32)
+    return x, x @ torch.tensor([1.0, -2.0, 0.5]) + 0.3
+
+
+def network(dropout=0.0):
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(3, 8), nn.Dropout(dropout), nn.Linear(8, 1))
+
+
+def squared(model, x, y):
+    return lambda rows, epoch: {"loss": ((model(x[rows])[:, 0] - y[rows]) ** 2).mean()}
+
+
+def test_fit_finds_the_line_and_logs_every_epoch():
+    x, y = line()
+    model = nn.Linear(3, 1)
+    found = training.fit(model, squared(model, x, y), len(x),
+                         training.FitConfig(epochs=200, batch=8, lr=0.1), seed=0)
+    assert np.allclose(model.weight.detach().numpy(), [[1, -2, 0.5]], atol=1e-3)
+    assert found.n_epochs == 200 and found.best_epoch == 200 and found.n_parameters == 4
+    assert found.log[-1]["loss"] < found.log[0]["loss"] / 1000
+
+
+@pytest.mark.parametrize("killed_after", [1, 4, 5])
+def test_fit_goes_on_after_a_kill_to_the_same_weights(tmp_path, killed_after):
+    x, y = line()
+    config = training.FitConfig(epochs=7, batch=8, lr=0.05, optimizer="adamw", weight_decay=0.1,
+                                clip=1.0)
+
+    def train(folder, stop_after=None):
+        model, seen = network(dropout=0.5), []
+
+        def loss(rows, epoch):
+            if epoch == stop_after:
+                raise KeyboardInterrupt
+            seen.append(epoch)
+            return squared(model, x, y)(rows, epoch)
+
+        def validate():
+            return float(squared(model, x, y)(np.arange(24), 0)["loss"])
+
+        result = training.fit(model, loss, 24, config, seed=1, folder=folder, validate=validate)
+        return model.state_dict(), result, seen
+
+    whole, first, _ = train(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "killed", stop_after=killed_after)
+    resumed, second, seen = train(tmp_path / "killed")
+    assert min(seen) == killed_after
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert first == second
+    assert (tmp_path / "whole/log.csv").read_bytes() == (tmp_path / "killed/log.csv").read_bytes()
+
+
+def test_fit_stops_early_and_puts_the_best_weights_back():
+    model = nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(model.weight)
+    found = training.fit(model, lambda rows, epoch: {"loss": -model.weight.sum()}, 4,
+                         training.FitConfig(epochs=50, batch=4, lr=1.0, min_lr=1.0, patience=3),
+                         seed=0, validate=lambda: abs(float(model.weight.detach()) - 2.0))
+    # Adam moves by lr: the weight is 1, 2, 3, 4, 5 after epochs 1 to 5.
+    assert found.best_epoch == 2 and found.n_epochs == 5
+    assert float(model.weight.detach()) == pytest.approx(2.0, abs=1e-4)
+
+
+def test_fit_refuses_another_recipe_nan_and_nothing_to_train(tmp_path):
+    x, y = line()
+    config = training.FitConfig(epochs=1, batch=8)
+    model = network()
+    training.fit(model, squared(model, x, y), 24, config, seed=0, folder=tmp_path)
+    with pytest.raises(InputError, match="another recipe"):
+        training.fit(model, squared(model, x, y), 24, config, seed=9, folder=tmp_path)
+    with pytest.raises(training.TrainingStopped, match="lower lr"):
+        training.fit(model, squared(model, x * np.nan, y), 24, config, seed=0)
+    with pytest.raises(InputError, match="no parameter"):
+        training.fit(model.requires_grad_(False), squared(model, x, y), 24, config, seed=0)
+
+
+def test_the_learning_rate_warms_up_and_falls_by_a_cosine():
+    config = training.FitConfig(epochs=10, lr=1.0, min_lr=0.2, warmup_epochs=2)
+    rates = [training.learning_rate(config, at) for at in (0, 1, 2, 6, 10)]
+    assert rates == pytest.approx([0.0, 0.5, 1.0, 0.6, 0.2])

@@ -228,6 +228,39 @@ def spot_folds(n_spots: int, seed: int = 0, n_folds: int = 10, section: str = ""
     return rng.permutation(np.arange(n_spots) % _at_least_two(n_folds))
 
 
+def hold_out(groups, share: float, seed: int) -> np.ndarray:
+    """Choose whole groups for inner validation, for example patients of the training sections.
+
+    Parameters
+    ----------
+    groups
+        `(n,)` the group of each row.
+    share
+        Of the rows; whole groups are taken in random order until it is reached, and at least one
+        group stays on either side.
+
+    Returns
+    -------
+    array
+        `(n,)` bool, True where the row's group is held out.
+
+    Raises
+    ------
+    InputError
+        If there is one group only, or `share` is not between 0 and 1.
+    """
+    names, member = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+    if not 0 < share < 1:
+        raise InputError("hold_out", "share", f"is {share}", "use a number between 0 and 1")
+    if len(names) < 2:
+        raise InputError("hold_out", "groups", f"are all {names[0] if len(names) else 'missing'!r}",
+                         "give two groups or more, or group by something finer")
+    sizes = np.bincount(member)
+    order = np.random.default_rng(seed).permutation(len(names))[:-1]
+    before = np.concatenate([[0], np.cumsum(sizes[order])[:-1]])
+    return np.isin(member, order[before < share * len(member)])
+
+
 def check(folds: pd.DataFrame, manifest: pd.DataFrame, unit: str = "patient") -> None:
     """Refuse folds that separate what belongs together.
 

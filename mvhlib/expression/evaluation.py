@@ -58,15 +58,21 @@ def resolution(features: "Mapping[str, Features]") -> float | None:
     return min(reduced) if alike else None
 
 
-def method_of(protocol: str, method: str) -> tuple[str, str | None]:
-    """Method and normalisation of a protocol: benchmarks have their own, whatever is asked for.
+def method_of(protocol: str, method: "str | protocols.Estimator"
+              ) -> "tuple[str | protocols.Estimator, str | None]":
+    """Method and normalisation of a protocol: benchmarks have a regression of their own.
+
+    An estimator keeps its place there, since a benchmark's folds and genes are what it is asked
+    to be compared on.
 
     Returns
     -------
     tuple
         The method, and the normalisation that it demands (None: free).
     """
-    return ("hest_ridge", "log1p") if protocol in protocols.BENCHMARKS else (method, None)
+    if protocol in protocols.BENCHMARKS and isinstance(method, str):
+        return "hest_ridge", "log1p"
+    return method, None
 
 
 def jobs(manifest: pd.DataFrame, wanted: Sequence[str], encoders: Mapping[str, float | None],
@@ -210,8 +216,9 @@ class Evaluation:
 
 def evaluate(job: Job, cohort: "Cohort", features: "Mapping[str, Features]",
              panels: pd.DataFrame, *, controls: Sequence[str] = ("none", "permuted"),
-             method: str = "ridge", alphas: Iterable[float] = ridge.DEFAULT_ALPHAS,
-             unit: str = "patient", seed: int = 0, **options) -> Evaluation:
+             method: "str | protocols.Estimator" = "ridge",
+             alphas: Iterable[float] = ridge.DEFAULT_ALPHAS, unit: str = "patient", seed: int = 0,
+             **options) -> Evaluation:
     """Run one job for every panel and control.
 
     Parameters
@@ -223,8 +230,8 @@ def evaluate(job: Job, cohort: "Cohort", features: "Mapping[str, Features]",
     panels
         ``panels.csv`` of `01_cohort`: panel, protocol, fold, rank, gene.
     controls, method, alphas, seed, options
-        See `protocols.run`. Benchmarks run with their own method and normalisation, whatever is
-        given here.
+        See `protocols.run`. Benchmarks run with their own regression and normalisation, whatever
+        the name given here.
     unit
         Over which intervals are taken: ``"patient"`` or ``"study"``.
 
@@ -257,7 +264,8 @@ def evaluate(job: Job, cohort: "Cohort", features: "Mapping[str, Features]",
         pooled=pd.concat([part.pooled for part in parts], ignore_index=True),
         penalties=pd.concat([part.penalties for part in parts], ignore_index=True),
         summary=pd.concat([part.summary(unit) for part in parts], ignore_index=True),
-        predictions=first.predictions, notes=first.notes, method=method)
+        predictions=first.predictions, notes=first.notes,
+        method=protocols.method_name(method))
 
 
 def drops(scores: pd.DataFrame, *, random: str = "random10_section", loso: str = "loso",

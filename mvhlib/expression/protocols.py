@@ -8,8 +8,8 @@ do, carry a note that says so.
 
 import hashlib
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -73,6 +73,47 @@ FINER = {"study": "patient", "patient": "section", "section": "block"}
 
 #: Strips that a section is cut into where it is the whole training set.
 STRIPS = 4
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One section as an estimator sees it.
+
+    Attributes
+    ----------
+    X
+        `(T, ...)` features, tokens or tiles of its spots.
+    Y
+        `(T, G)` normalised expression of the fold's genes. `Estimator.predict` must not read it.
+    coords
+        `(T, 2)` spot centres [px], or None.
+    """
+
+    name: str
+    study: str
+    patient: str
+    X: np.ndarray
+    Y: np.ndarray
+    coords: np.ndarray | None
+
+
+class Estimator(Protocol):
+    """A method that sees whole sections, such as `mvhlib.expression.mmap.MMAP`.
+
+    Attributes
+    ----------
+    name
+        Stands in the column ``method``.
+    """
+
+    name: str
+
+    def fit(self, samples: Sequence[Sample], genes: Sequence[str], fold: str,
+            seed: int) -> dict | None:
+        """Learn from the training sections of a fold, afresh; anything returned is a remark."""
+
+    def predict(self, sample: Sample) -> np.ndarray:
+        """Predict the genes of the last fit, `(T, G)`."""
 
 
 @dataclass(frozen=True)
@@ -164,9 +205,10 @@ class _Rows:
 
 def run(sections: Iterable[Any], features: "Mapping[str, Features | np.ndarray]",
         folds: pd.DataFrame, protocol: str,
-        genes_by_fold: Mapping[Hashable, Sequence[str]], *, encoder: str, method: str = "ridge",
-        control: str = "none", panel: str = "", alphas: Sequence[float] = ridge.DEFAULT_ALPHAS,
-        inner_unit: str | None = None, criterion: str = "pcc", n_inner: int = 8,
+        genes_by_fold: Mapping[Hashable, Sequence[str]], *, encoder: str,
+        method: "str | Estimator" = "ridge", control: str = "none", panel: str = "",
+        alphas: Sequence[float] = ridge.DEFAULT_ALPHAS, inner_unit: str | None = None,
+        criterion: str = "pcc", n_inner: int = 8,
         normalize: str | None = None, ceiling_splits: int = 5,
         encoder_saw_test_images: str = "no",
         pretrained_on: Mapping[str, Iterable[str]] | None = None, seed: int = 0) -> Result:
@@ -192,7 +234,8 @@ def run(sections: Iterable[Any], features: "Mapping[str, Features | np.ndarray]"
         Its slug in the tables.
     method
         ``"ridge"`` (standardised features, intercept, inner-fold penalty) or ``"hest_ridge"``
-        (HEST-Benchmark's regression as it is; `alphas` is not used).
+        (HEST-Benchmark's regression as it is; `alphas` is not used), or an `Estimator`, whose
+        features may have any shape `(T, ...)`.
     control
         ``"permuted"``: rows of the features are permuted within each section, in training and
         test, which leaves nothing to predict but what a section's mean gives away.
@@ -228,12 +271,18 @@ def run(sections: Iterable[Any], features: "Mapping[str, Features | np.ndarray]"
         features that are missing, features that are not finite, do not join or differ in width,
         genes that a section lacks, and on an encoder that claims to be clean and is not.
     """
-    _check_choice("method", method, METHODS)
+    estimator = None if isinstance(method, str) else method
+    method = method_name(method)
+    if estimator is None:
+        _check_choice("method", method, METHODS)
     _check_choice("control", control, CONTROLS)
     alphas = ridge.check_alphas(alphas)
     if normalize is None:
         normalize = "log1p" if method == "hest_ridge" else "log1p_cp10k"
     by_spot = protocol == "random10_spot"
+    if by_spot and estimator is not None:
+        raise InputError("protocol", "random10_spot", f"cuts sections, and {method} reads whole "
+                         "ones", "choose another protocol for it")
     plan = _plan(folds, protocol, by_spot)
     used = {name for train, test in plan.values() for name in (*train, *test)}
     members = {section.name: section for section in sections if section.name in used}
@@ -256,7 +305,7 @@ def run(sections: Iterable[Any], features: "Mapping[str, Features | np.ndarray]"
     for name in (n for n in members if n in used):  # in the order of the cohort
         data[name] = _read(members[name], features[name], genes, needed[name], normalize, control,
                            keep_counts=ceiling_splits > 0, seed=seed,
-                           as_hest=method == "hest_ridge")
+                           as_hest=method == "hest_ridge", flat=estimator is None)
         _note_programs(programs, members[name].adata, genes, name)
         if by_spot:
             number = spot_folds(len(data[name].Y), seed, len(plan), name)
@@ -265,9 +314,13 @@ def run(sections: Iterable[Any], features: "Mapping[str, Features | np.ndarray]"
             data[name].parts = _strips(data[name].coords, len(data[name].Y))
     _check_widths(data, encoder)
 
-    fits = (_fit_ridge(plan, data, columns, protocol, by_spot, alphas, inner_unit, criterion,
-                       n_inner) if method == "ridge"
-            else _fit_hest(plan, data, columns, by_spot))
+    if estimator is not None:
+        fits = _fit_estimator(estimator, plan, data, columns, genes_by_fold, seed)
+    elif method == "ridge":
+        fits = _fit_ridge(plan, data, columns, protocol, by_spot, alphas, inner_unit, criterion,
+                          n_inner)
+    else:
+        fits = _fit_hest(plan, data, columns, by_spot)
     base = {"protocol": protocol, "method": method, "encoder": encoder, "control": control,
             "panel": panel}
     claim = {"encoder_saw_test_images": encoder_saw_test_images}
@@ -275,7 +328,8 @@ def run(sections: Iterable[Any], features: "Mapping[str, Features | np.ndarray]"
     ceilings: dict[str, np.ndarray] = {}
     for fold, (_, test) in plan.items():
         predict, penalty = fits(fold)
-        penalties.append(base | {"fold": fold} | penalty)
+        if penalty is not None:
+            penalties.append(base | {"fold": fold} | penalty)
         for name in test:
             rows = data[name]
             chosen = rows.parts == fold if by_spot else np.ones(len(rows.Y), dtype=bool)
@@ -286,7 +340,7 @@ def run(sections: Iterable[Any], features: "Mapping[str, Features | np.ndarray]"
                                          n_splits=ceiling_splits,
                                          rng=_stream(seed, "ceiling", name))
             measured = rows.Y[chosen][:, columns[fold]]
-            predicted = predict(rows.X[chosen]).astype(np.float32)
+            predicted = predict(rows, chosen).astype(np.float32)
             names = list(genes_by_fold[fold])
             table = section_scores(measured, predicted, names)
             table["ceiling"] = ceilings[name][columns[fold]] if name in ceilings else np.nan
@@ -305,6 +359,11 @@ def run(sections: Iterable[Any], features: "Mapping[str, Features | np.ndarray]"
         notes.append(f"{left_out} spots without a tile left out")
     return Result(scores, {name: _assemble(parts, data[name]) for name, parts in pieces.items()},
                   pd.DataFrame(penalties, columns=list(PENALTY_COLUMNS)), pooled, notes)
+
+
+def method_name(method: "str | Estimator") -> str:
+    """What stands in the column ``method``."""
+    return method if isinstance(method, str) else method.name
 
 
 def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
@@ -414,7 +473,7 @@ def _genes(plan, genes_by_fold) -> tuple[list[str], dict[Hashable, list[int]]]:
 
 
 def _read(section, features, genes: list[str], needed: set[str], normalize: str, control: str, *,
-          keep_counts: bool, seed: int, as_hest: bool = False) -> _Rows:
+          keep_counts: bool, seed: int, as_hest: bool = False, flat: bool = True) -> _Rows:
     """Join a section's counts and features; permute the latter for the control.
 
     `as_hest` keeps the order of the features' file and float64 targets, as HEST-Benchmark does: its
@@ -446,7 +505,7 @@ def _read(section, features, genes: list[str], needed: set[str], normalize: str,
         X = align(features, names)
     else:
         X, kept = np.asarray(features), np.arange(len(names))
-        if X.ndim != 2 or len(X) != len(names):
+        if (flat and X.ndim != 2) or X.ndim < 2 or len(X) != len(names):
             raise InputError(section.name, "features", f"shape {X.shape} for {len(names)} spots",
                              "give one row per spot")
     if not np.isfinite(X).all():
@@ -499,7 +558,7 @@ def _strips(coords: np.ndarray | None, n: int) -> np.ndarray:
 
 
 def _check_widths(data: Mapping[str, _Rows], encoder: str) -> None:
-    widths = {name: rows.X.shape[1] for name, rows in data.items()}
+    widths = {name: " x ".join(map(str, rows.X.shape[1:])) for name, rows in data.items()}
     if len(set(widths.values())) > 1:
         few = {width: next(n for n, w in widths.items() if w == width)
                for width in sorted(set(widths.values()))}
@@ -541,7 +600,7 @@ def _fit_ridge(plan, data: Mapping[str, _Rows], columns, protocol: str, by_spot:
                            else np.nanmin(choice.curve)))
         record = {"alpha": choice.alpha, "at_edge": choice.at_edge, "inner_unit": level,
                   "n_inner": choice.n_inner, "criterion": criterion, "best": best}
-        return lambda X: ridge.predict(X, coef, intercept), record
+        return lambda rows, chosen: ridge.predict(rows.X[chosen], coef, intercept), record
 
     return fit
 
@@ -564,7 +623,34 @@ def _fit_hest(plan, data: Mapping[str, _Rows], columns, by_spot: bool):
         n_components = min(256, *X.shape)
         record = {"alpha": 100 / (n_components * Y.shape[1]), "at_edge": False,
                   "inner_unit": "none", "n_inner": 0, "criterion": "fixed", "best": np.nan}
-        return lambda X: next(queue), record
+        return lambda rows, chosen: next(queue), record
+
+    return fit
+
+
+def _fit_estimator(estimator: "Estimator", plan, data: Mapping[str, _Rows], columns,
+                   genes_by_fold, seed: int):
+    """Hand an estimator the training sections of a fold, and one test section at a time."""
+
+    def sample(rows: _Rows, fold) -> Sample:
+        return Sample(rows.name, rows.study, rows.patient, rows.X, rows.Y[:, columns[fold]],
+                      rows.coords)
+
+    def fit(fold):
+        estimator.fit([sample(data[name], fold) for name in plan[fold][0]],
+                      list(genes_by_fold[fold]), str(fold), seed)
+
+        def predict(rows: _Rows, chosen: np.ndarray) -> np.ndarray:
+            seen = sample(rows, fold)
+            hidden = replace(seen, Y=np.full_like(seen.Y, np.nan))  # a test section has no truth
+            predicted = np.asarray(estimator.predict(hidden))
+            if predicted.shape != seen.Y.shape or not np.isfinite(predicted).all():
+                raise InputError(rows.name, f"prediction by {estimator.name}",
+                                 f"has shape {predicted.shape} for {seen.Y.shape}, or is not "
+                                 "finite", "mend the estimator")
+            return predicted
+
+        return predict, None
 
     return fit
 
