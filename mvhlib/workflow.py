@@ -3,7 +3,8 @@
 ``workflow/Snakefile`` holds the rules; this module holds the questions that they put, so that they
 can be tested without running anything. A profile is a folder ``params/<profile>``::
 
-    workflow.yaml             notebooks, encoders (with `pretrain` where 03 trains them), threads
+    workflow.yaml             notebooks, encoders (with `pretrain` where 03 trains them and `seeds`
+                              where it is done several times), threads
     <notebook>.yaml           what differs from the notebook's defaults; may be absent
 """
 
@@ -28,6 +29,9 @@ PLAN = {"needs_data": False, "notebooks": [], "encoders": {}, "threads": {}, "gp
 
 def read_plan(folder: Path, data: str = "") -> dict[str, Any]:
     """Read ``params/<profile>/workflow.yaml``.
+
+    An encoder with ``seeds: n`` becomes n encoders, ``<slug>.s0`` and so on, each with its
+    ``seed`` (counted from the run's).
 
     Raises
     ------
@@ -59,7 +63,23 @@ def read_plan(folder: Path, data: str = "") -> dict[str, Any]:
     if plan["needs_data"] and not data:
         raise InputError(path, "DATA", f"profile {folder.name!r} reads a data set of yours",
                          f"run make figures PROFILE={folder.name} DATA=<directory>")
+    plan["encoders"] = _each_seed(path, plan["encoders"])
     return plan
+
+
+def _each_seed(path: Path, encoders: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Every encoder as often as it asks for."""
+    each = {}
+    for slug, options in encoders.items():
+        options = dict(options)
+        if "seeds" not in options:
+            each[slug] = options
+            continue
+        n = options.pop("seeds")
+        if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+            raise InputError(path, f"encoders: {slug}: seeds", f"is {n!r}", "give a number from 1")
+        each |= {f"{slug}.s{seed}": options | {"seed": seed} for seed in range(n)}
+    return each
 
 
 def read_params(folder: Path, name: str) -> dict[str, Any]:

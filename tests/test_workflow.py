@@ -49,6 +49,17 @@ def test_wrong_plan_is_refused(tmp_path, plan, problem):
         workflow.read_plan(tmp_path)
 
 
+def test_an_encoder_with_seeds_becomes_several(tmp_path):
+    (tmp_path / "workflow.yaml").write_text(yaml.safe_dump(
+        {"encoders": {"a": {"source": "x"}, "b": {"source": "y", "seeds": 2}}}))
+    assert workflow.read_plan(tmp_path)["encoders"] == {
+        "a": {"source": "x"}, "b.s0": {"source": "y", "seed": 0}, "b.s1": {"source": "y", "seed": 1}}
+    (tmp_path / "workflow.yaml").write_text(yaml.safe_dump(
+        {"encoders": {"b": {"source": "y", "seeds": 0}}}))
+    with pytest.raises(InputError, match="b: seeds: is 0"):
+        workflow.read_plan(tmp_path)
+
+
 def test_wrong_parameter_in_a_profile_names_file_and_field(tmp_path):
     (tmp_path / "05_expression.yaml").write_text("encodrs: [a]\n")
     with pytest.raises(InputError, match=r"05_expression.yaml: encodrs: .*encoders"):
