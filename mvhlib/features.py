@@ -19,15 +19,18 @@ TRIDENT: Zhang et al., arXiv 2502.06750. HEST: Jaume et al., NeurIPS 2024.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mvhlib.artifacts import InputError, h5_reader, h5_writer
 from mvhlib.tiles.store import coordinate_names, encode_names, read_names
+
+if TYPE_CHECKING:
+    from mvhlib.tiles.cut import Tiles
 
 LAYOUTS = ("mvhlib", "trident", "hest")
 
@@ -181,6 +184,13 @@ def read_folder(folder: str | os.PathLike,
         raise InputError(folder, "features", f"differ in width: {widths}",
                          "delete the folder and run 04_embed again")
     return found
+
+
+def from_tiles(tiles: "Tiles", function: Callable[[np.ndarray], np.ndarray]) -> Features:
+    """Features by a plain function of the tiles, `(T, S, S, 3)` uint8 -> `(T, D)`."""
+    names = tiles.barcodes or coordinate_names(tiles.coords)
+    values = np.asarray(function(tiles.img), dtype=np.float32)
+    return Features(values, tiles.coords, list(names), {"encoder": function.__name__})
 
 
 def align(features: Features, names: Sequence[str]) -> np.ndarray:

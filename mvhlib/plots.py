@@ -43,7 +43,10 @@ AXES = {
     "pcc": "Pearson r", "ceiling": "attainable Pearson r", "i_true": "Moran's I, measured",
     "i_pred": "Moran's I, predicted", "oversmoothing": "over-smoothing, predicted - measured",
     "pc1": "principal component 1", "pc2": "principal component 2",
-    "mean_expression": "mean expression, log1p counts per 10,000",
+    "mean_expression": "mean, log1p counts per 10,000",
+    "variance": "variance within sections",
+    "study_excess": "naming the study, accuracy above chance",
+    "difference": "Pearson r, random less unseen study",
 }
 
 
@@ -273,6 +276,34 @@ def forest(table: "pd.DataFrame", ax: "Axes", *, by: str = "protocol", hue: str 
     ax.set_ylim(len(groups) - 0.5, -0.5)
     ax.set_xlabel(xlabel)
     ax.locator_params(axis="x", nbins=6)
+    return ax
+
+
+def drop_lines(table: "pd.DataFrame", ax: "Axes") -> "Axes":
+    """Draw each encoder's score under random folds and on an unseen study, joined by a line.
+
+    Parameters
+    ----------
+    table
+        From `mvhlib.expression.evaluation.drops`, one row per encoder: encoder, random, loso.
+    """
+    for row in table.itertuples():
+        ax.plot([0, 1], [row.random, row.loso], marker="o", markersize=3.2, linewidth=1.0,
+                color=colour(row.encoder), label=label(row.encoder))
+    ax.set_xticks([0, 1], ["random\nsections", "unseen\nstudy"])
+    ax.set_xlim(-0.25, 1.25)
+    ax.set_ylabel("mean Pearson r")
+    return ax
+
+
+def heatmap(values, ax: "Axes", *, vmax: float = 1.0, label: str = "", cmap: str = "RdBu_r",
+            vmin: float | None = None) -> "Axes":
+    """Draw a matrix with its colour bar and without ticks."""
+    drawn = ax.imshow(values, cmap=cmap, vmin=-vmax if vmin is None else vmin, vmax=vmax,
+                      interpolation="nearest", rasterized=True)
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.figure.colorbar(drawn, ax=ax, shrink=0.8, label=label)
     return ax
 
 

@@ -20,7 +20,7 @@ from mvhlib.tiles.cut import (
     tissue_mask,
 )
 from mvhlib.tiles.slides import Slide, open_slide
-from mvhlib.tiles.store import read_tiles, write_tiles
+from mvhlib.tiles.store import manifest_row, read_tiles, write_tiles
 
 PINK = (200, 120, 170)
 
@@ -414,3 +414,14 @@ def test_broken_tile_files_are_one_clear_error(tmp_path, tiles):
         with pytest.raises(InputError, match=problem):
             write_tiles(tmp_path / "x.h5", tiles, names)
     assert not (tmp_path / "x.h5").exists()
+
+
+def test_a_manifest_row_says_what_a_file_holds(tmp_path):
+    slide = Slide.from_array(np.full((300, 300, 3), 200, np.uint8), mpp=0.5)
+    tiles = cut_spots(slide, np.array([[20, 150], [150, 150]]), tile_um=32.0, tile_px=32)
+    write_tiles(tmp_path / "a.h5", tiles, ["x", "y"], key="k")
+    row = manifest_row(tmp_path / "a.h5")
+    assert {k: row[k] for k in ("section", "n_tiles", "tile_px", "sha256")} == {
+        "section": "a", "n_tiles": 2, "tile_px": 32, "sha256": "k"}
+    assert row["tile_um"] == 32.0 and row["mpp"] == 1.0 and row["source_mpp"] == 0.5
+    assert row["padded_max"] == pytest.approx(tiles.outside.max()) and row["padded_max"] > 0

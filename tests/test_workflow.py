@@ -53,7 +53,8 @@ def test_an_encoder_with_seeds_becomes_several(tmp_path):
     (tmp_path / "workflow.yaml").write_text(yaml.safe_dump(
         {"encoders": {"a": {"source": "x"}, "b": {"source": "y", "seeds": 2}}}))
     assert workflow.read_plan(tmp_path)["encoders"] == {
-        "a": {"source": "x"}, "b.s0": {"source": "y", "seed": 0}, "b.s1": {"source": "y", "seed": 1}}
+        "a": {"source": "x"}, "b.s0": {"source": "y", "seed": 0},
+        "b.s1": {"source": "y", "seed": 1}}
     (tmp_path / "workflow.yaml").write_text(yaml.safe_dump(
         {"encoders": {"b": {"source": "y", "seeds": 0}}}))
     with pytest.raises(InputError, match="b: seeds: is 0"):

@@ -348,3 +348,39 @@ def read_run(path: str | Path, *, data: str | Path | None = None,
     # The table on disk spares reading every section's counts.
     cohort.manifest = manifest[list(MANIFEST_COLUMNS)].reset_index(drop=True)
     return cohort
+
+
+def spot_labels(sections: "Iterable[Section]", truth: str | Path = "") -> "dict[str, pd.Series]":
+    """Tissue class of each spot, where it is known.
+
+    Parameters
+    ----------
+    sections
+        Such as a `Cohort`; a column ``label`` of ``obs`` is a pathologist's.
+    truth
+        Folder of the synthetic truth; where it holds ``<section>.h5ad`` the classes are its
+        ``tissue_class``.
+
+    Returns
+    -------
+    dict
+        Section -> classes indexed by barcode. Sections without any are left out.
+    """
+    import anndata
+
+    found = {}
+    for section in sections:
+        path = Path(truth) / f"{section.name}.h5ad"
+        if truth and path.exists():
+            found[section.name] = anndata.read_h5ad(path).obs["tissue_class"]
+        elif "label" in section.adata.obs and section.adata.obs["label"].notna().any():
+            found[section.name] = section.adata.obs["label"]
+    return found
+
+
+def truth_genes(truth: str | Path) -> pd.DataFrame:
+    """What the synthetic truth says of each gene (``var``); empty where there is no truth."""
+    import anndata
+
+    path = next(iter(sorted(Path(truth).glob("*.h5ad"))), None)
+    return pd.DataFrame() if path is None else anndata.read_h5ad(path).var

@@ -157,6 +157,13 @@ def marker_lists() -> list[str]:
     return [f"markers_{name}" for name in dict.fromkeys(read_csv(MARKERS)["list"])]
 
 
+def marker_sets() -> dict[str, list[str]]:
+    """The marker panels that come with the library: name -> genes."""
+    table = read_csv(MARKERS)
+    return {f"markers_{name}": list(part["gene"])
+            for name, part in table.groupby("list", sort=False)}
+
+
 def normalize(counts, how: str = "log1p_cp10k", library: np.ndarray | None = None):
     """Turn raw counts into prediction targets.
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
 from mvhlib import artifacts, statistics
@@ -302,6 +303,94 @@ def drops(scores: pd.DataFrame, *, random: str = "random10_section", loso: str =
         rows.append((*keys, means[random], means[loso], gap.mean, gap.low, gap.high, gap.n,
                      drop(means[random], means[loso])))
     return pd.DataFrame(rows, columns=columns)
+
+
+def comparisons(scores: pd.DataFrame, primary: Sequence[str], *, protocol: str = "loso",
+                units: Sequence[str] = ("patient", "study")) -> pd.DataFrame:
+    """Paired tests of one encoder against others, under one protocol.
+
+    The pair named in advance is a family of its own; the same encoder against every other one is
+    the second family, corrected by Holm's method within it.
+
+    Parameters
+    ----------
+    scores
+        Rows of all encoders.
+    primary
+        The encoder and the rival that were named in advance.
+    units
+        Sections are averaged within each; sections that share a patient, or patients that share a
+        study, are not independent. Both are shown, the coarser one is the safer reading.
+
+    Returns
+    -------
+    DataFrame
+        protocol, panel, family (``primary`` or ``secondary``), unit, and the columns of
+        `mvhlib.statistics.compare`. Empty where `primary`'s first encoder was not scored.
+    """
+    rows = scores[(scores["control"] == "none") & (scores["protocol"] == protocol)]
+    first, *rivals = primary
+    tables = []
+    for panel, part in rows.groupby("panel", sort=False):
+        if first not in set(part["encoder"]):
+            continue
+        for unit in units:
+            means = part.groupby(["encoder", unit, "section"])["pcc"].mean().groupby(
+                ["encoder", unit]).mean().unstack("encoder")
+            others = [name for name in dict.fromkeys(part["encoder"]) if name != first]
+            families = {"primary": [name for name in others if name in rivals],
+                        "secondary": [name for name in others if name not in rivals]}
+            for family, names in families.items():
+                pairs = {f"{first} - {name}": (means[first], means[name]) for name in names}
+                if pairs:
+                    table = statistics.compare(pairs)
+                    tables.append(table.assign(protocol=protocol, panel=panel, family=family,
+                                               unit=unit))
+    if not tables:
+        return pd.DataFrame(columns=["protocol", "panel", "family", "unit", "comparison"])
+    front = ["protocol", "panel", "family", "unit"]
+    found = pd.concat(tables, ignore_index=True)
+    return found[front + [name for name in found if name not in front]]
+
+
+def encoder_correlation(scores: pd.DataFrame, pair: Sequence[str], *, protocol: str = "loso",
+                        unit: str = "study") -> float:
+    """Correlation of two encoders' scores over units, which decides the power of a paired test.
+
+    NaN where one of them was not scored, or fewer than three units are left.
+    """
+    rows = scores[(scores["control"] == "none") & (scores["protocol"] == protocol)]
+    means = rows.groupby(["encoder", unit])["pcc"].mean().unstack(unit)
+    if not set(pair) <= set(means.index) or means.shape[1] < 3:
+        return float("nan")
+    return statistics.score_correlation(means.loc[pair[0]], means.loc[pair[1]]).mean
+
+
+def nulls(result: "Evaluation", *, n_draws: int = 199, seed: int = 0) -> pd.DataFrame:
+    """A result's score beside two nulls: spots permuted, and maps shifted over the array.
+
+    Returns
+    -------
+    DataFrame
+        protocol, method, encoder, null, observed, low, high, p, p_smallest. The shift keeps the
+        smoothness of both maps, which a permutation destroys; it is left out where the spots lie
+        on no array.
+    """
+    maps = [part for part in result.predictions.values() if part.coords is not None]
+    measured, predicted = [part.measured for part in maps], [part.predicted for part in maps]
+    rng = np.random.default_rng(seed)
+    found = [statistics.permutation_null(measured, predicted, n_draws=n_draws, rng=rng)]
+    try:
+        positions = [statistics.array_positions(part.coords) for part in maps]
+    except InputError:
+        positions = None
+    if positions is not None:
+        found.append(statistics.toroidal_null(measured, predicted, positions, n_draws=n_draws,
+                                              wrap=False, rng=rng))
+    return pd.DataFrame([{"protocol": result.job.protocol, "method": result.method,
+                          "encoder": result.job.encoder, "null": null.method,
+                          "observed": null.observed, "low": null.low, "high": null.high,
+                          "p": null.p, "p_smallest": null.p_smallest} for null in found])
 
 
 def benchmarks(results: Sequence[Evaluation]) -> pd.DataFrame:

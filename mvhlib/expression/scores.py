@@ -140,7 +140,7 @@ def pooled_scores(measured: Sequence[np.ndarray],
     return pooled, floor
 
 
-def best_genes(scores: pd.DataFrame, n_best: int = BEST_GENES) -> list[str]:
+def best_genes(scores: pd.DataFrame, n_best: int | None = BEST_GENES) -> list[str]:
     """The genes of PCC-10: those with the highest mean test correlation in one fold.
 
     They are selected on the test sections, so their mean is biased upward: a published quantity,
@@ -152,7 +152,7 @@ def best_genes(scores: pd.DataFrame, n_best: int = BEST_GENES) -> list[str]:
     scores
         Columns ``gene`` and ``pcc`` of one fold. Ties go by the gene's name.
     n_best
-        How many.
+        How many; None: all, from the best to the worst.
     """
     means = scores.groupby("gene", sort=True)["pcc"].mean().dropna()
     return list(means.sort_values(ascending=False, kind="stable").index[:n_best])
@@ -177,17 +177,65 @@ def per_gene(scores: pd.DataFrame, sections) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        Columns gene, program, pcc, ceiling, mean_expression (log1p counts per 10,000), means over
-        the sections that were tested.
+        Columns gene, program, pcc, ceiling, share (pcc over ceiling), mean_expression and variance
+        (log1p counts per 10,000, within sections): means over the sections that were tested.
     """
     tested = set(scores["section"])
     members = [section.adata for section in sections if section.name in tested]
     table = scores.assign(program=scores["program"].fillna("").astype(str)).groupby(
         ["gene", "program"], as_index=False, sort=True)[["pcc", "ceiling"]].mean()
     names = list(table["gene"])
-    table["mean_expression"] = np.mean([targets(adata, names).mean(axis=0) for adata in members],
-                                       axis=0)
+    table["share"] = table["pcc"] / table["ceiling"].where(table["ceiling"] > 0)
+    table["mean_expression"], table["variance"] = np.mean(
+        [[values.mean(axis=0), values.var(axis=0)]
+         for values in (targets(adata, names) for adata in members)], axis=0)
     return table
+
+
+def calibration(predictions, n_bins: int = 10) -> pd.DataFrame:
+    """Measured against predicted expression, in bins of the prediction, within sections.
+
+    Both are taken as differences from the section's mean of the gene, so that an offset between
+    laboratories is no error here. A slope below 1 means that predictions are too extreme, above 1
+    that they are too timid.
+
+    Parameters
+    ----------
+    predictions
+        AnnData (or objects alike) with layers measured and predicted, one per section.
+    n_bins
+        Bins with equally many spots, gene by gene.
+
+    Returns
+    -------
+    DataFrame
+        Columns bin, predicted, measured (means over genes and sections), slope (measured on
+        predicted, of all genes and spots), n_sections.
+
+    Raises
+    ------
+    InputError
+        If a section has fewer spots than bins.
+    """
+    points, products, squares = [], 0.0, 0.0
+    for prediction in predictions:
+        known = np.isfinite(prediction.layers["predicted"]).all(axis=1)
+        measured, predicted = (np.asarray(prediction.layers[name], dtype=np.float64)[known]
+                               for name in ("measured", "predicted"))
+        if len(measured) < n_bins:
+            raise InputError("calibration", "n_bins", f"is {n_bins} for {len(measured)} spots",
+                             "ask for fewer bins")
+        measured, predicted = measured - measured.mean(axis=0), predicted - predicted.mean(axis=0)
+        products, squares = products + (measured * predicted).sum(), squares + (predicted**2).sum()
+        order = np.argsort(predicted, axis=0, kind="stable")
+        points.append([[np.take_along_axis(values, rows, axis=0).mean()
+                        for rows in np.array_split(order, n_bins)]
+                       for values in (predicted, measured)])
+    mean = np.mean(points, axis=0)
+    return pd.DataFrame({"bin": np.arange(1, n_bins + 1), "predicted": mean[0],
+                         "measured": mean[1],
+                         "slope": products / squares if squares > 0 else np.nan,
+                         "n_sections": len(points)})
 
 
 def drop(random: float, loso: float, *, error: bool = False) -> float:

@@ -33,6 +33,9 @@ UNSEEN = {"study": ("patient", "section"), "patient": ("section",),
 #: Labels that name no class.
 NO_CLASS = ("undetermined", "nan", "")
 
+#: What a remedy adds to an encoder's slug.
+REMEDIES = ("+centred", "-macenko", "-reinhard")
+
 PROBE_COLUMNS = ("encoder", "target", "unseen", "n_classes", "n_units", "balanced_accuracy",
                  "chance", "excess", "ci_low", "ci_high", "note")
 SHARE_COLUMNS = ("encoder", "factor", "within", "n_groups", "n_units", "share", "by_chance",
@@ -606,3 +609,22 @@ def remedy_effects(scores: pd.DataFrame, *, plain: str, unit: str = "patient",
                           gap.low, gap.high, gap.n))
     return pd.DataFrame(found, columns=["protocol", "method", "panel", "remedy", "plain",
                                         "treated", "difference", "ci_low", "ci_high", "n_units"])
+
+
+def all_remedies(scores: pd.DataFrame, *, unit: str = "patient") -> pd.DataFrame:
+    """`remedy_effects` of every encoder that was also tried with a remedy.
+
+    A remedy's slug is the plain one with ``+centred``, ``-macenko`` or ``-reinhard`` behind it.
+    """
+    slugs = list(dict.fromkeys(scores["encoder"]))
+    found = []
+    for plain in slugs:
+        own = [slug for slug in slugs if slug in {plain + ending for ending in REMEDIES}]
+        if own:
+            rows = scores[scores["encoder"].isin([plain, *own])]
+            effects = remedy_effects(rows, plain=plain, unit=unit)
+            effects.insert(3, "encoder", plain)
+            found.append(effects)
+    columns = ["protocol", "method", "panel", "encoder", "remedy", "plain", "treated",
+               "difference", "ci_low", "ci_high", "n_units"]
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=columns)

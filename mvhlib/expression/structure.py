@@ -15,6 +15,7 @@ import pandas as pd
 
 from mvhlib import statistics
 from mvhlib.artifacts import InputError
+from mvhlib.cohort.genes import marker_sets
 from mvhlib.expression.scores import is_constant, pearson
 
 if TYPE_CHECKING:
@@ -105,9 +106,14 @@ def gene_signs(var: pd.DataFrame) -> dict[str, float]:
 
 def gene_sets(source: str | Path | Mapping[str, Sequence[str]] | None,
               sections: Iterable[Any]) -> dict[str, list[str]]:
-    """Gene sets of a GMT file or a mapping; None takes the programs of the first section."""
+    """Gene sets of a GMT file or a mapping.
+
+    None takes the programs of the first section, where its genes have any, else the marker lists
+    that come with the library (`mvhlib.cohort.genes`).
+    """
     if source is None or source == "":
-        return program_sets(next(iter(sections)).adata)
+        adata = next(iter(sections)).adata
+        return program_sets(adata) if "program" in adata.var else marker_sets()
     if isinstance(source, Mapping):
         return {name: list(genes) for name, genes in source.items()}
     return read_gmt(source)

@@ -18,11 +18,12 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mvhlib.artifacts import InputError, h5_reader, h5_writer
+from mvhlib.artifacts import InputError, h5_reader, h5_writer, read_attr, sha256_file
 from mvhlib.tiles.cut import Tiles
 
 
@@ -134,6 +135,24 @@ def open_tiles(path: str | os.PathLike, tile_um: float | None = None
                                  "it is probably truncated: delete it and make it again")
         extent, source_mpp = _scale(path, stream, img, side, tile_um)
         yield TileHead(coords, outside, names, n, side, extent, extent / side, source_mpp), img
+
+
+def manifest_row(path: str | os.PathLike) -> dict[str, Any]:
+    """One row of ``tiles/manifest.csv``: what a tile file holds, without reading its pixels.
+
+    Returns
+    -------
+    dict
+        section (the file's name), n_tiles, tile_px [px], tile_um [µm], mpp, source_mpp [µm/px],
+        padded_max (largest share of padding of a tile), sha256 (the key that the file was made by,
+        else of the file).
+    """
+    path = Path(path)
+    with open_tiles(path) as (head, _):
+        return {"section": path.stem, "n_tiles": head.n_tiles, "tile_px": head.tile_px,
+                "tile_um": head.tile_um, "mpp": head.mpp, "source_mpp": head.source_mpp,
+                "padded_max": float(head.outside.max(initial=0)),
+                "sha256": read_attr(path, "key") or sha256_file(path)}
 
 
 def _scale(path: Any, stream: Any, img: Any, side: int, tile_um: float | None

@@ -1,0 +1,142 @@
+"""What the evaluation adds to the protocols: comparisons, nulls, calibration, remedies."""
+
+from types import SimpleNamespace
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from mvhlib.artifacts import InputError
+from mvhlib.cohort import base
+from mvhlib.expression import evaluation, scores, site
+from mvhlib.expression.protocols import Prediction
+from mvhlib.features import from_tiles
+from mvhlib.tiles.cut import Tiles
+
+
+def score_table(means, seed=0, studies=8, noise=0.02):
+    """Scores of encoders whose patients share a study's luck."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for study in range(studies):
+        luck = rng.normal(0, 0.1)
+        for patient in range(2):
+            for encoder, mean in means.items():
+                for section in "ab":
+                    for gene in "xyz":
+                        rows.append({
+                            "protocol": "loso", "method": "ridge", "encoder": encoder,
+                            "control": "none", "panel": "hvg", "study": f"s{study}",
+                            "patient": f"s{study}p{patient}", "gene": gene,
+                            "section": f"s{study}p{patient}{section}", "program": "",
+                            "pcc": mean + luck + noise * rng.standard_normal()})
+    return pd.DataFrame(rows)
+
+
+def test_the_primary_comparison_stands_alone_and_equals_scipy():
+    table = score_table({"a": 0.30, "b": 0.27, "c": 0.10, "d": 0.29})
+    found = evaluation.comparisons(table, ["a", "b"])
+    assert set(found["unit"]) == {"patient", "study"}
+    first = found[(found["family"] == "primary") & (found["unit"] == "study")].iloc[0]
+    means = table.groupby(["encoder", "study", "section"])["pcc"].mean().groupby(
+        ["encoder", "study"]).mean().unstack("encoder")
+    assert first["comparison"] == "a - b" and first["n_units"] == 8
+    assert first["difference"] == pytest.approx((means["a"] - means["b"]).mean())
+    assert first["p_wilcoxon"] == pytest.approx(stats.wilcoxon(means["a"], means["b"]).pvalue)
+    second = found[(found["family"] == "secondary") & (found["unit"] == "study")]
+    assert list(second["comparison"]) == ["a - c", "a - d"]
+    assert (second["p_wilcoxon_holm"] >= second["p_wilcoxon"]).all()
+    assert evaluation.comparisons(table, ["absent", "b"]).empty
+
+
+def test_correlation_of_two_encoders_is_taken_over_studies():
+    table = score_table({"a": 0.3, "b": 0.2}, noise=0.001)
+    assert evaluation.encoder_correlation(table, ["a", "b"]) > 0.99
+    assert np.isnan(evaluation.encoder_correlation(table, ["a", "z"]))
+    assert np.isnan(evaluation.encoder_correlation(score_table({"a": 1, "b": 1}, studies=2),
+                                                   ["a", "b"]))
+
+
+def maps(signal, seed=0, side=12):
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:side, :side]
+    coords = np.c_[x.ravel(), y.ravel()] * 100.0
+    truth = rng.standard_normal((side**2, 4))
+    guess = signal * truth + rng.standard_normal((side**2, 4))
+    return Prediction(truth.astype(np.float32), guess.astype(np.float32), list("abcd"),
+                      [str(i) for i in range(side**2)], coords, "0")
+
+
+def result(signal):
+    return SimpleNamespace(
+        predictions={"s1": maps(signal, 1), "s2": maps(signal, 2)}, method="ridge",
+        job=evaluation.Job("loso", "e", pd.DataFrame()))
+
+
+def test_nulls_hold_noise_and_let_signal_out():
+    signal, noise = evaluation.nulls(result(1.0)), evaluation.nulls(result(0.0))
+    assert list(signal["null"]) == ["permutation", "random shift"]
+    assert (signal["p"] == signal["p_smallest"]).all()
+    assert (signal["observed"] > signal["high"]).all()
+    assert (noise["p"] > 0.05).all()
+
+
+def test_calibration_finds_the_slope_and_sorts_the_bins():
+    rng = np.random.default_rng(0)
+    parts = []
+    for offset in (0.0, 5.0):  # an offset of a section is no error of calibration
+        predicted = rng.standard_normal((400, 3))
+        part = anndata.AnnData(np.zeros((400, 3)))
+        part.layers["predicted"] = predicted + offset
+        part.layers["measured"] = 0.5 * predicted + 0.01 * rng.standard_normal((400, 3)) + 2
+        parts.append(part)
+    table = scores.calibration(parts, n_bins=8)
+    assert table["slope"].iloc[0] == pytest.approx(0.5, abs=0.01)
+    assert table["predicted"].is_monotonic_increasing and len(table) == 8
+    assert np.allclose(table["measured"], 0.5 * table["predicted"], atol=0.01)
+    with pytest.raises(InputError, match="fewer bins"):
+        scores.calibration([parts[0][:5]], n_bins=8)
+
+
+def test_remedies_are_found_by_their_slug():
+    table = score_table({"a": 0.30, "a+centred": 0.35, "a-macenko": 0.28, "b": 0.2})
+    found = site.all_remedies(table)
+    assert set(zip(found["encoder"], found["remedy"], strict=True)) == {
+        ("a", "a+centred"), ("a", "a-macenko")}
+    gain = found.set_index("remedy")["difference"]
+    assert gain["a+centred"] == pytest.approx(0.05, abs=0.01)
+    assert gain["a-macenko"] == pytest.approx(-0.02, abs=0.01)
+    assert site.all_remedies(score_table({"b": 0.2})).empty
+
+
+def test_labels_come_from_the_pathologist_or_the_truth(tmp_path):
+    names = ["x", "y"]
+
+    def section(name, **obs):
+        adata = anndata.AnnData(np.zeros((2, 1)), obs=pd.DataFrame(obs, index=names))
+        return SimpleNamespace(name=name, adata=adata)
+
+    truth = anndata.AnnData(np.zeros((2, 1)), obs=pd.DataFrame(
+        {"tissue_class": ["tumour", "stroma"]}, index=names),
+        var=pd.DataFrame({"effect": [-1.0]}, index=["g"]))
+    truth.write_h5ad(tmp_path / "made.h5ad")
+    found = base.spot_labels([section("made"), section("read", label=["cancer", None]),
+                              section("bare")], tmp_path)
+    assert list(found) == ["made", "read"]
+    assert list(found["made"]) == ["tumour", "stroma"] and found["read"]["x"] == "cancer"
+    assert base.truth_genes(tmp_path).at["g", "effect"] == -1.0
+    assert base.truth_genes(tmp_path / "none").empty
+
+
+def test_features_of_a_function_keep_names_and_places():
+    tiles = Tiles(np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3),
+                  np.array([[0, 0], [4, 0]]), np.zeros(2, np.float32), 4, 2.0, 0.5, 0.5, ["u", "v"])
+
+    def brightness(images):
+        return images.mean(axis=(1, 2))
+
+    found = from_tiles(tiles, brightness)
+    assert found.barcodes == ["u", "v"] and found.attrs["encoder"] == "brightness"
+    assert np.allclose(found.features, tiles.img.mean(axis=(1, 2)))
