@@ -218,7 +218,7 @@ def _image_scale(adata: "AnnData") -> float:
     return float(library["scalefactors"]["tissue_hires_scalef"])
 
 
-def headline(text: str, run=None, summary: "pd.DataFrame | None" = None) -> str:
+def headline(text: str, run=None, summary: "pd.DataFrame | None" = None, seeds=None) -> str:
     """A title that says what the numbers are: synthetic or not, and over how many units.
 
     Parameters
@@ -228,6 +228,8 @@ def headline(text: str, run=None, summary: "pd.DataFrame | None" = None) -> str:
     summary
         Columns ``unit``, ``n_units``; adds for example "16 patients" and, on synthetic data, that
         one seed allows no claim.
+    seeds
+        Numbers of seeds of what is drawn; adds their range in place of "one seed, no claim".
     """
     remarks = []
     if summary is not None and len(summary):
@@ -235,7 +237,13 @@ def headline(text: str, run=None, summary: "pd.DataFrame | None" = None) -> str:
         counts = summary.groupby("unit", sort=False)["n_units"].max()
         remarks += [f"{n} {names.get(unit, unit + 's')}" for unit, n in counts.items()]
     if run is not None and run.is_synthetic:
-        remarks.append("synthetic" if summary is None else "synthetic, one seed, no claim")
+        remarks.append("synthetic")
+    if seeds is not None and len(seeds):
+        low, high = min(seeds), max(seeds)
+        remarks.append("one seed, no claim" if high == 1 else
+                       f"{low} seeds" if low == high else f"{low} to {high} seeds")
+    elif summary is not None and run is not None and run.is_synthetic:
+        remarks.append("one seed, no claim")
     if not remarks:
         return text
     remark = f"({', '.join(remarks)})"
@@ -276,6 +284,29 @@ def forest(table: "pd.DataFrame", ax: "Axes", *, by: str = "protocol", hue: str 
     ax.set_ylim(len(groups) - 0.5, -0.5)
     ax.set_xlabel(xlabel)
     ax.locator_params(axis="x", nbins=6)
+    return ax
+
+
+def differences(table: "pd.DataFrame", ax: "Axes", *, by: str, xlabel: str) -> "Axes":
+    """Draw each row's filled interval and, below it, its open one, in the encoder's colour.
+
+    Parameters
+    ----------
+    table
+        Columns `by`, encoder, mean, ci_low, ci_high and control (``none`` is filled).
+    """
+    groups = list(dict.fromkeys(table[by]))
+    for row in table.itertuples():
+        filled = row.control == "none"
+        y = groups.index(getattr(row, by)) + (-0.13 if filled else 0.13)
+        error = np.nan_to_num([[row.mean - row.ci_low], [row.ci_high - row.mean]])
+        ax.errorbar(row.mean, y, xerr=error, fmt="o", markersize=3.2, capsize=1.5, linewidth=0.9,
+                    color=colour(row.encoder),
+                    markerfacecolor=colour(row.encoder) if filled else "white")
+    ax.axvline(0, color="0.75", linewidth=0.6, zorder=0)
+    ax.set_yticks(range(len(groups)), groups)
+    ax.set_ylim(len(groups) - 0.5, -0.5)
+    ax.set_xlabel(xlabel)
     return ax
 
 

@@ -4,7 +4,8 @@
 can be tested without running anything. A profile is a folder ``params/<profile>``::
 
     workflow.yaml             notebooks, encoders (with `pretrain` where 03 trains them and `seeds`
-                              where it is done several times), threads
+                              where it is done several times), methods (mmap and cmrcnet: the
+                              encoders that they are built on), threads
     <notebook>.yaml           what differs from the notebook's defaults; may be absent
 """
 
@@ -23,8 +24,11 @@ from mvhlib.artifacts import InputError
 from mvhlib.notebook import check_parameters, declared_parameters, home, read_parameters_cell
 
 SLUG = re.compile(r"[a-z0-9_.-]+")
+#: Methods that train on tiles, each by a notebook of its own.
+METHODS = ("mmap", "cmrcnet")
 #: Keys of workflow.yaml and what stands for them where they are absent.
-PLAN = {"needs_data": False, "notebooks": [], "encoders": {}, "threads": {}, "gpus": 0}
+PLAN = {"needs_data": False, "notebooks": [], "encoders": {}, "methods": {}, "threads": {},
+        "gpus": 0}
 
 
 def read_plan(folder: Path, data: str = "") -> dict[str, Any]:
@@ -64,6 +68,11 @@ def read_plan(folder: Path, data: str = "") -> dict[str, Any]:
         raise InputError(path, "DATA", f"profile {folder.name!r} reads a data set of yours",
                          f"run make figures PROFILE={folder.name} DATA=<directory>")
     plan["encoders"] = _each_seed(path, plan["encoders"])
+    for method, slugs in plan["methods"].items():
+        unknown = sorted(set(slugs) - set(plan["encoders"]))
+        if method not in METHODS or unknown:
+            raise InputError(path, f"methods: {method}", f"{unknown or 'is not a method'}",
+                             f"use {list(METHODS)}, each with encoders of this file")
     return plan
 
 

@@ -172,6 +172,51 @@ def probe(joined: Rows, target: str, *, encoder: str = "", max_spots: int = PROB
     InputError
         On an unknown target.
     """
+    asked = _ask(joined, target, max_spots, seed)
+    base = {"encoder": encoder, "target": target, "unseen": asked.unseen,
+            "n_classes": len(asked.classes)}
+    if asked.by_unit.empty:
+        why = f"fewer than two {target} classes are found in two units or more" + (
+            " of one study" if target == "patient" else "")
+        return pd.DataFrame([base | {"n_units": 0, "note": why}], columns=list(PROBE_COLUMNS))
+    # Each unit's own balanced accuracy carries the interval: spots of one section are not units.
+    interval = statistics.t_interval(asked.by_unit, confidence)
+    half = (interval.high - interval.low) / 2
+    dropped = joined.about[target].dropna().nunique() - len(asked.classes)
+    return pd.DataFrame([base | {
+        "n_units": interval.n, "balanced_accuracy": asked.accuracy, "chance": asked.chance,
+        "excess": (asked.accuracy - asked.chance) / (1 - asked.chance),
+        "ci_low": max(asked.accuracy - half, 0.0), "ci_high": min(asked.accuracy + half, 1.0),
+        "note": f"{dropped} classes of one unit left out" if dropped else ""}],
+        columns=list(PROBE_COLUMNS))
+
+
+def unit_accuracy(joined: Rows, target: str, *, max_spots: int = PROBE_SPOTS,
+                  seed: int = 0) -> pd.Series:
+    """Balanced accuracy of `probe` in each held-out unit, for paired comparisons of encoders.
+
+    Returns
+    -------
+    pd.Series
+        Indexed by unit (study, patient or section, as `probe` chose); empty where the cohort
+        allows no such test.
+    """
+    return _ask(joined, target, max_spots, seed).by_unit
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """What a probe answered: overall balanced accuracy, its chance level, and unit by unit."""
+
+    unseen: str
+    classes: list[str]
+    accuracy: float
+    chance: float
+    by_unit: pd.Series
+
+
+def _ask(joined: Rows, target: str, max_spots: int, seed: int) -> _Answers:
+    """Fit and ask the classifier that `probe` describes."""
     if target not in UNSEEN:
         raise InputError("site", "target", f"{target!r} is not known", f"use one of {list(UNSEEN)}")
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
@@ -189,11 +234,8 @@ def probe(joined: Rows, target: str, *, encoder: str = "", max_spots: int = PROB
         home = about.drop_duplicates("patient").set_index("patient")["study"]
         rivals = {name: {n for n in classes if home[n] == home[name]} for name in classes}
         classes = [name for name in classes if len(rivals[name]) > 1]
-    base = {"encoder": encoder, "target": target, "unseen": unseen, "n_classes": len(classes)}
     if len(classes) < 2:
-        why = f"fewer than two {target} classes are found in two units or more" + (
-            " of one study" if target == "patient" else "")
-        return pd.DataFrame([base | {"n_units": 0, "note": why}], columns=list(PROBE_COLUMNS))
+        return _Answers(unseen, classes, np.nan, np.nan, pd.Series(dtype=np.float64))
     usable = about[target].isin(classes).to_numpy()
     about, X = about[usable], X[usable]
     truth, units = about[target].to_numpy(str), _units(about, unseen)
@@ -220,19 +262,10 @@ def probe(joined: Rows, target: str, *, encoder: str = "", max_spots: int = PROB
               if (asked & (truth == name)).any()]
     score = float(np.mean(recall))
     chance = float(np.mean([1 / len(rivals[name]) for name in classes]))
-    # Each unit's own balanced accuracy carries the interval: spots of one section are not units.
-    per_unit = [np.mean([right[(units == unit) & (truth == name)].mean()
-                         for name in np.unique(truth[units == unit])])
-                for unit in np.unique(units[asked])]
-    interval = statistics.t_interval(per_unit, confidence)
-    half = (interval.high - interval.low) / 2
-    dropped = joined.about[target].dropna().nunique() - len(classes)
-    return pd.DataFrame([base | {
-        "n_units": interval.n, "balanced_accuracy": score, "chance": chance,
-        "excess": (score - chance) / (1 - chance), "ci_low": max(score - half, 0.0),
-        "ci_high": min(score + half, 1.0),
-        "note": f"{dropped} classes of one unit left out" if dropped else ""}],
-        columns=list(PROBE_COLUMNS))
+    by_unit = {unit: np.mean([right[(units == unit) & (truth == name)].mean()
+                              for name in np.unique(truth[units == unit])])
+               for unit in np.unique(units[asked])}
+    return _Answers(unseen, classes, score, chance, pd.Series(by_unit, dtype=np.float64))
 
 
 def _units(about: pd.DataFrame, unseen: str) -> np.ndarray:

@@ -1,0 +1,104 @@
+"""Variants with seeds: the two intervals by hand, and what may be called a finding."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from mvhlib.artifacts import InputError, write_csv
+from mvhlib.expression import variants
+
+
+def table(gaps, n_seeds=8, n_units=6, seed_sd=0.01, unit_sd=0.01, seed=0):
+    """Values of variants whose distance from 0.2 is `gaps`, two sections per patient."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for variant, gap in gaps.items():
+        own_seed, own_unit = (rng.normal(0, sd, n) for sd, n in ((seed_sd, n_seeds),
+                                                                  (unit_sd, n_units)))
+        for number in range(n_seeds):
+            for unit in range(n_units):
+                for section in range(2):
+                    rows.append({"protocol": "loso", "measure": "all", "variant": variant,
+                                 "seed": number, "patient": f"p{unit}", "study": f"s{unit // 2}",
+                                 "section": f"p{unit}{section}",
+                                 "value": 0.2 + gap + own_seed[number] + own_unit[unit]
+                                 + 0.001 * section})
+    return pd.DataFrame(rows)
+
+
+def test_slugs_are_split_into_variant_and_seed():
+    assert variants.split_slug("vit12-dino.s11") == ("vit12-dino", 11)
+    assert variants.split_slug("vit12-dino") == ("vit12-dino", 0)
+    assert variants.split_slug("handmade-3.2um") == ("handmade-3.2um", 0)
+
+
+def test_both_intervals_by_hand():
+    scores = table({"a": 0.05, "b": 0.0})
+    row = variants.compare(scores, [["a", "b"]], advance=1).iloc[0]
+    cube = scores.groupby(["variant", "seed", "patient"])["value"].mean()
+    gap = (cube["a"] - cube["b"]).unstack("patient")
+    for part, low, high in ((gap.mean(axis=1), "seed_low", "seed_high"),
+                            (gap.mean(axis=0), "unit_low", "unit_high")):
+        bounds = stats.t.interval(0.95, len(part) - 1, part.mean(), stats.sem(part))
+        assert (row[low], row[high]) == pytest.approx(bounds)
+    assert row["difference"] == pytest.approx(gap.to_numpy().mean())
+    assert row["p_seeds"] == pytest.approx(stats.wilcoxon(gap.mean(axis=1)).pvalue)
+    assert row["n_seeds"] == 8 and row["n_units"] == 6 and row["reading"] == "higher"
+
+
+@pytest.mark.parametrize(("options", "advance", "reading"), [
+    ({}, 0, "higher, exploratory"), ({"n_seeds": 3}, 1, "higher, exploratory"),
+    ({"n_seeds": 1}, 1, "one seed, no claim"), ({"unit_sd": 0.3}, 1, "no difference shown"),
+    ({"seed_sd": 0.3}, 1, "no difference shown")])
+def test_a_finding_needs_seeds_units_and_to_be_named_in_advance(options, advance, reading):
+    scores = table({"a": 0.05, "b": 0.0}, **options)
+    assert variants.compare(scores, [["a", "b"]], advance=advance)["reading"].iloc[0] == reading
+
+
+def test_holm_covers_the_pairs_named_in_advance_only():
+    scores = table({"a": 0.05, "b": 0.0, "c": 0.01})
+    found = variants.compare(scores, [["a", "b"], ["c", "b"], ["a", "c"]], advance=2)
+    assert found["p_holm"].notna().tolist() == [True, True, False]
+    assert found["p_holm"].iloc[0] == pytest.approx(min(1, 2 * found["p_seeds"].iloc[0]))
+
+
+def test_a_reference_without_seeds_meets_every_seed_and_absent_ones_are_left_out():
+    scores = pd.concat([table({"a": 0.05}), table({"h": 0.0}, n_seeds=1)])
+    found = variants.compare(scores, [["a", "h"], ["a", "absent"]])
+    assert len(found) == 1 and found["n_seeds"].iloc[0] == 8
+
+
+def test_spread_separates_seeds_from_units():
+    found = variants.spread(table({"a": 0.0}, seed_sd=0.0, unit_sd=0.05)).iloc[0]
+    assert found["sd_seeds"] == pytest.approx(0, abs=1e-12) and found["sd_units"] > 0.02
+    found = variants.spread(table({"a": 0.0}, seed_sd=0.05, unit_sd=0.0)).iloc[0]
+    assert found["sd_units"] == pytest.approx(0, abs=1e-12) and found["sd_seeds"] > 0.02
+
+
+def test_scores_are_read_per_program_and_a_missing_encoder_is_named(tmp_path):
+    frame = pd.DataFrame({"control": "none", "panel": "hvg", "study": "s", "patient": "p",
+                          "section": "x", "program": ["noise", "noise", "slow"],
+                          "pcc": [0.0, 0.2, 0.7]})
+    write_csv(tmp_path / "loso/ridge/a.s3/scores.csv", frame)
+    found = variants.read_scores(tmp_path, ["loso"], ["a.s3"]).set_index("measure")
+    assert found["value"].to_dict() == pytest.approx({"all": 0.3, "noise": 0.1, "slow": 0.7})
+    assert found["seed"].unique() == [3] and found["variant"].unique() == ["a"]
+    with pytest.raises(InputError, match="05_expression"):
+        variants.read_scores(tmp_path, ["loso"], ["b"])
+
+
+def test_costs_count_parameters_and_flops(tmp_path):
+    from mvhlib.artifacts import write_json
+    from mvhlib.backbones import create_model
+
+    model = create_model("vit12_micro_patch8_64")
+    model.save_pretrained(tmp_path / "v.s0")
+    recipe = {"global_px": 64, "local_px": 32, "n_local": 4, "batch": 2, "steps": 5}
+    write_json(tmp_path / "v.s0" / "recipe.json", {"settings": recipe})
+    row = variants.costs(tmp_path, ["v.s0", "v.s1", "handmade"]).iloc[0]
+    assert row["parameters"] == sum(p.numel() for p in model.parameters())
+    assert row["tflops_training"] == pytest.approx(3 * row["gflops_per_tile"] * 10 / 1000)
+    # The MLPs alone: 3 blocks, 2 layers of 96 x 384, two FLOPs per weight and token.
+    tokens = 2 * 65 + 4 * 17
+    assert row["gflops_per_tile"] > 3 * 2 * 96 * 384 * 2 * tokens / 1e9
