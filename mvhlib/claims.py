@@ -1,0 +1,251 @@
+"""The three papers' headlines: what they print, what follows from it, and what was seen here.
+
+A claim is looked up, never typed in: its measured value comes from a table that a notebook of this
+run saved, what its paper's tables imply is computed from the printed numbers below, and its
+verdict is one of five fixed phrases.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from mvhlib import artifacts
+from mvhlib.expression.scores import drop
+
+COLUMNS = ("paper", "claim", "published", "implied_by_tables", "measured", "ci_low", "ci_high",
+           "data", "verdict", "command")
+
+DERIVABLE = "derivable from the published tables"
+NOT_DERIVABLE = "not derivable from the printed rows"
+SEEN = "direction seen here"
+NOT_SEEN = "direction not seen here"
+NOT_TESTABLE = "not testable here"
+
+#: Mean Pearson r of MVHybrid's tables on 200 genes: gene panel -> encoder -> (random, LOSO). Rows
+#: that its README prints; ViT24 is printed for the benchmark alone. (arXiv 2508.00383)
+MVHYBRID_PRINTED = {"HVG": {"mvhybrid": (0.214, 0.138), "vit12": (0.210, 0.097)},
+                    "HMHVG": {"mvhybrid": (0.393, 0.212), "vit12": (0.373, 0.110)}}
+
+#: Mean Pearson r of highly expressed genes: CMRCNet, and the same without reconstruction
+#: (arXiv 2506.08854).
+CMRCNET_PRINTED = {"full": 0.3117, "contrastive only": 0.2933}
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """Where a claim's number stands.
+
+    Attributes
+    ----------
+    table
+        Glob below ``figures/<profile>``; of several files the first by name.
+    where
+        A pandas query that leaves one row (of several, the first).
+    value, low, high
+        Columns.
+    sign
+        +1 where the claim says the value is above zero, -1 below.
+    """
+
+    table: str
+    where: str
+    value: str = "difference"
+    low: str = "ci_low"
+    high: str = "ci_high"
+    sign: int = 1
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One headline.
+
+    Attributes
+    ----------
+    published
+        As the paper says it.
+    implied
+        What its printed tables give; empty where they say nothing.
+    lookup
+        None: nothing here can test it, and `why` says why.
+    derivable
+        For claims of arithmetic: whether the printed rows give the published number.
+    """
+
+    paper: str
+    claim: str
+    published: str
+    implied: str = ""
+    lookup: Lookup | None = None
+    derivable: bool | None = None
+    why: str = ""
+
+
+def loso_gains() -> str:
+    """MVHybrid's gain over ViT12 on an unseen study, from the printed means."""
+    return ", ".join(f"{rows['mvhybrid'][1] / rows['vit12'][1] - 1:+.0%} ({panel})"
+                     for panel, rows in MVHYBRID_PRINTED.items())
+
+
+def smaller_losses() -> str:
+    """By how much MVHybrid's drop is smaller than ViT12's, from the printed means."""
+    return ", ".join(f"{1 - drop(*rows['mvhybrid']) / drop(*rows['vit12']):.0%} ({panel})"
+                     for panel, rows in MVHYBRID_PRINTED.items())
+
+
+def ablation_gain() -> str:
+    """CMRCNet's gain over itself without reconstruction, from the printed means."""
+    return f"{CMRCNET_PRINTED['full'] / CMRCNET_PRINTED['contrastive only'] - 1:.2%} over itself " \
+           "without reconstruction"
+
+
+def _variant(variant: str, reference: str, measure: str = "all", sign: int = 1) -> Lookup:
+    return Lookup("11_ablations/comparisons.csv",
+                  f"protocol == 'loso' and variant == '{variant}' and reference == '{reference}' "
+                  f"and measure == '{measure}'", low="unit_low", high="unit_high", sign=sign)
+
+
+def _mmap(claim: str) -> Lookup:
+    return Lookup("12_mmap/claims.*.csv", f"claim == '{claim}'")
+
+
+def _cmrcnet(claim: str) -> Lookup:
+    return Lookup("13_cmrcnet/claims.*.csv", f"claim == '{claim}'")
+
+
+def claims() -> list[Claim]:
+    """All headlines that are asked about, in the papers' order."""
+    mv, mm, cm = "MVHybrid", "MMAP", "CMRCNet"
+    return [
+        Claim(mv, "57 % higher correlation on an unseen study than the best ViT", "+57 %",
+              loso_gains(), derivable=False),
+        Claim(mv, "43 % smaller loss on an unseen study than the best ViT", "-43 %",
+              smaller_losses(), derivable=False),
+        Claim(mv, "higher correlation on an unseen study than a ViT", "higher", loso_gains(),
+              _variant("mvhybrid-dino", "vit12-dino")),
+        Claim(mv, "as above, against a ViT of as many parameters", "", "",
+              _variant("mvhybrid-dino", "vit17-dino")),
+        Claim(mv, "as above, at as many training FLOPs", "", "",
+              _variant("mvhybrid-dino", "vit17-flops")),
+        Claim(mv, "as above, at as many training minutes", "", "",
+              _variant("mvhybrid-dino", "vit17-minutes")),
+        Claim(mv, "low-frequency bias: slow morphology is read better than by a ViT", "yes", "",
+              _variant("mvhybrid-dino", "vit12-dino", "slow_along")),
+        Claim(mv, "eigenvalues lie between -10 and 0", "-10 to 0", "",
+              Lookup("10_frequency/audit.csv", "backbone == 'mvhybrid' and preset == 'released'",
+                     "a_min_excess", "a_min_excess", "a_min_excess")),
+        Claim(mv, "half state-space, half attention is the best split: better than a third",
+              "12/12", "", _variant("mvhybrid-split2", "mvhybrid-dino", sign=-1)),
+        Claim(mv, "half state-space, half attention is the best split: better than two thirds",
+              "12/12", "", _variant("mvhybrid-split4", "mvhybrid-dino", sign=-1)),
+        Claim(mv, "state-space layers first, attention after", "ssm first", "",
+              _variant("mvhybrid-attention-first", "mvhybrid-dino", sign=-1)),
+        Claim(mv, "EinFFT is needed: better than an MLP in the state-space half", "needed", "",
+              _variant("mvhybrid-mlp", "mvhybrid-dino", sign=-1)),
+        Claim(mv, "MLPs in the state-space half make training diverge", "diverges", "",
+              why="runs of a hundred steps at micro size cannot show what happens in a hundred "
+                  "thousand"),
+        Claim(mv, "equal or better in classification, retrieval and survival", "equal or better",
+              "", why="no images of its data sets are at hand; 07, 08 and 09 show the code on "
+                      "others"),
+        Claim(mm, "better MAE, MSE and PCC than its rivals", "better", "",
+              Lookup("12_mmap/paired.*.csv", "protocol == 'loso' and variant == 'ridge'",
+                     low="diff_low", high="diff_high", sign=-1)),
+        Claim(mm, "prototypes help", "yes", "", _mmap("prototypes help")),
+        Claim(mm, "half of a slide's prototypes beats a fixed few (8)", "0.5 K", "",
+              _mmap("half of K beats L 8")),
+        Claim(mm, "three magnifications beat the first alone", "yes", "",
+              _mmap("three views beat 1x")),
+        Claim(cm, "6.27 % higher correlation of highly expressed genes than other methods",
+              "+6.27 %", ablation_gain(), derivable=False),
+        Claim(cm, "reconstruction helps", "yes", ablation_gain(),
+              _cmrcnet("reconstruction helps")),
+        Claim(cm, "6.11 % higher correlation of highly variable genes", "+6.11 %",
+              why="no table of single data sets is printed, and its data are not at hand"),
+        Claim(cm, "11.26 % higher correlation of marker genes", "+11.26 %",
+              why="its marker lists are not published"),
+        Claim(cm, "half masked is best with a squared error", "50 %", "",
+              _cmrcnet("mse: 50% masked is best")),
+        Claim(cm, "30 % masked is best with a cosine loss", "30 %", "",
+              _cmrcnet("cosine: 30% masked is best")),
+        Claim(cm, "k 50 is better for the median gene", "k 50", "",
+              _cmrcnet("median: k 50 is best")),
+        Claim(cm, "k 500 is better for the mean over many genes", "k 500", "",
+              _cmrcnet("mean: k 500 is best")),
+        Claim(cm, "rebuilding images beats rebuilding genes", "images", "",
+              _cmrcnet("images beat genes")),
+    ]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A claim's number in one profile; `n_seeds` is 0 where seeds are not what it varies over."""
+
+    value: float
+    low: float
+    high: float
+    n_seeds: int = 0
+
+
+def measure(lookup: Lookup, figures: Path) -> Measured | None:
+    """Value and interval of a lookup; None where its table or its row is not there.
+
+    Where a table has an interval over seeds beside the one over units, both count: the wider span
+    is returned.
+    """
+    path = next(iter(sorted(figures.glob(lookup.table))), None)
+    if path is None:
+        return None
+    table = artifacts.read_csv(path)
+    if "a_min" in table:  # how far above -10 the poles end
+        table["a_min_excess"] = table["a_min"] + 10
+    rows = table.query(lookup.where)
+    if rows.empty:
+        return None
+    row = rows.iloc[0]
+    low, high, n_seeds = float(row[lookup.low]), float(row[lookup.high]), 0
+    if "n_seeds" in row:
+        low, high = min(low, row["seed_low"]), max(high, row["seed_high"])
+        n_seeds = int(row["n_seeds"])
+    return Measured(float(row[lookup.value]), low, high, n_seeds)
+
+
+def evaluate(figures: str | Path, *, data: str, command: str,
+             chosen: Sequence[Claim] | None = None) -> pd.DataFrame:
+    """The claims table of one profile.
+
+    Parameters
+    ----------
+    figures
+        ``OUT/figures/<profile>``, with the tables of notebooks 10 to 13.
+    data
+        What the numbers were measured on, for the column of that name.
+    command
+        What makes them again.
+
+    Returns
+    -------
+    pd.DataFrame
+        Columns `COLUMNS`. A direction counts as seen where the interval lies on the claimed side
+        of zero; ``not seen`` covers both an interval across zero and one on the other side.
+    """
+    rows = []
+    for claim in claims() if chosen is None else chosen:
+        found = measure(claim.lookup, Path(figures)) if claim.lookup else None
+        if claim.derivable is not None:
+            verdict = DERIVABLE if claim.derivable else NOT_DERIVABLE
+        elif found is None:
+            why = claim.why or f"this profile has no row for it in {claim.lookup.table}"
+            verdict = f"{NOT_TESTABLE}: {why}"
+        elif found.n_seeds == 1:
+            verdict = f"{NOT_TESTABLE}: one seed, no claim"
+        else:
+            side = np.sign([found.low, found.high]) * claim.lookup.sign
+            seen = np.isfinite([found.low, found.high]).all() and (side > 0).all()
+            verdict = SEEN if seen else NOT_SEEN
+        numbers = (found.value, found.low, found.high) if found else (np.nan,) * 3
+        rows.append((claim.paper, claim.claim, claim.published, claim.implied, *numbers,
+                     data if found else "", verdict, command if found else ""))
+    return pd.DataFrame(rows, columns=list(COLUMNS))

@@ -1,0 +1,60 @@
+"""The claims table: arithmetic of the printed rows, and verdicts that follow from intervals."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mvhlib import claims
+from mvhlib.artifacts import write_csv
+
+
+def test_what_the_printed_tables_imply():
+    """The authors' 57 % and 43 % do not follow from their tables; 6.27 % is an ablation's gain."""
+    gains = [0.138 / 0.097 - 1, 0.212 / 0.110 - 1]
+    assert claims.loso_gains() == f"{gains[0]:+.0%} (HVG), {gains[1]:+.0%} (HMHVG)"
+    lost = [[(a - b) / a for a, b in pair] for pair in
+            ([(0.214, 0.138), (0.210, 0.097)], [(0.393, 0.212), (0.373, 0.110)])]
+    assert claims.smaller_losses() == ", ".join(
+        f"{1 - mine / theirs:.0%} ({panel})"
+        for (mine, theirs), panel in zip(lost, ("HVG", "HMHVG"), strict=True))
+    assert claims.ablation_gain().startswith("6.27%")
+    assert "57" not in claims.loso_gains() and "43" not in claims.smaller_losses()
+
+
+CLAIM = claims.Claim("P", "better", "yes", lookup=claims.Lookup("t/x.*.csv", "claim == 'better'"))
+
+
+def judge(folder, claim=CLAIM, **row):
+    write_csv(folder / "t/x.a.csv", pd.DataFrame([{"claim": "other", **row},
+                                                  {"claim": "better", **row}]))
+    return claims.evaluate(folder, data="toy", command="make", chosen=[claim]).iloc[0]
+
+
+@pytest.mark.parametrize(("low", "high", "sign", "verdict"), [
+    (0.01, 0.2, 1, claims.SEEN), (-0.01, 0.2, 1, claims.NOT_SEEN), (0.01, 0.2, -1, claims.NOT_SEEN),
+    (-0.2, -0.01, -1, claims.SEEN), (np.nan, np.nan, 1, claims.NOT_SEEN)])
+def test_a_direction_is_seen_where_the_whole_interval_lies_there(tmp_path, low, high, sign,
+                                                                 verdict):
+    claim = claims.Claim("P", "better", "", lookup=claims.Lookup("t/x.*.csv", "claim == 'better'",
+                                                                 sign=sign))
+    row = judge(tmp_path, claim, difference=0.1, ci_low=low, ci_high=high)
+    assert row["verdict"] == verdict and row["measured"] == 0.1 and row["data"] == "toy"
+
+
+def test_seeds_widen_the_interval_and_one_seed_is_no_claim(tmp_path):
+    row = {"difference": 0.1, "ci_low": 0.05, "ci_high": 0.15, "n_seeds": 8}
+    assert judge(tmp_path, **row, seed_low=-0.01, seed_high=0.2)["verdict"] == claims.NOT_SEEN
+    seen = judge(tmp_path, **row, seed_low=0.01, seed_high=0.12)
+    assert seen["verdict"] == claims.SEEN and (seen["ci_low"], seen["ci_high"]) == (0.01, 0.15)
+    one = judge(tmp_path, **row | {"n_seeds": 1}, seed_low=np.nan, seed_high=np.nan)
+    assert one["verdict"] == "not testable here: one seed, no claim"
+
+
+def test_what_no_table_holds_is_not_testable_and_says_why(tmp_path):
+    table = claims.evaluate(tmp_path, data="toy", command="make")
+    assert tuple(table.columns) == claims.COLUMNS
+    words = (claims.DERIVABLE, claims.NOT_DERIVABLE, claims.SEEN, claims.NOT_SEEN,
+             claims.NOT_TESTABLE + ": ")
+    assert all(verdict.startswith(words) for verdict in table["verdict"])
+    assert table["measured"].isna().all() and (table["data"] == "").all()
+    assert table["paper"].value_counts().min() >= 4
