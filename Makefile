@@ -1,5 +1,5 @@
 # make figures [PROFILE=demo] [DATA=dir] [OUT=.] [SEED=0] [JOBS=2] [PYTHON=python3]
-# make test [SLOW=1] | lab | bench [OUT=dir] | clean | clean-all
+# make test [SLOW=1] | lab | bench [OUT=dir] | book [PROFILE=demo] [OUT=.] | clean | clean-all
 # Every target makes .venv by itself. Variables may also come from the environment.
 
 PYTHON  ?= python3
@@ -12,7 +12,7 @@ SLOW    ?=
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
-.PHONY: figures test lab bench clean clean-all
+.PHONY: figures test lab bench book clean clean-all
 .DEFAULT_GOAL := figures
 
 # The stamp holds the interpreter's version: another Python makes a new environment.
@@ -64,6 +64,10 @@ lab: .venv/.installed
 bench: .venv/.installed
 	@$(in_out); bench="$(if $(filter .,$(OUT)),benchmarks,$$out)"; \
 	for script in benchmarks/*.py; do .venv/bin/python "$$script" --out "$$bench"; done
+
+# The executed notebooks as static pages. Of real data they hold tissue: book/ is never committed.
+book: .venv/.installed
+	@$(in_out); .venv/bin/python -m mvhlib.book "$$out/runs/$(PROFILE)" "$$out/book/$(PROFILE)"
 
 clean:
 	rm -rf "$(OUT)/runs" "$(OUT)/figures/demo" "$(OUT)/figures/test" "$(OUT)/.snakemake"
