@@ -55,6 +55,8 @@ def test_the_table_names_the_best_and_only_what_a_test_separates():
     other = "b" if first == "a" else "a"
     assert found.at[other, "note"] == "not separable from it"
     assert found.at["c", "note"] == "behind it" and found.at["c", "behind_low"] > 0
+    replicates = leaderboard.table(scores({"a": 0.1, "c": 0.0}), unit="section")
+    assert replicates["n_units"].tolist() == [12, 12]
     few = leaderboard.table(scores({"a": 0.1, "c": 0.0}, n=4)).set_index("system")
     assert few.at["c", "note"] == "no test possible at this n"
 

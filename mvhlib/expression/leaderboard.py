@@ -67,8 +67,12 @@ def read(folder: str | Path, protocol: str, encoders: Iterable[str] | None = Non
 
 
 def unit_means(scores: pd.DataFrame, unit: str = "patient") -> pd.DataFrame:
-    """Mean score per unit (rows) and system (columns): genes, then sections, then units."""
-    sections = scores.groupby(["system", unit, "section"], sort=False)["pcc"].mean()
+    """Mean score per unit (rows) and system (columns): genes, then sections, then units.
+
+    ``section`` as the unit is for replicates of one patient and says nothing of another one.
+    """
+    keys = ["system", *dict.fromkeys([unit, "section"])]
+    sections = scores.groupby(keys, sort=False)["pcc"].mean()
     return sections.groupby(["system", unit], sort=False).mean().unstack("system")[
         list(dict.fromkeys(scores["system"]))]
 
