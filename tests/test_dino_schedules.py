@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from mvhlib.artifacts import InputError
+from mvhlib.dino.config import read_settings
 from mvhlib.dino.schedules import Schedules, cosine
+from mvhlib.notebook import home
 
 EPOCH = 493
 STEPS = 200 * EPOCH
@@ -22,7 +24,10 @@ PROBES = {
 
 @pytest.fixture(scope="module")
 def published():
-    return Schedules(STEPS, 1536)
+    """The schedules of the profile `paper`, as the command line would read them."""
+    settings = read_settings(home() / "params/paper/03_pretrain.yaml")
+    assert (settings.steps, settings.batch) == (STEPS, 1536)
+    return settings.schedules()
 
 
 def half_cosine(start, end, i, n):
