@@ -3,25 +3,31 @@
 Leave-one-study-out over 8 studies, 768 features, 13 penalties, held-out Pearson correlation per
 gene for every one of the 104 fits. Baselines, in the same process on the same numbers:
 
-refit
-    ``sklearn.linear_model.Ridge(solver="cholesky")`` in float32 (the features' own precision, its
-    fastest) refitted per fold and penalty. A sample of fits is timed and multiplied; the note says
-    how many.
-per fold
+refitted, float32
+    ``sklearn.linear_model.Ridge(solver="cholesky")`` in the features' own precision, its fastest,
+    refitted per fold and penalty. A sample of fits is timed and multiplied; the note says how many.
+    Its coefficients are good to about four digits.
+refitted, float64
+    The same in the precision of the candidate.
+one eigendecomposition per fold
     What one would write by hand: Gram matrix, one eigendecomposition and all penalties for each
     fold, with the solver's own arithmetic, but nothing shared between folds, and predictions for
-    the held-out study.
+    the held-out study. Where the note says so, some folds are timed and multiplied.
 
-The candidate works in float64 and standardises the features, which the refit does not. ``peak_mb``
-is what the candidate allocates beside the data, which arrive section by section.
+The candidate works in float64 and standardises the features, which the refits do not. ``peak_mb``
+is what numpy allocates for it beside the data; LAPACK's own workspace of one eigendecomposition
+comes on top. The last row is that peak at two numbers of spots.
 
     python benchmarks/ridge.py --out DIR [--quick]
+
+Every row is written as soon as it is measured.
 """
 
 import argparse
 import statistics
 import time
 import tracemalloc
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -38,9 +44,39 @@ from mvhlib.expression.scores import pearson
 STUDIES = 8
 COLUMNS = ("what", "baseline", "candidate", "baseline_s", "candidate_s", "ratio", "peak_mb",
            "threads", "device", "dtype", "note")
-FULL = {"width": 768, "sizes": ((50_000, 50), (200_000, 50), (200_000, 2000)), "fits": 5,
-        "repeats": 3}
-QUICK = {"width": 192, "sizes": ((8_000, 20),), "fits": 104, "repeats": 3}
+
+
+@dataclass(frozen=True)
+class Size:
+    """One problem and how much of each baseline is timed.
+
+    Attributes
+    ----------
+    n, genes
+        Spots and genes.
+    fits32, fits64
+        Fits of scikit-learn.
+    by_hand
+        Folds of the eigendecomposition per fold.
+    repeats
+        Runs of the candidate, and of the folds by hand.
+    checked
+        Pairs of fold and penalty whose predictions are compared with scikit-learn in float64.
+    """
+
+    n: int
+    genes: int
+    fits32: int
+    fits64: int
+    by_hand: int
+    repeats: int
+    checked: int = 0
+
+
+FULL = (Size(50_000, 50, 7, 5, 8, 3, checked=8), Size(200_000, 50, 5, 3, 4, 3),
+        Size(200_000, 2000, 3, 2, 1, 2))
+QUICK = (Size(8_000, 20, 104, 26, 8, 3, checked=104), Size(32_000, 20, 13, 13, 8, 3))
+FULL_WIDTH, QUICK_WIDTH = 768, 192
 
 
 def sections(n: int, width: int, genes: int, seed: int = 0):
@@ -67,10 +103,10 @@ def at_once(data) -> tuple[np.ndarray, ridge.GroupMoments]:
     return np.array(result), moments
 
 
-def per_fold(data) -> np.ndarray:
+def per_fold(data, n_folds: int) -> np.ndarray:
     """The same numbers with one eigendecomposition per fold and nothing shared."""
     result = []
-    for held_out, x_test, y_test in data:
+    for held_out, x_test, y_test in data[:n_folds]:
         moments = ridge.GroupMoments()
         for name, x, y in data:
             if name != held_out:
@@ -81,48 +117,57 @@ def per_fold(data) -> np.ndarray:
     return np.array(result)
 
 
-def refit(data, n_fits: int) -> list[float]:
+def sample(n: int) -> list[tuple[int, float]]:
+    """`n` of all pairs of fold and penalty, spread over both, in the order of the folds."""
+    plan = [((number + shift) % STUDIES, alpha)
+            for shift, alpha in enumerate(ridge.DEFAULT_ALPHAS) for number in range(STUDIES)]
+    return sorted(plan[i] for i in np.linspace(0, len(plan) - 1, n).astype(int))
+
+
+def training(data, fold: int, dtype) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of all studies but one."""
+    return tuple(np.concatenate([part[side] for number, part in enumerate(data)
+                                 if number != fold]).astype(dtype, copy=False) for side in (1, 2))
+
+
+def refit(data, n_fits: int, dtype) -> list[float]:
     """Seconds of single scikit-learn fits with their held-out correlation."""
-    seconds = []
-    plan = [(fold, alpha) for alpha in ridge.DEFAULT_ALPHAS for fold in range(STUDIES)]
-    chosen = plan if n_fits >= len(plan) else plan[:: len(plan) // n_fits][:n_fits]
-    last, x = None, None
-    for fold, alpha in sorted(chosen):
+    seconds, last = [], None
+    for fold, alpha in sample(n_fits):
         if fold != last:  # joining the training studies is not counted
-            x = np.concatenate([d[1] for n, d in enumerate(data) if n != fold])
-            y = np.concatenate([d[2] for n, d in enumerate(data) if n != fold])
+            x, y = training(data, fold, dtype)
+            x_test, y_test = (part.astype(dtype, copy=False) for part in data[fold][1:])
             last = fold
         start = time.perf_counter()
         model = Ridge(alpha=alpha, solver="cholesky").fit(x, y)
-        pearson(data[fold][2], model.predict(data[fold][1]))
+        pearson(y_test, model.predict(x_test))
         seconds.append(time.perf_counter() - start)
     return seconds
 
 
-def largest_difference(data) -> float:
+def largest_difference(data, n_pairs: int) -> float:
     """Largest difference in predictions to scikit-learn in float64, over folds and penalties."""
     _, moments = at_once(data)
-    worst = 0.0
-    for fold, (held_out, x_test, _) in enumerate(data):
-        x, y = (np.concatenate([d[side] for n, d in enumerate(data) if n != fold]).astype(float)
-                for side in (1, 2))
+    worst, last = 0.0, None
+    for fold, alpha in sample(n_pairs):
+        held_out, x_test, _ = data[fold]
+        if fold != last:
+            (x, y), last = training(data, fold, np.float64), fold
+        expected = make_pipeline(StandardScaler(), Ridge(alpha=alpha)).fit(x, y).predict(
+            x_test.astype(np.float64))
         train = [name for name, _, _ in data if name != held_out]
-        for alpha in ridge.DEFAULT_ALPHAS:
-            expected = make_pipeline(StandardScaler(), Ridge(alpha=alpha)).fit(x, y).predict(
-                x_test.astype(float))
-            found = ridge.predict(x_test, *ridge.solve(moments, train, alpha))
-            worst = max(worst, float(np.abs(found - expected).max()))
+        found = ridge.predict(x_test, *ridge.solve(moments, train, alpha))
+        worst = max(worst, float(np.abs(found - expected).max()))
     return worst
 
 
-def peak_mb(n: int, width: int, genes: int) -> float:
-    """Largest allocation of the solver with one section of data alive at a time [MB]."""
+def peak_mb(data) -> float:
+    """Largest allocation of the solver beside the data [MB]."""
     tracemalloc.start()
-    at_once(sections(n, width, genes))
+    at_once(data)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    block = n // STUDIES * (2 * width + 3 * genes) * 4  # the generator's own section
-    return max(peak - block, 0) / 2**20
+    return peak / 2**20
 
 
 def timed(function, *arguments) -> float:
@@ -136,40 +181,51 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for ridge.csv")
     parser.add_argument("--quick", action="store_true", help="small sizes, seconds")
     options = parser.parse_args()
-    size = QUICK if options.quick else FULL
+    sizes, width = (QUICK, QUICK_WIDTH) if options.quick else (FULL, FULL_WIDTH)
     threads = max((pool["num_threads"] for pool in threadpool_info()), default=1)
-    rows = []
+    n_fits = STUDIES * len(ridge.DEFAULT_ALPHAS)
+    rows, peaks = [], {}
 
-    def add(what, baseline, baseline_s, candidate_s, dtype, note, peak=np.nan):
-        rows.append({"what": what, "baseline": baseline, "candidate": "mvhlib.expression.ridge",
-                     "baseline_s": baseline_s, "candidate_s": candidate_s,
-                     "ratio": baseline_s / candidate_s, "peak_mb": peak, "threads": threads,
-                     "device": "cpu", "dtype": dtype, "note": note})
-        print(f"{what}: {baseline} {baseline_s:.3g} s, ours {candidate_s:.3g} s, "
-              f"{baseline_s / candidate_s:.1f} times, {peak:.0f} MB ({note})", flush=True)
+    def add(what, baseline, candidate, baseline_s, candidate_s, ratio, peak, dtype, note):
+        rows.append(dict(zip(COLUMNS, (what, baseline, candidate, baseline_s, candidate_s, ratio,
+                                       peak, threads, "cpu", dtype, note), strict=True)))
+        write_csv(options.out / "ridge.csv", pd.DataFrame(rows, columns=list(COLUMNS)))
+        print(f"{what}: {baseline} {baseline_s:.3g} s, {candidate} {candidate_s:.3g} s, "
+              f"ratio {ratio:.3g}, {peak:.0f} MB ({note})", flush=True)
 
-    for n, genes in size["sizes"]:
-        width = size["width"]
-        what = f"{STUDIES} folds x {len(ridge.DEFAULT_ALPHAS)} penalties, {n} spots, {genes} genes"
-        data = list(sections(n, width, genes))
-        at_once(data)  # warm up
+    for size in sizes:
+        what = (f"{STUDIES} folds x {len(ridge.DEFAULT_ALPHAS)} penalties, {size.n} spots, "
+                f"{size.genes} genes, {width} features")
+        data = list(sections(size.n, width, size.genes))
+        peak = peaks[size.genes, size.n] = peak_mb(data)  # warms up as well
         ours, hand = [], []
-        for _ in range(size["repeats"]):  # side by side, so that drift hits both
+        for _ in range(size.repeats):  # side by side, so that drift hits both
             ours.append(timed(at_once, data))
-            hand.append(timed(per_fold, data))
-        fits = refit(data, size["fits"])
-        total = STUDIES * len(ridge.DEFAULT_ALPHAS)
-        peak = peak_mb(n, width, genes)
+            hand.append(timed(per_fold, data, size.by_hand) * STUDIES / size.by_hand)
         candidate = statistics.median(ours)
-        add(what, "sklearn Ridge(cholesky) refitted", statistics.median(fits) * total, candidate,
-            "float32 / float64", f"median of {len(fits)} fits times {total}", peak)
-        add(what, "one eigendecomposition per fold", statistics.median(hand), candidate,
-            "float64 / float64", f"median of {len(hand)}", peak)
-        if options.quick:
-            worst = largest_difference(data)
-            rows[-1]["note"] += f"; largest difference to sklearn float64 {worst:.1e}"
-            print(f"largest difference of predictions to sklearn float64: {worst:.2e}")
-    write_csv(options.out / "ridge.csv", pd.DataFrame(rows, columns=list(COLUMNS)))
+
+        def against(baseline, seconds, dtype, note, what=what, candidate=candidate, peak=peak):
+            add(what, baseline, "mvhlib.expression.ridge", seconds, candidate,
+                seconds / candidate, peak, dtype, note)
+
+        for dtype, n in (("float32", size.fits32), ("float64", size.fits64)):
+            fits = refit(data, n, dtype)
+            against(f"sklearn Ridge(cholesky) refitted, {dtype}",
+                    statistics.median(fits) * n_fits, f"{dtype} / float64",
+                    f"median of {n} fits times {n_fits}; candidate: median of {size.repeats}")
+        note = f"median of {size.repeats}" + (
+            f", {size.by_hand} of {STUDIES} folds and multiplied" if size.by_hand < STUDIES else "")
+        if size.checked:
+            note += (f"; largest difference of predictions to sklearn in float64 "
+                     f"{largest_difference(data, size.checked):.1e}, {size.checked} of {n_fits} "
+                     "pairs of fold and penalty")
+        against("one eigendecomposition per fold", statistics.median(hand), "float64 / float64",
+                note)
+    (few, low), (many, high) = sorted((n, peak) for (genes, n), peak in peaks.items()
+                                      if genes == sizes[0].genes)
+    add(f"memory, {sizes[0].genes} genes, {width} features", f"{few} spots", f"{many} spots",
+        np.nan, np.nan, low / high, high, "float64",
+        f"ratio of peaks: {low:.1f} MB at {few} spots, {high:.1f} MB at {many}")
 
 
 if __name__ == "__main__":

@@ -52,11 +52,13 @@ def reference(groups, train, alpha):
     return make_pipeline(StandardScaler(), Ridge(alpha=alpha, solver="svd")).fit(x, y)
 
 
-# The third case has fewer spots than features, the fourth features far from zero, the last more
-# (penalty, gene) pairs than 2 D, which takes the other path through the held-out matrix.
+# The third case has fewer spots than features, the fourth features far from zero, the fifth more
+# (penalty, gene) pairs than 2 D, which takes the other path through the held-out matrix; the next
+# two cut that matrix into blocks, the last penalties into groups as well.
 @pytest.mark.parametrize("case", [
     {}, {"sizes": (50, 3, 20)}, {"sizes": (6, 7, 5, 8), "width": 40}, {"mean": 1e3},
-    {"n_genes": 60, "width": 12}])
+    {"n_genes": 60, "width": 12}, {"sizes": (150, 200, 90), "width": 140},
+    {"sizes": (150, 200, 90), "width": 140, "n_genes": 300}])
 def test_every_fold_and_penalty_equals_scikit_learn(case):
     groups = make_groups(**case)
     moments = gather(groups, chunk_rows=32)
@@ -75,6 +77,22 @@ def test_every_fold_and_penalty_equals_scikit_learn(case):
                 mse[number], mean_squared_error(y.astype(np.float64), expected,
                                                 multioutput="raw_values"), rtol=1e-7)
     assert worst < 1e-6
+
+
+def test_collinear_features_are_as_exact():
+    # Encoders' features are nearly dependent; sums of float32 products miss this bound by far.
+    groups = make_groups(sizes=(900, 800, 1000), width=60)
+    rng = np.random.default_rng(5)
+    left, right = (np.linalg.qr(rng.standard_normal((60, 60)))[0] for _ in range(2))
+    squeeze = left * np.logspace(0, -4, 60) @ right
+    groups = {name: ((x @ squeeze).astype(np.float32), y) for name, (x, y) in groups.items()}
+    moments = gather(groups, chunk_rows=256)
+    for held_out, (x, _) in groups.items():
+        train = [name for name in groups if name != held_out]
+        for alpha in DEFAULT_ALPHAS:
+            expected = reference(groups, train, alpha).predict(x.astype(np.float64))
+            found = ridge.predict(x, *ridge.solve(moments, train, alpha))
+            assert np.abs(found - expected).max() < 1e-6
 
 
 def test_gene_columns_are_solved_as_if_alone():

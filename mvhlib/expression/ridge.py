@@ -12,7 +12,17 @@ the held-out group come from that group's own moments,
 without predicting a spot. Standardisation of the features (`StandardScaler`) is a diagonal scaling
 of the same matrix. Results equal scikit-learn's ``make_pipeline(StandardScaler(), Ridge(alpha))``.
 
-Memory is `D^2 + D G` numbers per group, whatever the number of spots.
+Memory is `D^2 + D G` numbers per group and a chunk of rows, whatever the number of spots.
+
+Products are float64 throughout. Chunks in float32 with float64 sums would halve the time of the
+pass and were tried and refused: with 40,000 spots, 768 features and targets of unit noise,
+predictions moved by 3e-5 for independent features, and by 7e-2 at the smallest penalty for features
+of condition number 1000. A last layer norm ties the features to each other: those of this library's
+backbones have 4e7 on the synthetic cohort.
+
+Everything goes through numpy's own BLAS and LAPACK: scipy's wheel brings a second OpenBLAS, whose
+threads wait in a spin while the first one's work, which made an eigendecomposition between two
+matrix products two to five times slower.
 """
 
 from collections import OrderedDict
@@ -20,7 +30,6 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import eigh
 from sklearn.base import BaseEstimator, RegressorMixin
 
 from mvhlib.artifacts import InputError
@@ -30,7 +39,11 @@ from mvhlib.artifacts import InputError
 DEFAULT_ALPHAS = tuple(float(alpha) for alpha in np.logspace(-1, 5, 13))
 
 #: Rows that are widened to float64 at a time: bounds the memory of a pass over a large section.
-CHUNK_ROWS = 8192
+CHUNK_ROWS = 2048
+
+#: Columns of coefficients (penalties times genes) that a score works on at a time, and rows of a
+#: block of its symmetric products.
+SCORE_COLUMNS, SCORE_ROWS = 2048, 128
 
 #: A centred sum of squares below this part of the uncentred one is rounding, not variation.
 CONSTANT = 1e-13
@@ -154,17 +167,22 @@ class GroupMoments:
                              f"{len(self.shift_y)}", "use one list of genes for all sections")
         width, genes = X.shape[1], Y.shape[1]
         sums = Moments(0, np.zeros(width), np.zeros(genes), np.zeros((width, width)),
-                       np.zeros((width, genes)), np.zeros(genes))
+                       np.zeros((genes, width)).T, np.zeros(genes))
+        # Buffers once, since fresh pages for every chunk cost as much as filling them.
+        n_rows = min(self.chunk_rows, len(X))
+        x_rows, y_rows = np.empty((n_rows, width)), np.empty((n_rows, genes))
+        xx, yx = np.empty((width, width)), np.empty((genes, width))
         with np.errstate(invalid="ignore", over="ignore"):
-            for start in range(0, len(X), self.chunk_rows):
-                rows = slice(start, start + self.chunk_rows)
-                x = np.subtract(X[rows], self.shift_x, dtype=np.float64)
-                y = np.subtract(Y[rows], self.shift_y, dtype=np.float64)
-                sums.n += len(x)
+            for start in range(0, len(X), n_rows):
+                rows = slice(start, start + n_rows)
+                n = len(X[rows])
+                x = np.subtract(X[rows], self.shift_x, out=x_rows[:n])
+                y = np.subtract(Y[rows], self.shift_y, out=y_rows[:n])
+                sums.n += n
                 sums.x += x.sum(axis=0)
                 sums.y += y.sum(axis=0)
-                sums.xx += x.T @ x  # numpy sees the symmetry: half the work
-                sums.xy += x.T @ y
+                sums.xx += np.matmul(x.T, x, out=xx)  # numpy sees the symmetry: half the work
+                sums.xy.T[...] += np.matmul(y.T, x, out=yx)  # in this order, since G is small
                 sums.yy += np.einsum("tg,tg->g", y, y)
         # A NaN or an infinity anywhere survives into the sums, so one look at them is enough.
         _check_finite(group, sums.x, sums.y)
@@ -264,7 +282,7 @@ class Decomposition:
         self.inverse = inverse = np.where(varies, 1.0 / scale, 0.0)
         cxx *= inverse[:, None]
         cxx *= inverse
-        self.values, vectors = eigh(cxx, driver="evd", overwrite_a=True, check_finite=False)
+        self.values, vectors = np.linalg.eigh(cxx)
         np.clip(self.values, 0.0, None, out=self.values)
         vectors *= inverse[:, None]
         self.basis = vectors  # (D, D): from eigenvectors to unscaled features
@@ -299,17 +317,14 @@ class FoldFit:
         cxy[:, cyy <= CONSTANT * moments.yy] = 0.0
         self.projected = decomposition.basis.T @ cxy  # (D, G)
 
-    def rotated(self, alphas: Sequence[float]) -> np.ndarray:
-        """Coefficients in the eigenbasis, `(D, A, G)`."""
-        shrink = 1.0 / (self.decomposition.values[:, None] + np.asarray(alphas)[None, :])
-        return shrink[:, :, None] * self.projected[:, None, :]
+    def shrinkage(self, alphas: Sequence[float]) -> np.ndarray:
+        """`1 / (eigenvalue + alpha)`, `(D, A)`."""
+        return 1.0 / (self.decomposition.values[:, None] + np.asarray(alphas)[None, :])
 
     def coef(self, alphas: Sequence[float]) -> np.ndarray:
         """Coefficients for features as they are (not standardised), `(A, D, G)`."""
-        rotated = self.rotated(alphas)
-        width, n_alphas, n_genes = rotated.shape
-        coef = self.decomposition.basis @ rotated.reshape(width, -1)
-        return np.moveaxis(coef.reshape(width, n_alphas, n_genes), 1, 0)
+        return np.stack([self.decomposition.basis @ (shrink[:, None] * self.projected)
+                         for shrink in self.shrinkage(alphas).T])
 
     def score(self, held_out: Moments, alphas: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
         """Pearson correlation and mean squared error on held-out spots, from their moments.
@@ -319,31 +334,50 @@ class FoldFit:
         tuple
             `(A, G)` each; NaN correlation where truth or prediction is constant.
         """
-        basis = self.decomposition.basis
+        basis, projected = self.decomposition.basis, self.projected
         mean_x, mean_y, cxx, cxy, cyy = held_out.centred()
-        rotated = self.rotated(alphas)
-        width, n_alphas, n_genes = rotated.shape
-        flat = rotated.reshape(width, -1)  # (D, A G)
-        if flat.shape[1] > 2 * width:  # cheaper to bring the held-out matrix into the eigenbasis
-            gram = basis.T @ (cxx @ basis)
-            product = gram @ flat
-            variance = np.einsum("da,da->a", flat, product)
-        else:
-            coef = basis @ flat
-            variance = np.einsum("da,da->a", coef, cxx @ coef)
-        variance = variance.reshape(n_alphas, n_genes)
-        covariance = np.einsum("dag,dg->ag", rotated, basis.T @ cxy)
-        offset = np.tensordot(basis.T @ (mean_x - self.decomposition.mean_x), rotated, axes=1)
-        bias = mean_y - self.mean_y - offset
+        shrink = self.shrinkage(alphas)  # (D, A)
+        # All but the variance is a sum over the eigenbasis: one thin product for all penalties.
+        covariance = shrink.T @ (projected * (basis.T @ cxy))
+        shift = basis.T @ (mean_x - self.decomposition.mean_x)  # (D,)
+        bias = mean_y - self.mean_y - (shrink * shift[:, None]).T @ projected
+        variance = self._variance(cxx, shrink)
         mse = (cyy - 2 * covariance + variance) / held_out.n + bias**2
         # A constant prediction leaves only rounding behind: compare with what w could have made.
         reach = float(np.diag(cxx) @ self.decomposition.inverse**2)
-        norms = np.einsum("dag,dag->ag", rotated, rotated)
+        norms = (shrink**2).T @ projected**2
         flat_prediction = variance <= CONSTANT * norms * max(reach, 0.0)
         with np.errstate(divide="ignore", invalid="ignore"):
             pcc = covariance / np.sqrt(variance * cyy)
         pcc[flat_prediction | (cyy == 0)[None, :]] = np.nan
         return np.clip(pcc, -1.0, 1.0), np.clip(mse, 0.0, None)
+
+    def _variance(self, cxx: np.ndarray, shrink: np.ndarray) -> np.ndarray:
+        """`w' C_xx w` for the coefficients of every penalty and gene, `(A, G)`."""
+        basis = self.decomposition.basis
+        (width, n_alphas), n_genes = shrink.shape, self.projected.shape[1]
+        # With many columns it is cheaper to bring the matrix into the eigenbasis than them out.
+        many = n_alphas * n_genes > 2 * width
+        matrix = basis.T @ (cxx @ basis) if many else cxx
+        result = np.empty((n_alphas, n_genes))
+        step = max(1, SCORE_COLUMNS // max(n_genes, 1))
+        for start in range(0, n_alphas, step):
+            some = shrink[:, start:start + step]
+            w = (some[:, :, None] * self.projected[:, None, :]).reshape(width, -1)
+            result[start:start + step] = _quadratic(
+                matrix, w if many else basis @ w).reshape(-1, n_genes)
+        return result
+
+
+def _quadratic(matrix: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """`w' M w` for every column of `w`; a symmetric `M` is multiplied from its diagonal on only."""
+    result = np.zeros(w.shape[1])
+    for start in range(0, len(w), SCORE_ROWS):
+        rows = slice(start, start + SCORE_ROWS)
+        part = matrix[rows, start:].copy()
+        part[:, SCORE_ROWS:] *= 2  # what lies below the diagonal mirrors this
+        result += np.einsum("dc,dc->c", w[rows], part @ w[start:])
+    return result
 
 
 def check_alphas(alphas: float | Sequence[float]) -> tuple[float, ...]:

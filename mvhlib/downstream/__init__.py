@@ -1,0 +1,1 @@
+"""What embeddings are good for beside expression: classes, retrieval, survival."""
