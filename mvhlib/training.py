@@ -699,7 +699,10 @@ def fit(model: torch.nn.Module, loss: Callable[[np.ndarray, int], Mapping[str, T
                 rate = learning_rate(config, step / len(batches))
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-                torch.manual_seed(int(keyed_generator(seed, step).integers(2**62)))
+                number_of_step = int(keyed_generator(seed, step).integers(2**62))
+                torch.default_generator.manual_seed(number_of_step)
+                if torch.cuda.is_initialized():  # asking costs little, seeding a millisecond
+                    torch.cuda.manual_seed(number_of_step)
                 terms = loss(order[batch], epoch)
                 if not torch.isfinite(terms["loss"]):
                     raise TrainingStopped(f"the loss is {float(terms['loss'].detach())} in epoch "

@@ -1,0 +1,324 @@
+"""Labelled images: read what others publish in three layouts, and cut them into tiles.
+
+==========  ====================================================================================
+kind        layout
+==========  ====================================================================================
+``folder``  one folder per class, or class names in front of file names (``TUM-AACHEHDV.tif``):
+            NCT-CRC-HE (Kather et al. 2018), UniToPatho (Barbano et al. 2021)
+``mhist``   a csv with ``Image Name``, ``Majority Vote Label`` (Wei et al. 2021), images anywhere
+``glas``    ``labels.csv`` with image, patient_id, label and, where known, grade; images anywhere
+            (Sirinukunwattana et al. 2017)
+==========  ====================================================================================
+
+Images are found below the folder by name, whatever their format and sub-folder. A label without
+an image, or an image without a label, is an error: a set that shrinks in silence is another set.
+
+NCT-CRC-HE and MHIST are published without patients. Where nobody says who an image is of, `patient`
+is empty, and no grouped evaluation of it is possible.
+"""
+
+import csv
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from mvhlib.artifacts import InputError, read_attr, sha256_file, sha256_of, write_csv
+from mvhlib.tiles.cut import Tiles, cut_at
+from mvhlib.tiles.slides import TIFF, WHOLE_SLIDE, Slide, open_slide
+from mvhlib.tiles.store import coordinate_names, manifest_row, write_tiles
+
+KINDS = ("folder", "mhist", "glas")
+
+#: Endings of files that are looked at as images.
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", *TIFF, *WHOLE_SLIDE)
+
+#: The csv of MHIST and what its columns are called here.
+_MHIST = {"Number of Annotators who Selected SSA (Out of 7)": "votes_ssa",
+          "Number of Annotators who Selected SSA": "votes_ssa", "Partition": "partition"}
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """One image of which somebody said what it is.
+
+    Attributes
+    ----------
+    name
+        Unique in its set; names its files.
+    path
+        Where its pixels are.
+    label
+        Its class.
+    patient
+        Who it is of; empty where the set does not say.
+    extra
+        What else the set says (grade, partition, votes), by column.
+    """
+
+    name: str
+    path: Path = field(repr=False)
+    label: str
+    patient: str = ""
+    extra: dict[str, str] = field(default_factory=dict, repr=False)
+
+
+def read(kind: str, folder: str | os.PathLike) -> list[LabelledImage]:
+    """Read a set of labelled images; pixels are not touched.
+
+    Parameters
+    ----------
+    kind
+        One of `KINDS`.
+    folder
+        The set's directory; links inside it are followed.
+
+    Returns
+    -------
+    list of LabelledImage
+        Sorted by name.
+
+    Raises
+    ------
+    InputError
+        If labels and images do not fit each other one to one, a label is empty, a patient is
+        named for some images only, or fewer than two classes are found.
+    """
+    if kind not in KINDS:
+        raise InputError("labelled images", "kind", f"{kind!r} is not known", f"use one of {KINDS}")
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(folder, "folder", "is not a directory", "give the set's directory")
+    images = {"folder": _read_folder, "mhist": _read_mhist, "glas": _read_glas}[kind](folder)
+    images = sorted(images, key=lambda image: image.name)
+    without = [image.name for image in images if not image.label]
+    if without:
+        raise InputError(folder, "label", f"is empty for {_some(without)}", "label every image")
+    nobody = [image.name for image in images if not image.patient]
+    if nobody and len(nobody) < len(images):
+        raise InputError(folder, "patient", f"is empty for {_some(nobody)}",
+                         "name the patient of every image or of none")
+    if len({image.label for image in images}) < 2:
+        raise InputError(folder, "label", f"has {len({i.label for i in images})} class",
+                         "give two classes or more")
+    return images
+
+
+def _read_folder(folder: Path) -> list[LabelledImage]:
+    """Class from the folder that an image lies in, else from its name before the first hyphen."""
+    found = _find_images(folder)
+    if not found:
+        raise InputError(folder, "images", "are none below this folder",
+                         f"use one of the endings {list(IMAGES)}")
+    labels = [path.relative_to(folder).parts[0] if path.parent != folder
+              else path.stem.partition("-")[0] if "-" in path.stem else "" for path in found]
+    stems = Counter(path.stem for path in found)
+    # Class folders that each begin at 1.png need the class in the name to tell them apart.
+    repeated = max(stems.values()) > 1
+    names = [f"{label}-{path.stem}" if repeated else path.stem
+             for label, path in zip(labels, found, strict=True)]
+    twice = [name for name, n in Counter(names).items() if n > 1]
+    if twice:
+        raise InputError(folder, "images", f"share a name: {_some(twice)}",
+                         "give every image of a class a name of its own")
+    patients = _patients(folder, names)
+    return [LabelledImage(name, path, label, patients.get(name, _slide(path.stem)))
+            for name, path, label in zip(names, found, labels, strict=True)]
+
+
+def _slide(stem: str) -> str:
+    """The slide that UniToPatho writes in front of ``.ndpi``, each of another patient."""
+    slide = re.match(r"(.+?)\.ndpi", stem)
+    return slide[1] if slide else ""
+
+
+def _patients(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    """Patients of a folder's images from ``patients.csv`` (image, patient), where there is one."""
+    path = folder / "patients.csv"
+    if not path.is_file():
+        return {}
+    rows = _read_csv(path, ("image", "patient"))
+    given = {Path(row["image"]).stem if Path(row["image"]).suffix.lower() in IMAGES
+             else row["image"]: row["patient"] for row in rows}
+    _same(path, set(given), set(names))
+    return given
+
+
+def _read_mhist(folder: Path) -> list[LabelledImage]:
+    needed = ("Image Name", "Majority Vote Label")
+    path, rows = _find_table(folder, needed)
+    return _join(folder, path, rows, *needed, patient=None, extra={
+        column: name for column, name in _MHIST.items() if column in rows[0]})
+
+
+def _read_glas(folder: Path) -> list[LabelledImage]:
+    needed = ("image", "patient_id", "label")
+    path, rows = _find_table(folder, needed)
+    return _join(folder, path, rows, "image", "label", patient="patient_id", extra={
+        column: column for column in rows[0] if column not in needed})
+
+
+def _join(folder: Path, table: Path, rows: list[dict[str, str]], name: str, label: str,
+          patient: str | None, extra: dict[str, str]) -> list[LabelledImage]:
+    """Bring the rows of a table and the images below a folder together, one to one."""
+    given = [_stem(row[name]) for row in rows]
+    twice = [stem for stem, n in Counter(given).items() if n > 1]
+    if twice:
+        raise InputError(table, name, f"stands more than once: {_some(twice)}",
+                         "keep one row per image")
+    found = _find_images(folder)
+    paths = {path.stem: path for path in found}
+    if len(paths) < len(found):
+        doubled = [stem for stem, n in Counter(path.stem for path in found).items() if n > 1]
+        raise InputError(folder, "images", f"share a name: {_some(doubled)}",
+                         "keep one file per image")
+    _same(table, set(given), set(paths))
+    return [LabelledImage(stem, paths[stem], row[label],
+                          row[patient] if patient is not None else "",
+                          {new: row[old] for old, new in extra.items()})
+            for stem, row in zip(given, rows, strict=True)]
+
+
+def _same(table: Path, labelled: set[str], imaged: set[str]) -> None:
+    """Refuse labels that miss images and images that miss labels, naming both."""
+    problems = []
+    if labelled - imaged:
+        problems.append(f"{len(labelled - imaged)} rows miss an image: "
+                        f"{_some(sorted(labelled - imaged))}")
+    if imaged - labelled:
+        problems.append(f"{len(imaged - labelled)} images miss a row: "
+                        f"{_some(sorted(imaged - labelled))}")
+    if problems:
+        raise InputError(table, "images", "; ".join(problems),
+                         "add what is missing, or take out what has no partner")
+
+
+def _find_images(folder: Path) -> list[Path]:
+    """Image files below a folder, through links, sorted; hidden files are none."""
+    found = [Path(place) / name for place, _, names in os.walk(folder, followlinks=True)
+             for name in names if not name.startswith(".")]
+    return sorted(path for path in found if path.suffix.lower() in IMAGES)
+
+
+def _find_table(folder: Path, columns: Sequence[str]) -> tuple[Path, list[dict[str, str]]]:
+    """The one csv in or just below a folder that has `columns`."""
+    candidates = sorted([*folder.glob("*.csv"), *folder.glob("*/*.csv")])
+    fitting = []
+    for path in candidates:
+        with open(path, newline="", encoding="utf-8-sig") as stream:
+            if set(columns) <= set(next(csv.reader(stream), [])):
+                fitting.append(path)
+    if len(fitting) != 1:
+        problem = (f"are two: {[path.name for path in fitting]}" if fitting else
+                   f"is not there: no csv has the columns {list(columns)}; "
+                   f"seen {[path.name for path in candidates]}")
+        raise InputError(folder, "table of labels", problem, "keep the one csv that labels images")
+    return fitting[0], _read_csv(fitting[0], columns)
+
+
+def _read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    with open(path, newline="", encoding="utf-8-sig") as stream:
+        reader = csv.DictReader(stream)
+        missing = [column for column in columns if column not in (reader.fieldnames or [])]
+        if missing:
+            raise InputError(path, "columns", f"lack {missing}; has {reader.fieldnames}",
+                             "add or rename the columns")
+        rows = [{key: (value or "").strip() for key, value in row.items() if key is not None}
+                for row in reader]
+    if not rows:
+        raise InputError(path, "rows", "are none", "give one row per image")
+    return rows
+
+
+def _stem(name: str) -> str:
+    """A table's image name without folder and ending."""
+    path = Path(name)
+    return path.stem if path.suffix.lower() in IMAGES else path.name
+
+
+def _some(names: Sequence[str], most: int = 3) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(str, names[:most])) + more
+
+
+def corners(slide: Slide, tile_um: float) -> tuple[np.ndarray, float]:
+    """Where to cut an image, `(T, 2)` [level-0 px], and how wide a tile is there [µm].
+
+    As many tiles as fit along each side, rounded, and spread evenly between the borders: they
+    overlap a little or leave a narrow gap, and none is padded. An image with a side shorter than
+    a tile is one tile as a whole, as wide as its longer side, and so of another scale.
+    """
+    side = tile_um / slide.mpp
+    size = (slide.width, slide.height)
+    if min(size) < side:
+        longer = max(size)
+        at = [-(longer - length) // 2 for length in size]
+        return np.array([at], dtype=np.int64), longer * slide.mpp
+    places = []
+    for length in size:
+        n = max(1, round(length / side))
+        rest = length - side
+        places.append(np.linspace(0, rest, n) if n > 1 else np.array([rest / 2]))
+    x, y = np.meshgrid(*(np.floor(place) for place in places))
+    return np.stack([x, y], axis=-1).reshape(-1, 2).astype(np.int64), float(tile_um)
+
+
+def cut(images: Sequence[LabelledImage], out: str | os.PathLike, *, tile_um: float, tile_px: int,
+        mpp: float | None = None) -> list[dict]:
+    """Cut labelled images into tiles; images whose file holds these tiles already are left alone.
+
+    Parameters
+    ----------
+    images
+        From `read`.
+    out
+        Gets ``tiles/<image>.h5``, ``tiles/manifest.csv`` and, last, ``labels.csv`` (image, patient,
+        label, and what else the set says).
+    tile_um, tile_px
+        Side of a tile [µm], [px]; see `corners`.
+    mpp
+        Scale of the images [µm/px]; None takes what whole slides state, plain images state none.
+
+    Returns
+    -------
+    list of dict
+        Rows of the manifest: section (the image), n_tiles, tile_px, tile_um, mpp, source_mpp,
+        padded_max, sha256.
+
+    Raises
+    ------
+    InputError
+        If there are no images, names repeat, an image cannot be decoded, or its scale is unknown.
+    """
+    import pandas as pd
+
+    out = Path(out)
+    names = [image.name for image in images]
+    if not names or len(set(names)) < len(names):
+        raise InputError(out, "images", "are none, or share a name", "use what read() returns")
+    rows = []
+    for image in images:
+        path = out / "tiles" / f"{image.name}.h5"
+        key = sha256_of([tile_um, tile_px, mpp], sha256_file(image.path))
+        if read_attr(path, "key") != key:
+            tiles = _cut_one(image, tile_um, tile_px, mpp)
+            write_tiles(path, tiles, coordinate_names(tiles.coords), key=key)
+        rows.append(manifest_row(path))
+    write_csv(out / "tiles" / "manifest.csv", pd.DataFrame(rows))
+    write_csv(out / "labels.csv", pd.DataFrame([
+        {"image": image.name, "patient": image.patient, "label": image.label} | image.extra
+        for image in images]))
+    return rows
+
+
+def _cut_one(image: LabelledImage, tile_um: float, tile_px: int, mpp: float | None) -> Tiles:
+    with open_slide(image.path, mpp=mpp) as slide:
+        if slide.mpp is None:
+            raise InputError(image.path, "mpp", "is not known, so micrometres mean nothing",
+                             "state the scale of the images [µm/px]")
+        places, width_um = corners(slide, tile_um)
+        return cut_at(slide, places, tile_um=width_um, tile_px=tile_px)
