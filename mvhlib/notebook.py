@@ -286,6 +286,7 @@ class Run:
             If the width or a text size is not one that a page can print.
         """
         check_figure(fig, f"{self.name}/{name}")
+        _settle(fig)
         folder = self.path("figures", self.name) if shows_tissue else self.figures
         base = f"{name}.tissue" if shows_tissue else name
         self._claim(base, "figure")
@@ -458,6 +459,16 @@ def check_figure(fig, where: str) -> None:
             name = repr(artist.get_text()) if isinstance(artist, Text) else "a legend"
             raise InputError(where, "text", f"is cut off: {name}",
                              "shorten it, break the line or enlarge the figure")
+
+
+def _settle(fig) -> None:
+    """Keep the layout as it was drawn, to six digits.
+
+    The layout engine's last bit differs between processes, and names inside an svg hash it.
+    """
+    fig.set_layout_engine("none")
+    for ax in fig.axes:
+        ax.set_position([round(value, 6) for value in ax.get_position(original=True).bounds])
 
 
 def _reduce_colours(path: Path) -> None:

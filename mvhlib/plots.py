@@ -27,6 +27,9 @@ PALETTE = {
     "mvhybrid": "#D55E00",
     "mmap": "#009E73",
     "cmrcnet": "#6A3D9A",
+    "stnet": "#8CCFBB",
+    "bleep": "#B79BCF",
+    "ridge": "#444444",
     "other": "#000000",
 }
 
@@ -35,6 +38,7 @@ LABELS = {
     "handmade": "hand-made", "vit12": "ViT12", "vit17": "ViT17", "vit24": "ViT24",
     "vimeinfft": "ViMEinFFT", "hydraeinfft": "HydraEinFFT", "hydrahybrid": "HydraHybrid",
     "mvhybrid": "MVHybrid", "mmap": "MMAP", "cmrcnet": "CMRCNet",
+    "stnet": "ST-Net", "bleep": "BLEEP",
 }
 
 
@@ -88,7 +92,12 @@ def colour(encoder: str) -> str:
 
 
 def label(encoder: str) -> str:
-    """An encoder's slug as it is printed: the family's name, then what follows it."""
+    """An encoder's slug as it is printed: the family's name, then what follows it.
+
+    A method built on an encoder (``mmap on vit12-dino``) is printed with both names.
+    """
+    if " on " in encoder:
+        return " on ".join(label(part) for part in encoder.split(" on "))
     name = family(encoder)
     return encoder.replace(name, LABELS[name], 1) if name in LABELS else encoder
 

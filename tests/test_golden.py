@@ -14,6 +14,8 @@ from mvhlib.backbones.mixers import BidirectionalMamba, HydraMixer, MambaVisionM
 from mvhlib.backbones.reference import rename_reference_key
 from mvhlib.backbones.scan import selective_scan
 from mvhlib.dino import losses
+from mvhlib.downstream.mixture import map_em
+from mvhlib.expression import cmrcnet, mmap
 from mvhlib.expression.ridge import hest_ridge
 
 TOLERANCE = 1e-4
@@ -147,6 +149,59 @@ def check_hest_ridge(data):
     data.compare("l2_errors", ((predicted - measured) ** 2).mean(axis=0), tolerance=2e-3)
 
 
+def check_mmap_similarity(data):
+    a, b = data.leaf("a"), data.leaf("b")
+    loss = mmap.similarity_loss(a, b, float(data["margin"]))
+    loss.backward()
+    data.compare("loss", loss)
+    data.compare_gradients([("a", a), ("b", b)])
+
+
+def check_mmap_cross_attention(data):
+    block = mmap.CrossAttention(32, heads=4, head_width=8, dropout=0.0)
+    block.load_state_dict({name.removeprefix("param."): data[name]
+                           for name in data.names("param.")})
+    tokens = data.leaf("tokens")
+    output = block(tokens)
+    data.compare("output", output)
+    output.backward(data["grad_output"])
+    data.compare_gradients([("tokens", tokens), *block.named_parameters()])
+
+
+def check_cmrcnet_losses(data):
+    for label, tau in (("1p0", 1.0), ("0p5", 0.5)):
+        leaves = {name: data.leaf(name) for name in ("spot", "image", "reconstruction")}
+        rows, _ = cmrcnet.contrastive_terms(leaves["spot"], leaves["image"], tau, detach=False)
+        contrastive = torch.log1p(rows).mean()
+        error = torch.log1p(cmrcnet.reconstruction_error(
+            leaves["reconstruction"], leaves["image"], "mse", detach=False))
+        data.compare(f"contrastive_{label}", contrastive)
+        data.compare(f"reconstruction_loss_{label}", error)
+        (contrastive + error).backward()
+        for name, leaf in leaves.items():
+            data.compare(f"grad_{label}.{name}", leaf.grad)
+
+
+def check_cmrcnet_residual_attention(data):
+    block = cmrcnet.ResidualCrossAttention(32, heads=4).eval()
+    block.load_state_dict({name.removeprefix("param."): data[name]
+                           for name in data.names("param.")})
+    image, gene = data.leaf("image"), data.leaf("gene")
+    output = block(image, gene)
+    data.compare("output", output)
+    output.backward(data["grad_output"])
+    data.compare_gradients([("image", image), ("gene", gene), *block.named_parameters()])
+
+
+def check_panther_em(data):
+    prototypes, tau, eps = data.arrays["prototypes"], float(data["tau"]), float(data["eps"])
+    for n_iter in (1, 3):
+        found = [map_em(bag, prototypes, n_iter, tau, eps)
+                 for bag in data.arrays["input"]]
+        for name in ("pi", "mu", "sigma", "responsibility"):
+            data.compare(f"{name}_{n_iter}", np.stack([getattr(each, name) for each in found]))
+
+
 #: file -> (check, number of arrays that it must compare)
 CHECKS = {
     "selective_scan": (check_selective_scan, 8),
@@ -157,9 +212,13 @@ CHECKS = {
     "mvhybrid_tiny": (check_mvhybrid_tiny, 69),
     "dinov2_losses": (check_dinov2_losses, 8),
     "hest_ridge": (check_hest_ridge, 5),
+    "panther_em": (check_panther_em, 8),
+    "mmap_similarity": (check_mmap_similarity, 3),
+    "mmap_cross_attention": (check_mmap_cross_attention, 9),
+    "cmrcnet_losses": (check_cmrcnet_losses, 10),
+    "cmrcnet_residual_attention": (check_cmrcnet_residual_attention, 11),
 }
-NOT_BUILT = ("panther_em", "cmrcnet_losses",
-             "cmrcnet_residual_attention", "mmap_similarity", "mmap_cross_attention")
+NOT_BUILT = ()
 CASES = [pytest.param(name, id=name) for name in CHECKS] + [
     pytest.param(name, id=name, marks=pytest.mark.xfail(
         strict=True, raises=NotImplementedError, reason=f"{name}: system not built yet"))
@@ -169,7 +228,9 @@ CASES = [pytest.param(name, id=name) for name in CHECKS] + [
 GIVEN = {"u", "delta", "A", "B", "C", "D", "delta_bias", "input", "input_local", "masks",
          "grad_output", "teacher_logits", "teacher_temp", "student_logits", "student_temp",
          "koleo_input", "ibot_teacher_logits", "ibot_masks", "ibot_student_logits", "X_train",
-         "X_test", "y_train", "y_test", "sklearn_version"}
+         "X_test", "y_train", "y_test", "sklearn_version", "a", "b", "margin",
+         "tokens",
+         "spot", "image", "reconstruction", "gene", "prototypes", "tau", "eps"}
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -41,6 +41,7 @@ from torch import Tensor, nn
 
 from mvhlib import statistics
 from mvhlib.artifacts import InputError, read_attr, sha256_file, sha256_of
+from mvhlib.claims import JUDGED_COLUMNS, judge
 from mvhlib.encoders import PatchEncoder, reduce_area
 from mvhlib.features import Features, read_features, write_features
 from mvhlib.tiles.cut import Tiles, cut_spots
@@ -1266,27 +1267,12 @@ def verdicts(scores: pd.DataFrame, claims: Mapping[str, tuple[str, str]], unit: 
     Returns
     -------
     DataFrame
-        Columns claim, better, worse, unit, n_units, difference, ci_low, ci_high, verdict: ``as
-        claimed`` or ``the other way`` where the interval of the paired difference excludes zero,
-        else ``not decided``. The intervals are one by one, not corrected for their number. A
-        verdict over sections speaks of these patients alone, and one over so few units that no
-        test is possible says so.
+        Columns `mvhlib.claims.JUDGED_COLUMNS`; see `mvhlib.claims.judge`.
     """
     table = unit_scores(scores, unit, by)
-    rows = []
-    for words, (better, worse) in claims.items():
-        if better not in table or worse not in table:
-            continue
-        gap = statistics.t_interval(table[better] - table[worse])
-        verdict = ("as claimed" if gap.low > 0 else "the other way" if gap.high < 0
-                   else "not decided")
-        if verdict != "not decided":
-            verdict += " on these sections" if unit == "section" else ""
-            few = statistics.smallest_p(gap.n) > 0.05
-            verdict += f", {statistics.IMPOSSIBLE}" if few else ""
-        rows.append((words, better, worse, unit, gap.n, gap.mean, gap.low, gap.high, verdict))
-    return pd.DataFrame(rows, columns=["claim", "better", "worse", "unit", "n_units", "difference",
-                                       "ci_low", "ci_high", "verdict"])
+    rows = [judge(table, words, better, worse, unit=unit)
+            for words, (better, worse) in claims.items() if better in table and worse in table]
+    return pd.DataFrame(rows, columns=list(JUDGED_COLUMNS))
 
 
 def draw_differences(table: pd.DataFrame, ax: "Axes", *, by: str = "variant") -> "Axes":
