@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
+from mvhlib import encoders
 from mvhlib.artifacts import InputError
 from mvhlib.backbones import create_model
 from mvhlib.cohort import splits
@@ -98,11 +99,11 @@ def test_centre_crop_keeps_the_centre_and_random_crops_stay_inside():
 
 def test_pooling_averages_fields_of_patch_tokens():
     tokens = torch.arange(17.0).view(1, 17, 1)
-    pooled = mmap.pool_tokens(tokens, 2).flatten().tolist()
+    pooled = encoders.pool_tokens(tokens, 2).flatten().tolist()
     # patches 1..16 row by row: the first field holds 1, 2, 5, 6
     assert pooled == [0.0, 3.5, 5.5, 11.5, 13.5]
     with pytest.raises(InputError, match="cannot be made"):
-        mmap.pool_tokens(tokens, 5)
+        encoders.pool_tokens(tokens, 5)
 
 
 def test_augmentation_keeps_the_views_of_a_spot_together_and_pixels_without_bending():
@@ -128,13 +129,13 @@ def test_lora_starts_as_identity_and_leaves_base_weights_alone(name):
     model = create_model(name).eval()
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
-        before = mmap.model_tokens(model, x)
+        before = encoders.model_tokens(model, x)
     base = {key: value.clone() for key, value in model.state_dict().items()}
     wrapped = mmap.add_lora(model, rank=4, alpha=8)
     first = round(len(model.blocks) * 15 / 24)
     assert {int(each.split(".")[1]) for each in wrapped} == set(range(first, len(model.blocks)))
     with torch.no_grad():
-        torch.testing.assert_close(mmap.model_tokens(model, x), before)
+        torch.testing.assert_close(encoders.model_tokens(model, x), before)
     trained = [p for p in model.parameters() if p.requires_grad]
     rows = {id(layer): layer for layer in model.modules()
             if isinstance(layer, mmap.LowRankLinear)}.values()
@@ -142,12 +143,12 @@ def test_lora_starts_as_identity_and_leaves_base_weights_alone(name):
         4 * (layer.base.in_features + layer.base.out_features) for layer in rows)
     optimizer = torch.optim.Adam(trained, lr=0.1)
     for _ in range(2):
-        mmap.model_tokens(model, x).square().mean().backward()
+        encoders.model_tokens(model, x).square().mean().backward()
         optimizer.step()
     after = {key.replace(".base.", "."): value for key, value in model.state_dict().items()}
     assert all(torch.equal(after[key], value) for key, value in base.items())
     with torch.no_grad():
-        assert not torch.allclose(mmap.model_tokens(model, x), before, atol=1e-3)
+        assert not torch.allclose(encoders.model_tokens(model, x), before, atol=1e-3)
 
 
 def test_lora_refuses_a_model_without_projections():

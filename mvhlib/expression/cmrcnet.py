@@ -39,8 +39,7 @@ from mvhlib.artifacts import InputError, atomic, remove_tree, sha256_of, write_j
 from mvhlib.backbones.backbone import Backbone, Block
 from mvhlib.backbones.channel import Mlp
 from mvhlib.backbones.mixers import Attention
-from mvhlib.encoders import EvalTransform, PatchEncoder
-from mvhlib.expression.mmap import model_tokens, pool_tokens
+from mvhlib.encoders import EvalTransform, PatchEncoder, model_tokens, pool_tokens
 from mvhlib.features import Features, align, read_folder
 from mvhlib.tiles.store import read_tiles
 from mvhlib.training import Fit, FitConfig, fit

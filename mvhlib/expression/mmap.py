@@ -42,7 +42,7 @@ from torch import Tensor, nn
 from mvhlib import statistics
 from mvhlib.artifacts import InputError, read_attr, sha256_file, sha256_of
 from mvhlib.claims import JUDGED_COLUMNS, judge
-from mvhlib.encoders import PatchEncoder, reduce_area
+from mvhlib.encoders import PatchEncoder, model_tokens, pool_tokens, reduce_area
 from mvhlib.features import Features, read_features, write_features
 from mvhlib.tiles.cut import Tiles, cut_spots
 from mvhlib.tiles.store import open_tiles
@@ -204,39 +204,6 @@ def _bend(tiles: Tensor, alpha: float, sigma: float) -> Tensor:
 
 # --------------------------------------------------------------------------------------------
 # tokens
-
-
-def model_tokens(model: nn.Module, images: Tensor) -> Tensor:
-    """Class token, then patch tokens, `(B, 1 + N, D)`, of a backbone of ours or a ViT of timm.
-
-    Raises
-    ------
-    InputError
-        If the model has no class token and patch tokens.
-    """
-    find = getattr(model, "forward_features", None)
-    found = None if find is None else find(images)
-    if isinstance(found, Mapping):
-        return torch.cat([found["cls"][:, None], found["patch_tokens"]], dim=1)
-    n_prefix = getattr(model, "num_prefix_tokens", 0)
-    if found is None or found.ndim != 3 or n_prefix < 1:
-        raise InputError(type(model).__name__, "tokens", "it gives no class token with patch "
-                         "tokens", "take a vision transformer or a backbone of mvhlib")
-    return torch.cat([found[:, :1], found[:, n_prefix:]], dim=1)  # registers are left out
-
-
-def pool_tokens(tokens: Tensor, grid: int) -> Tensor:
-    """Average the patch tokens of `(B, 1 + N, D)` over `grid` x `grid` fields; 0 keeps them."""
-    if not grid:
-        return tokens
-    patches = tokens[:, 1:]
-    side = math.isqrt(patches.shape[1])
-    if side**2 != patches.shape[1] or side < grid:
-        raise InputError("pool_tokens", "grid", f"{grid} x {grid} cannot be made of "
-                         f"{patches.shape[1]} patch tokens", "use 0, or a coarser grid")
-    image = patches.transpose(1, 2).unflatten(2, (side, side))  # (B, N, D) -> (B, D, side, side)
-    pooled = F.adaptive_avg_pool2d(image, grid).flatten(2).transpose(1, 2)
-    return torch.cat([tokens[:, :1], pooled], dim=1)
 
 
 @torch.inference_mode()
