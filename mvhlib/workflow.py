@@ -68,6 +68,11 @@ def read_plan(folder: Path, data: str = "") -> dict[str, Any]:
         raise InputError(path, "DATA", f"profile {folder.name!r} reads a data set of yours",
                          f"run make figures PROFILE={folder.name} DATA=<directory>")
     plan["encoders"] = _each_seed(path, plan["encoders"])
+    for slug, options in plan["encoders"].items():
+        method, _, built_on = options.get("weights", "").partition(":")
+        if method in METHODS and built_on not in plan["methods"].get(method, []):
+            raise InputError(path, f"encoders: {slug}", f"has weights of {method} on {built_on!r}, "
+                             "which is not run", f"add it to methods: {method}")
     for method, slugs in plan["methods"].items():
         unknown = sorted(set(slugs) - set(plan["encoders"]))
         if method not in METHODS or unknown:

@@ -44,6 +44,7 @@ def test_profile_with_real_data_wants_data():
     ({"encoders": {"Hand Made": {"source": "handmade"}}}, "is no slug"),
     ({"encoders": {"a": {}}}, "has no source"),
     ({"methods": {"mmap": ["a"]}}, "methods: mmap: ['a']"),
+    ({"encoders": {"a": {"source": "b", "weights": "cmrcnet:c"}}}, "add it to methods: cmrcnet"),
     ({"methods": {"stem": []}}, "is not a method"),
     ({"encoders": {"a": {"source": "b", "weights": "pretrained"}}}, "in one place only")])
 def test_wrong_plan_is_refused(tmp_path, plan, problem):
