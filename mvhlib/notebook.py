@@ -464,8 +464,10 @@ def check_figure(fig, where: str) -> None:
 def _settle(fig) -> None:
     """Keep the layout as it was drawn, to six digits.
 
-    The layout engine's last bit differs between processes, and names inside an svg hash it.
+    The layout engine's last bit differs between processes, and names inside an svg hash it. It
+    needs a second pass where text hangs below the axes.
     """
+    fig.draw_without_rendering()
     fig.set_layout_engine("none")
     for ax in fig.axes:
         ax.set_position([round(value, 6) for value in ax.get_position(original=True).bounds])

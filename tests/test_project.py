@@ -100,8 +100,9 @@ def test_readme_numbers_are_those_of_the_committed_tables():
         control = rows[(rows["control"] == "permuted") & (rows["protocol"] == row.protocol)
                        & (rows["encoder"] == row.encoder)]["mean"].item()
         test = plots.PROTOCOLS[row.protocol].replace("\n", " ")
-        lines.append(f"| {test} | {row.encoder} | {row.mean:.3f} | {row.ci_low:.3f} to "
-                     f"{row.ci_high:.3f} | {row.n_units} {row.unit}s | {control:.3f} |")
+        lines.append(f"| {test} | {row.encoder} | {row.encoder_saw_test_images} | {row.mean:.3f} | "
+                     f"{row.ci_low:.3f} to {row.ci_high:.3f} | {row.n_units} {row.unit}s | "
+                     f"{control:.3f} |")
     text = (ROOT / "README.md").read_text()
     table = text.split("<!-- her2st -->")[1].split("<!-- end -->")[0].strip().splitlines()[2:]
     assert table == lines
