@@ -111,6 +111,39 @@ def test_readme_numbers_are_those_of_the_committed_tables():
     assert f"r {mob['section']:.3f} on an unseen section and {mob['patient']:.3f}" in text
 
 
+def evidence_lines():
+    """Rows of the README's table of the profile evidence, from the committed comparisons."""
+    table = read_csv(ROOT / "figures/evidence/11_ablations/comparisons.csv")
+    rows = table[(table["measure"] == "all") & (table["protocol"] == "loso")
+                 & (table["kind"] == "named in advance")]
+    return [f"| {row.variant} less {row.reference} | {row.difference:+.3f} | {row.seed_low:+.3f} to "
+            f"{row.seed_high:+.3f} | {row.unit_low:+.3f} to {row.unit_high:+.3f} |"
+            for row in rows.itertuples()]
+
+
+def test_readme_numbers_of_the_evidence_are_those_of_the_committed_table():
+    text = (ROOT / "README.md").read_text()
+    table = text.split("<!-- evidence -->")[1].split("<!-- end evidence -->")[0]
+    assert table.strip().splitlines()[2:] == evidence_lines() and evidence_lines()
+
+
+def test_readme_numbers_of_survival_and_glas_are_those_of_the_committed_tables():
+    text = (ROOT / "README.md").read_text()
+    survival = read_csv(ROOT / "figures/tcga_coadread/09_survival/summary.csv")
+    survival = survival[(survival["metric"] == "harrell_c")
+                        & (survival["fold_scheme"] == "site_disjoint")]
+    for row in survival.itertuples():
+        assert f"{row.mean:.3f}" in text, row
+    glas = read_csv(ROOT / "figures/glas/07_classification/summary.csv")
+    glas = glas[(glas["dataset"] == "image_label") & (glas["classifier"] == "logistic")
+                & (glas["metric"] == "auroc") & glas["encoder"].isin(["handmade", "vit12-random",
+                                                                      "stain"])]
+    for row in glas[glas["split"] == "grouped"].itertuples():
+        assert f"{row.mean:.2f} ({row.ci_low:.2f} to {row.ci_high:.2f})" in text, row
+    for row in glas[glas["split"] == "random"].itertuples():
+        assert f"{row.mean:.2f}" in text, row
+
+
 def test_benchmark_numbers_are_those_of_the_committed_table():
     table = read_csv(ROOT / "benchmarks/backbones.csv").set_index(["what", "baseline", "candidate"])
     what = "selective scan forward+backward B16 D384 L257 N16"
