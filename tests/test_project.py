@@ -116,8 +116,9 @@ def evidence_lines():
     table = read_csv(ROOT / "figures/evidence/11_ablations/comparisons.csv")
     rows = table[(table["measure"] == "all") & (table["protocol"] == "loso")
                  & (table["kind"] == "named in advance")]
-    return [f"| {row.variant} less {row.reference} | {row.difference:+.3f} | {row.seed_low:+.3f} to "
-            f"{row.seed_high:+.3f} | {row.unit_low:+.3f} to {row.unit_high:+.3f} |"
+    return [f"| {row.variant} less {row.reference} | {row.difference:+.3f} | "
+            f"{row.seed_low:+.3f} to {row.seed_high:+.3f} | "
+            f"{row.unit_low:+.3f} to {row.unit_high:+.3f} |"
             for row in rows.itertuples()]
 
 
