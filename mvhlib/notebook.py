@@ -40,9 +40,9 @@ WILDCARDS = ("encoder",)
 WIDTHS = (3.5, 7.2)
 SMALLEST_TEXT_PT = 6
 LARGEST_FIGURE_KB = 500
-#: Dots per inch of a png, and of what is rasterised inside an svg, which takes the first that is
+#: Dots per inch of a png, and of what is rasterised inside an svg: the first that makes a file
 #: small enough to be committed.
-DPI = {"png": (300,), "svg": (150, 100, 72)}
+DPI = {"png": (300, 200), "svg": (150, 100, 72)}
 #: Profiles whose figures git ignores; their pictures may be larger.
 UNCOMMITTED = ("demo", "test")
 #: Packages whose versions can change a number.
@@ -296,11 +296,10 @@ class Run:
             with artifacts.atomic(folder / f"{base}.{ending}") as temporary:
                 for dpi in DPI[ending]:
                     fig.savefig(temporary, format=ending, metadata=metadata, dpi=dpi)
-                    large = temporary.stat().st_size > LARGEST_FIGURE_KB * 1000
-                    if not (is_committed and large):
-                        break
-                    if ending == "png":
+                    if ending == "png" and is_committed and _is_large(temporary):
                         _reduce_colours(temporary)
+                    if not (is_committed and _is_large(temporary)):
+                        break
             size = self.note(folder / f"{base}.{ending}").stat().st_size
             if is_committed and size > LARGEST_FIGURE_KB * 1000:
                 raise InputError(folder / f"{base}.{ending}", "size", f"is {size // 1000} kB",
@@ -471,6 +470,10 @@ def _settle(fig) -> None:
     fig.set_layout_engine("none")
     for ax in fig.axes:
         ax.set_position([round(value, 6) for value in ax.get_position(original=True).bounds])
+
+
+def _is_large(path: Path) -> bool:
+    return path.stat().st_size > LARGEST_FIGURE_KB * 1000
 
 
 def _reduce_colours(path: Path) -> None:
