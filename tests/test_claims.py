@@ -51,6 +51,18 @@ def test_seeds_widen_the_interval_and_one_seed_is_no_claim(tmp_path):
     assert one["verdict"] == "not testable here: one seed, no claim"
 
 
+def test_one_training_is_no_claim_and_a_threshold_need_not_be_zero(tmp_path):
+    trained = claims.Lookup("t/x.*.csv", "claim == 'better'", n_seeds=1)
+    row = judge(tmp_path, claims.Claim("P", "better", "", lookup=trained), difference=0.1,
+                ci_low=0.05, ci_high=0.15)
+    assert row["verdict"] == "not testable here: one seed, no claim"
+    for threshold, verdict in ((-10, claims.NOT_SEEN), (-20, claims.SEEN)):
+        lookup = claims.Lookup("t/x.*.csv", "claim == 'better'", "a", "a", "a",
+                               threshold=threshold)
+        row = judge(tmp_path, claims.Claim("P", "better", "", lookup=lookup), a=-16.0)
+        assert row["verdict"] == verdict and row["measured"] == -16
+
+
 def test_what_no_table_holds_is_not_testable_and_says_why(tmp_path):
     table = claims.evaluate(tmp_path, data="toy", command="make")
     assert tuple(table.columns) == claims.COLUMNS

@@ -56,6 +56,15 @@ def test_a_finding_needs_seeds_units_and_to_be_named_in_advance(options, advance
     assert variants.compare(scores, [["a", "b"]], advance=advance)["reading"].iloc[0] == reading
 
 
+def test_a_row_is_read_with_its_seeds_or_as_one():
+    many = next(variants.compare(table({"a": 0.05, "b": 0.0}), [["a", "b"]]).itertuples())
+    assert "8 seeds +0.0" in variants.sentence(many) and "nan" not in variants.sentence(many)
+    one = next(variants.compare(table({"a": 0.05, "b": 0.0}, n_seeds=1),
+                                [["a", "b"]]).itertuples())
+    assert "(one seed; patients +0.0" in variants.sentence(one)
+    assert variants.sentence(one).endswith("one seed, no claim")
+
+
 def test_holm_covers_the_pairs_named_in_advance_only():
     scores = table({"a": 0.05, "b": 0.0, "c": 0.01})
     found = variants.compare(scores, [["a", "b"], ["c", "b"], ["a", "c"]], advance=2)

@@ -212,14 +212,19 @@ def score_sets(predictions: Mapping[str, Any], sets: Mapping[str, Sequence[str]]
     return pd.DataFrame(found, columns=list(SET_COLUMNS))
 
 
+def _read(prediction: Any) -> tuple[np.ndarray, np.ndarray, list[str], list[str]]:
+    """Truth, prediction, genes and barcodes of an AnnData or a `protocols.Prediction`."""
+    if hasattr(prediction, "layers"):
+        return (prediction.layers["measured"], prediction.layers["predicted"],
+                [str(gene) for gene in prediction.var_names],
+                [str(name) for name in prediction.obs_names])
+    return (prediction.measured, prediction.predicted, list(prediction.genes),
+            list(prediction.barcodes))
+
+
 def _maps(section: str, prediction: Any) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Truth, prediction and genes, without spots that either lacks."""
-    if hasattr(prediction, "layers"):
-        measured, predicted = prediction.layers["measured"], prediction.layers["predicted"]
-        genes = [str(gene) for gene in prediction.var_names]
-    else:
-        measured, predicted = prediction.measured, prediction.predicted
-        genes = list(prediction.genes)
+    measured, predicted, genes, _ = _read(prediction)
     measured, predicted = np.asarray(measured, np.float64), np.asarray(predicted, np.float64)
     if measured.shape != predicted.shape or measured.shape[1] != len(genes):
         raise InputError(section, "prediction", f"measured {measured.shape}, predicted "
@@ -528,12 +533,7 @@ def align(predictions: Mapping[str, Any], labels: Mapping[str, pd.Series],
                                                  **{name: {} for name in features}}
     found = {}
     for section, prediction in predictions.items():
-        if hasattr(prediction, "layers"):
-            measured, predicted = prediction.layers["measured"], prediction.layers["predicted"]
-            names = [str(name) for name in prediction.obs_names]
-        else:
-            measured, predicted = prediction.measured, prediction.predicted
-            names = list(prediction.barcodes)
+        measured, predicted, _, names = _read(prediction)
         known = np.isfinite(measured).all(axis=1) & np.isfinite(predicted).all(axis=1)
         here = [each[section] for each in features.values() if section in each]
         for each in here:

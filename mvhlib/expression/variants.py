@@ -168,6 +168,15 @@ def _read(row: Any) -> str:
     return seen
 
 
+def sentence(row: Any) -> str:
+    """A row of `compare` (as `itertuples` gives it) to be read."""
+    over_seeds = (f"{row.n_seeds} seeds {row.seed_low:+.3f} to {row.seed_high:+.3f}"
+                  if row.n_seeds > 1 else "one seed")
+    return (f"{row.variant} against {row.reference}, {row.measure}: {row.difference:+.3f} "
+            f"({over_seeds}; {row.unit}s {row.unit_low:+.3f} to {row.unit_high:+.3f}): "
+            f"{row.reading}")
+
+
 def spread(scores: pd.DataFrame, *, measure: str = "all", unit: str = "patient") -> pd.DataFrame:
     """Mean of each variant with its standard deviation over seeds and over units.
 
