@@ -7,6 +7,7 @@ from scipy import stats
 
 from mvhlib import claims
 from mvhlib.artifacts import write_csv
+from mvhlib.expression.scores import drop
 
 
 def test_what_the_printed_tables_imply():
@@ -20,6 +21,27 @@ def test_what_the_printed_tables_imply():
         for (mine, theirs), panel in zip(lost, ("HVG", "HMHVG"), strict=True))
     assert claims.ablation_gain().startswith("6.27%")
     assert "57" not in claims.loso_gains() and "43" not in claims.smaller_losses()
+
+
+PRINTED = [(panel, metric, encoder, *row) for panel, metrics in claims.MVHYBRID_PRINTED.items()
+           for metric, rows in metrics.items() for encoder, row in rows.items()]
+
+
+@pytest.mark.parametrize(("panel", "metric", "encoder", "random", "loso", "printed"), PRINTED)
+def test_every_published_drop_follows_from_the_printed_means(panel, metric, encoder, random, loso,
+                                                             printed):
+    """Means are known to three decimals, drops to one: all sixteen lie within that."""
+    error, half = metric in ("mse", "mae"), 5e-4
+    possible = [100 * drop(random + a, loso + b, error=error)
+                for a in (-half, half) for b in (-half, half)]
+    assert min(possible) - 0.05 <= printed <= max(possible) + 0.05
+    assert max(possible) - min(possible) < 0.8  # so narrow that other definitions do not pass:
+    other = 100 * abs(random - loso) / loso
+    assert not min(possible) - 0.05 <= other <= max(possible) + 0.05
+
+
+def test_there_are_sixteen_published_drops():
+    assert len(PRINTED) == 16
 
 
 CLAIM = claims.Claim("P", "better", "yes", lookup=claims.Lookup("t/x.*.csv", "claim == 'better'"))

@@ -23,7 +23,7 @@ from mvhlib.expression.protocols import (
     summarise,
 )
 from mvhlib.expression.ridge import hest_ridge
-from mvhlib.expression.scores import drop, section_scores
+from mvhlib.expression.scores import section_scores
 from mvhlib.features import Features
 
 GENES = ["seen0", "seen1", "seen2", "offset", "noise0", "noise1", "silent"]
@@ -461,32 +461,6 @@ def test_equal_calls_give_equal_bytes(tmp_path):
             ("summary", result.summary("study")))]
         written.append([path.read_bytes() for path in paths])
     assert written[0] == written[1]
-
-
-#: Mean correlations that MVHybrid prints (README): panel, encoder, random folds,
-#: leave-one-study-out, and the drop printed beside them [%].
-PUBLISHED = [("hvg", "mvhybrid", 0.214, 0.138, 35.5), ("hvg", "vit12", 0.210, 0.097, 53.7),
-             ("hmhvg", "mvhybrid", 0.393, 0.212, 46.0), ("hmhvg", "vit12", 0.373, 0.110, 70.6)]
-
-
-def drop_bounds(random, loso, half=5e-4):
-    """What the share can be when both means are known to three decimals only [%]."""
-    values = [100 * drop(random + a, loso + b) for a in (-half, half) for b in (-half, half)]
-    return min(values), max(values)
-
-
-@pytest.mark.parametrize(("panel", "encoder", "random", "loso", "printed"), PUBLISHED)
-def test_published_drops_follow_from_the_printed_means(panel, encoder, random, loso, printed):
-    low, high = drop_bounds(random, loso)
-    assert low - 0.05 <= printed <= high + 0.05  # the printed share is rounded as well
-    assert high - low < 0.8  # so narrow that other definitions do not pass:
-    others = [100 * (random - loso) / loso, 100 * (random - loso), 100 * loso / random]
-    assert all(not low - 0.05 <= other <= high + 0.05 for other in others)
-
-
-def test_drop_of_errors_and_of_nothing():
-    assert drop(0.5, 0.6, error=True) == pytest.approx(0.2)
-    assert np.isnan(drop(0.0, -0.1)) and np.isnan(drop(-0.1, 0.1))
 
 
 def test_a_benchmark_keeps_the_order_of_the_features_file():
