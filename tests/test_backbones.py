@@ -354,6 +354,35 @@ def test_hydra_equals_its_dense_matrix(n):
         assert relative(mixer(x), hydra_dense(mixer, x)) < 1e-12
 
 
+def test_one_direction_of_vim_is_a_mamba():
+    """With the backward direction silent and not halved, Vim is its own forward direction."""
+    both = jitter(BidirectionalMamba(16, d_state=4, divide=False))
+    one = BidirectionalMamba(16, d_state=4, directions=1)
+    left = {name for name, _ in both.named_parameters()} - {n for n, _ in one.named_parameters()}
+    assert left == {"A_b_log", "D_b", "conv1d_b.weight", "conv1d_b.bias", "x_proj_b.weight",
+                    "dt_proj_b.weight", "dt_proj_b.bias"}
+    with torch.no_grad():
+        both.conv1d_b.weight.zero_()
+        both.conv1d_b.bias.zero_()
+    one.load_state_dict({name: tensor for name, tensor in both.state_dict().items()
+                         if name not in left})
+    x = images(2, 9, 16)
+    torch.testing.assert_close(one(x), both(x))
+
+
+def test_mambavision_in_two_directions_is_even():
+    """Without the off-centre convolution the mirrored sequence gives the mirrored output."""
+    mixer = jitter(MambaVisionMixer(16, d_state=4, d_conv=1, directions=2), 0.5).double()
+    plain = MambaVisionMixer(16, d_state=4, d_conv=1).double()
+    plain.load_state_dict(mixer.state_dict())
+    x = images(2, 9, 16).double()
+    torch.testing.assert_close(mixer(x.flip(1)), mixer(x).flip(1))
+    torch.testing.assert_close(mixer(x), (plain(x) + plain(x.flip(1)).flip(1)) / 2)
+    assert relative(plain(x.flip(1)), plain(x).flip(1)) > 1e-3
+    with pytest.raises(InputError, match="directions"):
+        MambaVisionMixer(16, directions=3)
+
+
 def test_attention_is_softmax_attention():
     mixer = jitter(Attention(12, 3).double())
     x = images(2, 7, 12).double()
@@ -439,6 +468,16 @@ def test_einfft_over_tokens_alone_differs():
     tokens.load_state_dict(both.state_dict())
     x = images(1, 12, 16)
     assert relative(tokens(x), both(x)) > 0.1
+
+
+def test_einfft_over_blocks_alone_lets_no_token_hear_another():
+    both, blocks = EinFFT(16), EinFFT(16, transform="block")
+    blocks.load_state_dict(jitter(both, 0.5).state_dict())
+    x = images(1, 12, 16)
+    shuffled = torch.randperm(12, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(blocks(x[:, shuffled]), blocks(x)[:, shuffled])
+    # A single token has no other: the two transforms are then the same one.
+    torch.testing.assert_close(blocks(x[:, :1]), both(x[:, :1]))
 
 
 # Presets and initialisation -----------------------------------------------------------------

@@ -27,6 +27,8 @@ from mvhlib.artifacts import InputError
 
 #: Above this number of tokens the fast Fourier transform beats the matrix product.
 LONGEST_PRODUCT = 1024
+#: Axes of `(B, N, blocks, C)` that each `transform` of EinFFT runs over.
+TRANSFORMED = {"both": (1, 2), "token": (1,), "block": (2,)}
 
 
 class Mlp(nn.Module):
@@ -223,8 +225,9 @@ class EinFFT(nn.Module):
         ``"product"``: real matrix products throughout; ``"fft"``: `torch.fft` and complex
         arithmetic, as the equation is written. Equal to rounding; the second is the oracle.
     transform
-        ``"both"``: over tokens and blocks, as published; ``"token"``: over tokens alone, an
-        ablation; always by `torch.fft`.
+        ``"both"``: over tokens and blocks, as published. Two ablations, always by `torch.fft`:
+        ``"token"``: over tokens alone; ``"block"``: over blocks alone, so that no token hears
+        another.
 
     Notes
     -----
@@ -238,9 +241,9 @@ class EinFFT(nn.Module):
         if dim % n_blocks:
             raise InputError("EinFFT", "n_blocks", f"{n_blocks} does not divide width {dim}",
                              "choose a divisor of the width")
-        if formulation not in ("product", "fft") or transform not in ("both", "token"):
+        if formulation not in ("product", "fft") or transform not in TRANSFORMED:
             raise InputError("EinFFT", "formulation, transform", f"{formulation!r}, {transform!r}",
-                             "choose product or fft, and both or token")
+                             f"choose product or fft, and one of {', '.join(TRANSFORMED)}")
         self.n_blocks, self.threshold = n_blocks, threshold
         self.formulation, self.transform = formulation, transform
         width = dim // n_blocks
@@ -289,7 +292,7 @@ class EinFFT(nn.Module):
         return torch.baddbmm(offset, z, matrix)
 
     def _by_fft(self, x: Tensor) -> Tensor:
-        axes = (1, 2) if self.transform == "both" else (1,)
+        axes = TRANSFORMED[self.transform]
         z = torch.fft.fftn(x, dim=axes, norm="ortho")
         for step in (1, 2):
             weight = getattr(self, f"complex_weight_{step}").to(x.dtype)

@@ -68,6 +68,11 @@ def _negative(log: Tensor) -> Tensor:
     return -torch.exp(_wide(log).clamp(-80, 80))
 
 
+def _check_directions(where: str, directions: int) -> None:
+    if directions not in (1, 2):
+        raise InputError(where, "directions", f"is {directions!r}", "choose 1 or 2")
+
+
 class MambaVisionMixer(nn.Module):
     """A selective scan on one half of the channels, a convolution alone on the other.
 
@@ -87,21 +92,26 @@ class MambaVisionMixer(nn.Module):
     eigenvalues
         ``"real"``: A = -exp(A_log), -1 ... -S; ``"complex"``: A = -exp(A_log) + i A_imag, at
         -1/2 + i pi n (S4D-Lin), an ablation.
+    directions
+        1, as published; 2, an ablation without further parameters: the same scan also runs from
+        right to left, and the mean of both is taken.
     scan_backend
         See `mvhlib.backbones.scan.selective_scan`.
 
     Notes
     -----
-    The scan runs in one direction; position t hears later tokens only through the convolution.
+    As published, position t hears later tokens only through the convolution.
     Hatamizadeh & Kautz 2024 (MambaVision), sec. 3.2.
     """
 
     def __init__(self, dim: int, d_state: int = 16, d_conv: int = 4, expand: int = 2,
-                 dt_bias_count: int = 2, eigenvalues: str = "real", scan_backend: str = "auto"):
+                 dt_bias_count: int = 2, eigenvalues: str = "real", directions: int = 1,
+                 scan_backend: str = "auto"):
         super().__init__()
         if dt_bias_count not in (1, 2):
             raise InputError("MambaVisionMixer", "dt_bias_count", f"is {dt_bias_count}",
                              "choose 2 (as published) or 1")
+        _check_directions("MambaVisionMixer", directions)
         if eigenvalues not in ("real", "complex"):
             raise InputError("MambaVisionMixer", "eigenvalues", f"is {eigenvalues!r}",
                              "choose real or complex")
@@ -109,6 +119,7 @@ class MambaVisionMixer(nn.Module):
         self.d_state, self.d_conv = d_state, d_conv
         self.dt_rank = math.ceil(dim / 16)
         self.dt_bias_count, self.scan_backend = dt_bias_count, scan_backend
+        self.directions = directions
         self.in_proj = nn.Linear(dim, 2 * half, bias=False)
         self.conv1d_x = nn.Conv1d(half, half, d_conv, groups=half, bias=False)
         self.conv1d_z = nn.Conv1d(half, half, d_conv, groups=half, bias=False)
@@ -148,10 +159,15 @@ class MambaVisionMixer(nn.Module):
         """Map `(B, N, D)` to `(B, N, D)`."""
         u, dt, b, c, z = self._branches(x)
         # (B, N, D) -> (B, D, N) are views; the scan needs no contiguous memory.
-        u, dt, b, c = (t.transpose(1, 2) for t in (u, dt, b, c))
-        y = selective_scan(u, dt, self.A, b, c, self.D, delta_bias=self.dt_proj.bias,
-                           backend=self.scan_backend)
+        given = [t.transpose(1, 2) for t in (u, dt, b, c)]
+        y = self._scan(*given)
+        if self.directions == 2:
+            y = (y + self._scan(*(t.flip(2) for t in given)).flip(2)) / 2
         return self.out_proj(torch.cat([y.transpose(1, 2), z], dim=-1))  # -> (B, N, D)
+
+    def _scan(self, u: Tensor, dt: Tensor, b: Tensor, c: Tensor) -> Tensor:
+        return selective_scan(u, dt, self.A, b, c, self.D, delta_bias=self.dt_proj.bias,
+                              backend=self.scan_backend)
 
 
 class BidirectionalMamba(nn.Module):
@@ -165,6 +181,9 @@ class BidirectionalMamba(nn.Module):
         State size S, kernel of the causal convolutions, inner width over D.
     divide
         Halve the sum of the two directions, as Vim-small does.
+    directions
+        2, as published; 1, an ablation: a plain Mamba, without the backward direction and its
+        parameters.
     scan_backend
         See `mvhlib.backbones.scan.selective_scan`.
 
@@ -174,24 +193,27 @@ class BidirectionalMamba(nn.Module):
     """
 
     def __init__(self, dim: int, d_state: int = 16, d_conv: int = 4, expand: int = 2,
-                 divide: bool = True, scan_backend: str = "auto"):
+                 divide: bool = True, directions: int = 2, scan_backend: str = "auto"):
         super().__init__()
+        _check_directions("BidirectionalMamba", directions)
         inner = expand * dim
         self.d_state, self.d_conv = d_state, d_conv
         self.dt_rank = math.ceil(dim / 16)
         self.divide, self.scan_backend = divide, scan_backend
+        self.directions = directions
         self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
-        for suffix in ("", "_b"):
+        ends = ("", "_b")[:directions]
+        for suffix in ends:
             setattr(self, f"conv1d{suffix}", nn.Conv1d(inner, inner, d_conv, groups=inner))
             setattr(self, f"x_proj{suffix}",
                     nn.Linear(inner, self.dt_rank + 2 * d_state, bias=False))
             dt_proj = nn.Linear(self.dt_rank, inner)
             init_dt_proj(dt_proj)
             setattr(self, f"dt_proj{suffix}", dt_proj)
-        self.A_log = nn.Parameter(_real_poles(inner, d_state))
-        self.A_b_log = nn.Parameter(_real_poles(inner, d_state))
-        self.D = nn.Parameter(torch.ones(inner))
-        self.D_b = nn.Parameter(torch.ones(inner))
+        for suffix in ends:
+            setattr(self, f"A{suffix}_log", nn.Parameter(_real_poles(inner, d_state)))
+        for suffix in ends:
+            setattr(self, f"D{suffix}", nn.Parameter(torch.ones(inner)))
         self.out_proj = nn.Linear(inner, dim, bias=False)
 
     @property
@@ -231,9 +253,11 @@ class BidirectionalMamba(nn.Module):
         """Map `(B, N, D)` to `(B, N, D)`."""
         sequence, z = self.in_proj(x).chunk(2, dim=-1)  # (B, N, D) -> 2 x (B, N, D')
         # The gate of the backward pass is flipped along with it, so one gate serves both.
-        y = self._scan(sequence, "") + self._scan(sequence.flip(1), "_b").flip(1)
-        y = y * F.silu(z)
-        return self.out_proj(y / 2 if self.divide else y)
+        y = self._scan(sequence, "")
+        if self.directions == 2:
+            y = y + self._scan(sequence.flip(1), "_b").flip(1)
+            y = y / 2 if self.divide else y
+        return self.out_proj(y * F.silu(z))
 
 
 class HydraMixer(nn.Module):
