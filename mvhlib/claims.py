@@ -15,6 +15,7 @@ import pandas as pd
 
 from mvhlib import artifacts, statistics
 from mvhlib.expression.scores import drop
+from mvhlib.expression.variants import SEEDS_FOR_A_CLAIM, split_slug
 
 COLUMNS = ("paper", "claim", "published", "implied_by_tables", "measured", "ci_low", "ci_high",
            "data", "verdict", "command")
@@ -50,7 +51,8 @@ class Lookup:
     Attributes
     ----------
     table
-        Glob below ``figures/<profile>``; of several files the first by name.
+        Glob below ``figures/<profile>``. Of several files, those of the first encoder by name: one
+        per seed, where it has several (``claims.vit12-dino.s0.csv``).
     where
         A pandas query that leaves one row (of several, the first).
     value, low, high
@@ -58,8 +60,8 @@ class Lookup:
     sign, threshold
         +1 where the claim says that the value is above the threshold, -1 below.
     n_seeds
-        Of a table that has no such column: 1 where it rests on one training, 0 where nothing was
-        trained.
+        Of a table that has no such column: 1 where each file rests on one training, 0 where
+        nothing was trained.
     """
 
     table: str
@@ -117,10 +119,12 @@ def ablation_gain() -> str:
            "without reconstruction"
 
 
-def _variant(variant: str, reference: str, measure: str = "all", sign: int = 1) -> Lookup:
+def _variant(variant: str, reference: str, measure: str = "all", sign: int = 1,
+             protocol: str = "loso") -> Lookup:
+    where = {"protocol": protocol, "variant": variant, "reference": reference, "measure": measure}
     return Lookup("11_ablations/comparisons.csv",
-                  f"protocol == 'loso' and variant == '{variant}' and reference == '{reference}' "
-                  f"and measure == '{measure}'", low="unit_low", high="unit_high", sign=sign)
+                  " and ".join(f"{name} == '{value}'" for name, value in where.items()),
+                  low="unit_low", high="unit_high", sign=sign)
 
 
 def _mmap(claim: str) -> Lookup:
@@ -147,6 +151,8 @@ def claims() -> list[Claim]:
               _variant("mvhybrid-dino", "vit17-flops")),
         Claim(mv, "as above, at as many training minutes", "", "",
               _variant("mvhybrid-dino", "vit17-minutes")),
+        Claim(mv, "a smaller loss on an unseen study than a ViT", "smaller", smaller_losses(),
+              _variant("mvhybrid-dino", "vit12-dino", sign=-1, protocol="drop")),
         Claim(mv, "low-frequency bias: slow morphology is read better than by a ViT", "yes", "",
               _variant("mvhybrid-dino", "vit12-dino", "slow_along")),
         Claim(mv, "eigenvalues lie between -10 and 0", "-10 to 0", "",
@@ -208,22 +214,40 @@ class Measured:
 def measure(lookup: Lookup, figures: Path) -> Measured | None:
     """Value and interval of a lookup; None where its table or its row is not there.
 
-    Where a table has an interval over seeds beside the one over units, both count: the wider span
-    is returned.
+    Every kind of chance counts: where there are several seeds, the span reaches over the interval
+    over seeds and over all intervals over units.
     """
-    path = next(iter(sorted(figures.glob(lookup.table))), None)
-    if path is None:
+    found = [row for path in _one_encoder(figures, lookup.table)
+             for row in artifacts.read_csv(path).query(lookup.where).head(1).to_dict("records")]
+    if not found:
         return None
-    table = artifacts.read_csv(path)
-    rows = table.query(lookup.where)
-    if rows.empty:
-        return None
-    row = rows.iloc[0]
-    low, high, n_seeds = float(row[lookup.low]), float(row[lookup.high]), lookup.n_seeds
-    if "n_seeds" in row:
-        low, high = min(low, row["seed_low"]), max(high, row["seed_high"])
-        n_seeds = int(row["n_seeds"])
-    return Measured(float(row[lookup.value]), low, high, n_seeds)
+    values = [float(row[lookup.value]) for row in found]
+    lows, highs = ([float(row[side]) for row in found] for side in (lookup.low, lookup.high))
+    n_seeds = len(found) if lookup.n_seeds else 0
+    if "n_seeds" in found[0]:
+        n_seeds = int(found[0]["n_seeds"])
+        lows.append(float(found[0]["seed_low"]))
+        highs.append(float(found[0]["seed_high"]))
+    elif n_seeds > 1:
+        over_seeds = statistics.t_interval(values)
+        lows.append(over_seeds.low)
+        highs.append(over_seeds.high)
+    return Measured(float(np.mean(values)), float(np.min(lows)), float(np.max(highs)), n_seeds)
+
+
+def _one_encoder(figures: Path, pattern: str) -> list[Path]:
+    """Files that match, of the first encoder by name; several seeds of it are several files."""
+    paths = sorted(figures.glob(pattern))
+    names = [split_slug(path.stem)[0] for path in paths]
+    return [path for path, name in zip(paths, names, strict=True) if name == names[0]]
+
+
+def _origin(data: str, n_seeds: int) -> str:
+    """What a number was measured on, with the seeds behind it where models were trained."""
+    if n_seeds < 2:
+        return data
+    few = ", exploratory" if n_seeds < SEEDS_FOR_A_CLAIM else ""
+    return f"{data}, {n_seeds} seeds{few}"
 
 
 def evaluate(figures: str | Path, *, data: str, command: str,
@@ -262,7 +286,8 @@ def evaluate(figures: str | Path, *, data: str, command: str,
             verdict = SEEN if seen else NOT_SEEN
         numbers = (found.value, found.low, found.high) if found else (np.nan,) * 3
         rows.append((claim.paper, claim.claim, claim.published, claim.implied, *numbers,
-                     data if found else "", verdict, command if found else ""))
+                     _origin(data, found.n_seeds) if found else "", verdict,
+                     command if found else ""))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 

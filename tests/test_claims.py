@@ -73,6 +73,20 @@ def test_seeds_widen_the_interval_and_one_seed_is_no_claim(tmp_path):
     assert one["verdict"] == "not testable here: one seed, no claim"
 
 
+def test_files_of_several_seeds_are_one_number_with_the_widest_span(tmp_path):
+    trained = claims.Claim("P", "better", "", lookup=claims.Lookup(
+        "t/x.*.csv", "claim == 'better'", n_seeds=1))
+    gaps = [0.10, 0.12, 0.11]
+    for slug, gap in [*((f"b.s{n}", gap) for n, gap in enumerate(gaps)), ("c", -1.0)]:
+        write_csv(tmp_path / f"t/x.{slug}.csv", pd.DataFrame([{
+            "claim": "better", "difference": gap, "ci_low": gap - 0.02, "ci_high": gap + 0.02}]))
+    row = claims.evaluate(tmp_path, data="toy", command="make", chosen=[trained]).iloc[0]
+    low, high = stats.t.interval(0.95, 2, np.mean(gaps), stats.sem(gaps))
+    assert row["measured"] == pytest.approx(0.11)
+    assert (row["ci_low"], row["ci_high"]) == pytest.approx((min(0.08, low), max(0.14, high)))
+    assert (row["verdict"], row["data"]) == (claims.SEEN, "toy, 3 seeds, exploratory")
+
+
 def test_one_training_is_no_claim_and_a_threshold_need_not_be_zero(tmp_path):
     trained = claims.Lookup("t/x.*.csv", "claim == 'better'", n_seeds=1)
     row = judge(tmp_path, claims.Claim("P", "better", "", lookup=trained), difference=0.1,

@@ -47,6 +47,20 @@ def test_both_intervals_by_hand():
     assert row["n_seeds"] == 8 and row["n_units"] == 6 and row["reading"] == "higher"
 
 
+def test_the_drop_is_taken_section_by_section_and_compared_like_a_score():
+    random, loso = table({"a": 0.05, "b": 0.0}, seed=1), table({"a": 0.03, "b": -0.04}, seed=2)
+    both = pd.concat([random.assign(protocol="random10_section"), loso])
+    found = variants.drops(both)
+    keys = ["variant", "seed", "section"]
+    expected = random.set_index(keys)["value"] - loso.set_index(keys)["value"]
+    assert found.set_index(keys)["value"].to_dict() == pytest.approx(expected.to_dict())
+    assert set(found["protocol"]) == {"drop"} and list(found.columns) == list(both.columns)
+    row = variants.compare(found, [["a", "b"]]).iloc[0]
+    means = expected.groupby("variant").mean()
+    assert row["difference"] == pytest.approx(means["a"] - means["b"])
+    assert variants.drops(loso).empty
+
+
 @pytest.mark.parametrize(("options", "advance", "reading"), [
     ({}, 0, "higher, exploratory"), ({"n_seeds": 3}, 1, "higher, exploratory"),
     ({"n_seeds": 1}, 1, "one seed, no claim"), ({"unit_sd": 0.3}, 1, "no difference shown"),

@@ -79,6 +79,22 @@ def read_scores(folder: str | Path, protocols: Sequence[str], encoders: Sequence
     return pd.concat(parts, ignore_index=True)
 
 
+def drops(scores: pd.DataFrame, random: str = "random10_section", loso: str = "loso"
+          ) -> pd.DataFrame:
+    """What an unseen study costs, section by section, in the columns of `read_scores`.
+
+    ``protocol`` is ``drop``, ``value`` the score under random folds less that on an unseen study:
+    a variant with a smaller value loses less. Empty where one of the two was not run.
+    """
+    keys = ["study", "patient", "section", "measure", "variant", "seed"]
+    wide = scores[scores["protocol"].isin([random, loso])].pivot(
+        index=keys, columns="protocol", values="value")
+    if not {random, loso} <= set(wide.columns):
+        return scores.iloc[:0]
+    lost = (wide[random] - wide[loso]).rename("value").dropna().reset_index()
+    return lost.assign(protocol="drop")[list(scores.columns)]
+
+
 def tissue_scores(features: "Mapping[str, Mapping[str, Features]]", sections: Iterable[Any],
                   labels: Mapping[str, pd.Series], *, seed: int = 0) -> pd.DataFrame:
     """Linear prediction of the tissue class on studies not seen, in the columns of `read_scores`.
