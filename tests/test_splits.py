@@ -332,3 +332,88 @@ def test_hold_out_takes_whole_groups_and_leaves_both_sides():
         assert np.array_equal(held, splits.hold_out(groups, 0.2, seed))
     with pytest.raises(InputError, match="two groups"):
         splits.hold_out(["a", "a"], 0.2, 0)
+
+
+# ---- one group alone against another
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_transfer_trains_on_one_group_and_tests_another(seed):
+    manifest = random_manifest(seed)
+    imaged = manifest[manifest["has_image"]]
+    of = imaged.groupby("study")["section"].apply(set)
+    folds = splits.make(manifest, "transfer")
+    assert set(folds["fold"]) == {f"{a}->{b}" for a in of.index for b in of.index if a != b}
+    for fold, train, test in sides(folds, manifest, "section"):
+        trained_on, tested_on = fold.split("->")
+        assert train == of[trained_on] and test == of[tested_on]
+        assert set(folds.attrs["measured_in"][fold]) == train | test
+    several = imaged.groupby("study")["patient"].nunique()
+    several = set(several.index[several > 1])
+    if not several:
+        with pytest.raises(InputError, match="two patients"):
+            splits.make(manifest, "within")
+        return
+    inside = splits.make(manifest, "within")
+    tested = inside.loc[inside["role"] == "test", "section"]
+    assert sorted(tested) == sorted(set().union(*(of[name] for name in several)))
+    for fold, train, test in sides(inside, manifest, "section"):
+        assert train | test == of[fold.split("->")[0]]
+        # Every study is tested on this one, so a gene must be measured in all of them.
+        assert set(inside.attrs["measured_in"][fold]) == set(imaged["section"])
+
+
+def organs():
+    """Two organs of three studies, one study with one patient."""
+    return pd.DataFrame([
+        {"section": f"{study}{patient}", "study": study, "patient": f"{study}{patient}",
+         "specimen": f"{study}{patient}", "has_image": True}
+        for study, n in (("x", 2), ("y", 2), ("z", 1)) for patient in range(n)])
+
+
+def test_groups_and_pairs_are_the_users(tmp_path, caplog):
+    manifest = organs()
+    pd.DataFrame({"section": [*manifest["section"], "w0"],
+                  "group": ["gut", "gut", "gut", "gut", "liver", "skin"]}).to_csv(
+        tmp_path / "groups.csv", index=False)
+    found = splits.group_of(manifest, str(tmp_path / "groups.csv"))
+    assert list(found) == ["gut"] * 4 + ["liver"]
+    assert found.attrs["known"] == ["gut", "liver", "skin"]
+    chosen = {"groups": str(tmp_path / "groups.csv"), "pairs": [["gut", "liver"], ["skin", "gut"]]}
+    folds = splits.make(manifest, "transfer", **chosen)
+    assert set(folds["fold"]) == {"gut->liver"}
+    assert "no section of ['skin'] is there, skin->gut is left out" in caplog.text
+    # The one group that is tested has one patient: it has no diagonal.
+    with pytest.raises(InputError, match="two patients"):
+        splits.make(manifest, "within", **chosen)
+    assert splits.possible(manifest, ["transfer", "within"], **chosen)["transfer"] == ""
+    back = splits.make(manifest, "within", groups=dict(found), pairs=[["liver", "gut"]])
+    assert list(dict.fromkeys(back["fold"])) == ["gut->x0", "gut->x1", "gut->y0", "gut->y1"]
+    assert set(back.attrs["measured_in"]["gut->x0"]) == set(manifest["section"])
+    by_study = splits.make(manifest, "within", pairs=[["z", "x"]])
+    assert set(by_study["section"]) == {"x0", "x1"}
+    assert set(by_study.attrs["measured_in"]["x->x0"]) == {"x0", "x1", "z0"}
+
+
+@pytest.mark.parametrize(("options", "field", "problem"), [
+    ({"groups": "organ"}, "groups", "no column"),
+    ({"groups": {"x0": "a"}}, "group", "is not stated"),
+    ({"groups": "specimen_kind.csv"}, "file", "does not exist"),
+    ({"groups": {n: "a->b" for n in organs()["section"]}}, "group", "holds '->'"),
+    ({"groups": {n: "a" for n in organs()["section"]}}, "groups", "only"),
+    ({"pairs": [["x", "q"]]}, "pairs", "is no pair"),
+    ({"pairs": [["x"]]}, "pairs", "is no pair"), ({"pairs": [["x", "x"]]}, "pairs", "is no pair"),
+    # A study in both groups is a leak of the laboratory, whatever the organ.
+    ({"groups": {n: n[1] for n in organs()["section"]}}, "study", "on both sides")])
+def test_groups_that_cannot_be_compared(options, field, problem):
+    with pytest.raises(InputError, match=problem) as caught:
+        splits.make(organs(), "transfer", **options)
+    assert caught.value.field == field
+
+
+def test_a_donor_of_two_groups_is_refused():
+    manifest = organs()
+    manifest.loc[manifest["section"] == "y0", "patient"] = "x0"
+    with pytest.raises(InputError, match="on both sides") as caught:
+        splits.make(manifest, "transfer")
+    assert caught.value.field == "patient"

@@ -13,12 +13,19 @@ random10_section   a tenth of the specimens, studies mixed     specimen     00, 
 random10_spot      a tenth of the spots of every section       spot         00, 01, ...
 hest_bench         as its task says, else one patient          patient      0, 1, ... or patient
 mvhybrid_bench     four groups of HEST's COAD and READ tasks   patient      0, 1, 2, 3
+transfer           one group, trained on another one alone     study        trained->tested
+within             one patient, trained on the group's others  patient      group->patient
 =================  ==========================================  ===========  =====================
 
 ``section`` is a replicate test within a patient and allows no inference to patients.
 ``random10_section`` has patients on both sides where a patient gave several specimens.
 ``random10_spot`` has neighbouring spots on both sides: it is there to show how much that leaks.
 Its sections have the role ``both``; `spot_folds` says which spots are tested in which fold.
+
+``transfer`` and ``within`` are the two halves of one question: what does a model that learned on
+one organ, data set or study know of another (the cells of a matrix), and what does one that learned
+there (its diagonal)? A group is whatever `group_of` makes of a section. A group may be tested by
+several others, so ``transfer`` tests its sections more than once.
 
 ``hest_bench`` and ``mvhybrid_bench`` are other authors' protocols; what is particular about them
 beside the folds is in `mvhlib.expression.evaluation`.
@@ -28,19 +35,20 @@ Sections without an image cannot be predicted and are left out, which the log sa
 
 import logging
 import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from mvhlib.artifacts import InputError
+from mvhlib.artifacts import InputError, read_csv
 
 log = logging.getLogger(__name__)
 
 #: What no fold of a protocol may separate.
 UNITS = {"loso": "patient", "patient": "patient", "section": "section",
          "random10_section": "specimen", "random10_spot": "spot", "hest_bench": "patient",
-         "mvhybrid_bench": "patient"}
+         "mvhybrid_bench": "patient", "transfer": "study", "within": "patient"}
 PROTOCOLS = tuple(UNITS)
 #: What a protocol lets through, to be printed beside its numbers.
 LEAKS = {"section": "replicate test: sections of one patient on both sides",
@@ -53,6 +61,8 @@ MVHYBRID_GROUPS = (("TENX147", "TENX148", "TENX149"), ("TENX111",), ("ZEN36", "Z
                    ("ZEN48", "ZEN49"))
 COLUMNS = ("fold", "section", "role")
 ROLES = ("train", "test", "both")
+#: Between what a fold of ``transfer`` or ``within`` is trained on and what it tests.
+ARROW = "->"
 #: Scales whose ratio is below this are comparable; above it images are matched in resolution.
 MPP_TOLERANCE = 1.25
 
@@ -79,7 +89,9 @@ class Resolution:
 
 def make(manifest: pd.DataFrame, protocol: str, seed: int = 0, n_folds: int = 10, *,
          mpp_tolerance: float = MPP_TOLERANCE, mismatch: str = "match",
-         given: pd.DataFrame | None = None, shared_donors: str = "refuse") -> pd.DataFrame:
+         given: pd.DataFrame | None = None, shared_donors: str = "refuse",
+         groups: str | Mapping[str, str] = "study",
+         pairs: Sequence[Sequence[str]] = ()) -> pd.DataFrame:
     """Make the folds of a protocol.
 
     Parameters
@@ -105,12 +117,19 @@ def make(manifest: pd.DataFrame, protocol: str, seed: int = 0, n_folds: int = 10
         What happens in ``loso`` where a patient gave tissue to two studies: ``refuse``, or
         ``leave_out`` the patient's sections from the training side of the folds that test another
         section of the same patient. The test side stays whole.
+    groups, pairs
+        Of ``transfer`` and ``within``: what a group is (see `group_of`), and which group is trained
+        on to test which other one. None given: each on each. ``within`` makes folds of the groups
+        that are tested.
 
     Returns
     -------
     DataFrame
-        Columns fold, section, role, as in ``folds.csv``. ``attrs`` holds protocol, unit, leak
-        and resolution (a `Resolution`).
+        Columns fold, section, role, as in ``folds.csv``. ``attrs`` holds protocol, unit, leak,
+        resolution (a `Resolution`) and, of ``transfer`` and ``within``, ``measured_in``: fold ->
+        sections that a gene must be measured in for the fold to predict it. Those are the fold's
+        own and, for ``within``, those of all groups that are tested on this one: otherwise the
+        two halves would speak of different genes.
 
     Raises
     ------
@@ -127,6 +146,7 @@ def make(manifest: pd.DataFrame, protocol: str, seed: int = 0, n_folds: int = 10
         raise InputError("folds", "shared_donors", f"is {shared_donors!r}",
                          "use refuse or leave_out")
     table = _imaged(manifest, protocol)
+    measured_in: dict[str, list[str]] | None = None
     if protocol == "loso":
         rows = _leave_one_out(table, "study")
         if shared_donors == "leave_out":
@@ -139,6 +159,11 @@ def make(manifest: pd.DataFrame, protocol: str, seed: int = 0, n_folds: int = 10
         rows = _leave_one_out(table, "patient")
     elif protocol == "section":
         rows = _within_patients(table)
+    elif protocol in ("transfer", "within"):
+        member = group_of(table, groups)
+        directed = _directed(member, pairs)
+        make_rows = _between_groups if protocol == "transfer" else _inside_groups
+        rows, measured_in = make_rows(table, member, directed)
     elif protocol == "random10_section":
         rows = _random_specimens(table, seed, n_folds)
     else:
@@ -152,9 +177,57 @@ def make(manifest: pd.DataFrame, protocol: str, seed: int = 0, n_folds: int = 10
     check(folds, table, unit=UNITS[protocol])
     folds.attrs = {"protocol": protocol, "unit": UNITS[protocol],
                    "leak": LEAKS.get(protocol, ""), "resolution": resolution}
+    if measured_in is not None:
+        folds.attrs["measured_in"] = measured_in
     log.info("protocol %s: %d folds over %d sections; %s", protocol, folds["fold"].nunique(),
              folds["section"].nunique(), resolution.message)
     return folds
+
+
+def group_of(manifest: pd.DataFrame, groups: str | Mapping[str, str]) -> pd.Series:
+    """Group of each section, for ``transfer`` and ``within``.
+
+    Parameters
+    ----------
+    groups
+        A column of the manifest (``study``, ``source``), the path of a csv with the columns section
+        and group (relative to the clone; it may name sections that are not there), or section ->
+        group.
+
+    Returns
+    -------
+    Series
+        Indexed by section, in the manifest's order. ``attrs["known"]``: names of all groups.
+
+    Raises
+    ------
+    InputError
+        If it is neither a column nor a csv, a section has no group, or a group's name holds the
+        arrow of the folds.
+    """
+    names = manifest["section"].astype(str)
+    if not isinstance(groups, str):
+        where, table = "groups", {str(name): group for name, group in groups.items()}
+    elif groups in manifest.columns:
+        where, table = "manifest.csv", dict(zip(names, manifest[groups], strict=True))
+    elif groups.endswith(".csv"):
+        from mvhlib.notebook import resolve
+
+        where = resolve(groups)
+        listed = read_csv(where, ("section", "group"), dtype=str)
+        table = dict(zip(listed["section"], listed["group"], strict=True))
+    else:
+        raise InputError("folds", "groups", f"{groups!r} is no column of the manifest and no csv",
+                         f"use one of {list(manifest.columns)} or a csv with section and group")
+    bare = [name for name in names if name not in table or pd.isna(table[name])]
+    if bare:
+        raise InputError(where, "group", f"of {bare[:3]} is not stated", "give each section one")
+    known = sorted({str(group) for group in table.values() if not pd.isna(group)})
+    if any(ARROW in group for group in known):
+        raise InputError(where, "group", f"holds {ARROW!r}", "choose another name")
+    found = pd.Series([str(table[name]) for name in names], index=names)
+    found.attrs["known"] = known
+    return found
 
 
 def possible(manifest: pd.DataFrame, protocols=PROTOCOLS, **options) -> dict[str, str]:
@@ -271,7 +344,7 @@ def check(folds: pd.DataFrame, manifest: pd.DataFrame, unit: str = "patient") ->
     manifest
         One row per section: section, study, patient, specimen.
     unit
-        What must stand on one side: ``study``, ``patient`` (and with it the specimen),
+        What must stand on one side: ``study``, ``patient`` (each with all that it holds),
         ``specimen``, ``section``, or ``spot`` (nothing; roles are ``both``).
 
     Raises
@@ -285,8 +358,8 @@ def check(folds: pd.DataFrame, manifest: pd.DataFrame, unit: str = "patient") ->
         missing = [column for column in columns if column not in frame.columns]
         if missing:
             raise InputError(where, "columns", f"lacks {missing}", "add the columns")
-    levels = {"study": ["study"], "patient": ["patient", "specimen"], "specimen": ["specimen"],
-              "section": [], "spot": []}
+    levels = {"study": ["study", "patient", "specimen"], "patient": ["patient", "specimen"],
+              "specimen": ["specimen"], "section": [], "spot": []}
     if unit not in levels:
         raise InputError("folds", "unit", f"{unit!r} is not among {list(levels)}",
                          "use one of these")
@@ -431,6 +504,66 @@ def _within_patients(table: pd.DataFrame) -> list[tuple[str, str, str]]:
         raise InputError("manifest.csv", "patient", "none has two imaged sections",
                          "leave this protocol out")
     return rows
+
+
+def _directed(member: pd.Series, pairs: Sequence[Sequence[str]]) -> list[tuple[str, str]]:
+    """The pairs of groups to run; each on each where none is named."""
+    present = sorted(member.unique())
+    if len(present) < 2:
+        raise InputError("folds", "groups", f"only {present} has images",
+                         "add a second group, or leave this protocol out")
+    if not pairs:
+        return [(a, b) for a in present for b in present if a != b]
+    kept = []
+    for pair in pairs:
+        a, b = (str(name) for name in pair) if len(pair) == 2 else ("", "")
+        unknown = [name for name in (a, b) if name not in member.attrs["known"]]
+        if unknown or a == b:
+            raise InputError("folds", "pairs", f"{list(pair)} is no pair of two groups",
+                             f"write [trained on, tested on], of {member.attrs['known']}")
+        absent = [name for name in (a, b) if name not in present]
+        if absent:
+            log.warning("protocol transfer: no section of %s is there, %s%s%s is left out", absent,
+                        a, ARROW, b)
+        elif (a, b) not in kept:
+            kept.append((a, b))
+    if not kept:
+        raise InputError("folds", "pairs", f"none of {len(pairs)} has both its groups, there are "
+                         f"{present}", "add the sections, or name other pairs")
+    return kept
+
+
+def _between_groups(table: pd.DataFrame, member: pd.Series, directed: list[tuple[str, str]]):
+    """Folds of ``transfer``: all of one group train, all of another one are tested."""
+    rows, measured_in = [], {}
+    for a, b in directed:
+        fold = f"{a}{ARROW}{b}"
+        own = [(fold, name, "train" if member[name] == a else "test") for name in table["section"]
+               if member[name] in (a, b)]
+        rows += own
+        measured_in[fold] = [name for _, name, _ in own]
+    return rows, measured_in
+
+
+def _inside_groups(table: pd.DataFrame, member: pd.Series, directed: list[tuple[str, str]]):
+    """Folds of ``within``: one patient of a group is tested, the group's others train."""
+    patient = table.set_index("section")["patient"].astype(str)
+    rows, measured_in = [], {}
+    for group in dict.fromkeys(b for _, b in directed):
+        beside = {a for a, b in directed if b == group} | {group}
+        own = [name for name in table["section"] if member[name] == group]
+        patients = sorted(patient[own].unique())
+        if len(patients) < 2:
+            log.warning("protocol within: %s has one patient and is left out", group)
+            continue
+        for held in patients:
+            fold = f"{group}{ARROW}{held}"
+            rows += [(fold, name, "test" if patient[name] == held else "train") for name in own]
+            measured_in[fold] = [name for name in table["section"] if member[name] in beside]
+    if not rows:
+        raise InputError("manifest.csv", "patient", "no group has two patients",
+                         "leave this protocol out")
+    return rows, measured_in
 
 
 def _random_specimens(table: pd.DataFrame, seed: int, n_folds: int) -> list[tuple[str, str, str]]:

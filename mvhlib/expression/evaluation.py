@@ -92,7 +92,8 @@ def jobs(manifest: pd.DataFrame, wanted: Sequence[str], encoders: Mapping[str, f
     seed
         Of the random protocols.
     fold_options
-        Further options of `mvhlib.cohort.splits.make`: ``given``, ``shared_donors``.
+        Further options of `mvhlib.cohort.splits.make`: ``given``, ``shared_donors``, ``groups``,
+        ``pairs``.
 
     Returns
     -------
@@ -145,13 +146,16 @@ def choose_panels(cohort: "Cohort", wanted: Sequence[str], names: Sequence[str],
     -------
     DataFrame
         Columns of ``panels.csv``: panel, protocol, fold, rank (from 1), gene. Genes are cut to
-        those that the fold's test sections have as well, by name only.
+        those that the protocol's test sections have as well, by name only; for ``transfer`` and
+        ``within`` fold by fold (see ``measured_in`` of `mvhlib.cohort.splits.make`).
     """
-    parts, known = [], {}
+    parts, known, measured = [], {}, {}
     allowed = [p for p, why in splits.possible(cohort.manifest, wanted, seed=seed,
                                                **fold_options).items() if not why]
     for protocol in allowed:
         folds = splits.make(cohort.manifest, protocol, seed=seed, **fold_options)
+        measured |= {s: frozenset(cohort[s].adata.var_names) for s in folds["section"].unique()
+                     if s not in measured}
         if protocol in protocols.BENCHMARKS:
             stated = benchmark_genes if protocol == "hest_bench" else None
             chosen = list(stated) if stated is not None else _panel(
@@ -160,15 +164,17 @@ def choose_panels(cohort: "Cohort", wanted: Sequence[str], names: Sequence[str],
             parts += [genes.frame(chosen, BENCHMARK_PANEL, protocol, fold)
                       for fold in folds["fold"].unique()]
             continue
-        everyone = set.intersection(*(set(cohort[s].adata.var_names)
-                                      for s in folds["section"].unique()))
+        # Groups of unlike platforms share few genes: transfer counts those of each pair.
+        everyone = tuple(folds["section"].unique())
+        measured_in = folds.attrs.get("measured_in", {})
         for fold, part in folds.groupby("fold", sort=False):
             train = tuple(part.loc[part["role"] != "test", "section"])
+            common = frozenset.intersection(*(measured[s] for s in measured_in.get(fold, everyone)))
             for name in names:
-                if (train, name) not in known:
-                    known[train, name] = _panel(name, [cohort[s].adata for s in train], n_genes,
-                                                everyone)
-                parts.append(genes.frame(known[train, name], name, protocol, fold))
+                if (train, name, common) not in known:
+                    known[train, name, common] = _panel(
+                        name, [cohort[s].adata for s in train], n_genes, common)
+                parts.append(genes.frame(known[train, name, common], name, protocol, fold))
     return genes.concat(parts)
 
 

@@ -62,11 +62,11 @@ HEST_SOLVER = "PCA 256 and ridge by lsqr (tolerance 1e-4), penalty 100/(componen
 #: What inner folds leave out together: the thing that the outer folds leave out.
 INNER_UNITS = {"loso": "study", "patient": "patient", "section": "section",
                "random10_section": "patient", "random10_spot": "spots", "hest_bench": "patient",
-               "mvhybrid_bench": "patient"}
+               "mvhybrid_bench": "patient", "transfer": "patient", "within": "patient"}
 
 #: What no fold of a protocol may have on both sides, whoever made the folds.
 APART = {"loso": ("study", "patient"), "patient": ("patient",), "hest_bench": ("patient",),
-         "mvhybrid_bench": ("patient",)}
+         "mvhybrid_bench": ("patient",), "transfer": ("study", "patient"), "within": ("patient",)}
 
 #: From fine to coarse; where a training set holds one unit only, the next finer one serves.
 FINER = {"study": "patient", "patient": "section", "section": "block"}
@@ -164,7 +164,8 @@ class Result:
     scores
         Columns `SCORE_COLUMNS`, one row per fold, test section and gene.
     predictions
-        Section -> `Prediction`.
+        Section -> `Prediction`; of ``transfer``, whose sections are tested by several groups,
+        ``<fold>/<section>``.
     penalties
         Columns `PENALTY_COLUMNS`, one row per fold.
     pooled
@@ -357,7 +358,12 @@ def run(sections: Iterable[Any], features: "Mapping[str, Features | np.ndarray]"
     left_out = sum(len(members[n].adata) - len(data[n].Y) for n in data)
     if left_out:
         notes.append(f"{left_out} spots without a tile left out")
-    return Result(scores, {name: _assemble(parts, data[name]) for name, parts in pieces.items()},
+    if protocol == "transfer":
+        predictions = {f"{part[0]}/{name}": _assemble([part], data[name])
+                       for name, parts in pieces.items() for part in parts}
+    else:
+        predictions = {name: _assemble(parts, data[name]) for name, parts in pieces.items()}
+    return Result(scores, predictions,
                   pd.DataFrame(penalties, columns=list(PENALTY_COLUMNS)), pooled, notes)
 
 
@@ -399,7 +405,7 @@ def _plan(folds: pd.DataFrame, protocol: str,
         raise InputError("folds", "fold", "spot-level folds need two or more", "name ten folds")
     tests = [name for _, test in plan.values() for name in test]
     twice = sorted({name for name in tests if tests.count(name) > 1})
-    if twice and not by_spot:
+    if twice and not by_spot and protocol != "transfer":
         raise InputError("folds", "section", f"{twice[:3]} are tested in more than one fold",
                          "test each section once")
     return plan
