@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from mvhlib import claims
-from mvhlib.artifacts import write_csv
+from mvhlib.artifacts import InputError, write_csv
 from mvhlib.expression.scores import drop
 
 
@@ -124,3 +124,29 @@ def test_an_arm_is_judged_against_the_best_of_the_others():
     few = claims.judge(units.iloc[:4], "a is best", "a", unit="section")
     assert few["verdict"] == "as claimed on these sections, no test possible at this n"
     assert claims.sentence(row).startswith("a is best: as claimed (a less b +0.")
+
+
+def test_claims_of_all_profiles_stand_in_one_table(tmp_path):
+    def write(profile, gap):
+        row = {"protocol": "loso", "measure": "all", "variant": "mvhybrid-dino",
+               "reference": "vit12-dino", "difference": gap, "unit_low": gap - 0.01,
+               "unit_high": gap + 0.01, "seed_low": gap - 0.02, "seed_high": gap + 0.02,
+               "n_seeds": 8}
+        folder = tmp_path / profile
+        write_csv(folder / "11_ablations/comparisons.csv", pd.DataFrame([row]))
+        write_csv(folder / "14_leaderboard/claims.csv", claims.evaluate(
+            folder, data=profile, command=f"make figures PROFILE={profile}"))
+
+    for profile, gap in (("alpha", 0.1), ("beta", -0.1), ("demo", 0.3)):
+        write(profile, gap)
+    table = claims.collect(tmp_path)
+    assert tuple(table.columns) == claims.COLUMNS
+    assert set(table["claim"]) == {claim.claim for claim in claims.claims()}
+    asked = table[table["claim"] == "higher correlation on an unseen study than a ViT"]
+    assert list(asked["data"]) == ["alpha, 8 seeds", "beta, 8 seeds"]  # demo is not committed
+    assert list(asked["verdict"]) == [claims.SEEN, claims.NOT_SEEN]
+    text = claims.page(table)
+    assert text.count("\n| MVHybrid |") == (table["paper"] == "MVHybrid").sum()
+    assert "+0.100 [+0.080, +0.120]" in text
+    with pytest.raises(InputError, match="no profile"):
+        claims.collect(tmp_path / "demo")
