@@ -9,7 +9,8 @@ source                what it is
 ``handmade``          interpretable colour and texture features, the floor that a network must beat
 a registry name       a backbone of `mvhlib.backbones` (also ``backbone:<name>``); weights random,
                       which is the other floor, or a directory
-a directory           what `save_pretrained` wrote
+a directory           what `save_pretrained` wrote, or the fused token of MMAP
+                      (`mvhlib.expression.fused`)
 ``timm:<name>``       a model of timm with its published weights
 ``hf-hub:<org/name>`` a model that timm finds on the Hugging Face hub
 ====================  ============================================================================
@@ -560,12 +561,17 @@ def _backbone(text: str, options: dict[str, Any]) -> PatchEncoder:
 
 
 def _directory(folder: Path, options: dict[str, Any]) -> PatchEncoder:
-    """What `save_pretrained` wrote."""
+    """What `save_pretrained` wrote, or `mvhlib.expression.fused.save`."""
     from mvhlib import backbones
 
     config = _read_config(folder)
     options.pop("weights", None)
-    title, mpp = options.pop("name", folder.name), _mpp(options)
+    title = options.pop("name", folder.name)
+    if config.get("kind") == "mmap":
+        from mvhlib.expression import fused
+
+        return fused.load(folder, config, title, **options)
+    mpp = _mpp(options)
     input_px, precision = options.pop("input_px", None), _precision(options)
     overrides = {name: options.pop(name) for name in ("pool", "scan_backend") if name in options}
     _refuse(folder, options, ("name", "mpp", "input_px", "precision", "device", "pool",
@@ -660,6 +666,20 @@ def _refuse(where: Any, options: dict[str, Any], known: Iterable[str]) -> None:
         near = difflib.get_close_matches(name, list(known), n=1)
         raise InputError(where, name, "is no option of this encoder",
                          f"did you mean {near[0]}?" if near else f"options are {list(known)}")
+
+
+def names_of(samples: Iterable[Any]) -> dict[str, list[str]]:
+    """Sections, patients and studies of training samples, as ``pretrained_on`` lists them."""
+    samples = list(samples)
+    return {level: sorted({str(getattr(sample, attribute)) for sample in samples})
+            for level, attribute in (("sections", "name"), ("patients", "patient"),
+                                     ("studies", "study"))}
+
+
+def seen(*lists: Mapping[str, Iterable[str]] | None) -> dict[str, list[str]]:
+    """What several trainings have seen, taken together; None has seen nothing."""
+    return {level: sorted({name for each in lists for name in (each or {}).get(level, ())})
+            for level in ("sections", "patients", "studies")}
 
 
 def model_tokens(model: nn.Module, images: Tensor) -> Tensor:

@@ -39,7 +39,14 @@ from mvhlib.artifacts import InputError, atomic, remove_tree, sha256_of, write_j
 from mvhlib.backbones.backbone import Backbone, Block
 from mvhlib.backbones.channel import Mlp
 from mvhlib.backbones.mixers import Attention
-from mvhlib.encoders import EvalTransform, PatchEncoder, model_tokens, pool_tokens
+from mvhlib.encoders import (
+    EvalTransform,
+    PatchEncoder,
+    model_tokens,
+    names_of,
+    pool_tokens,
+    seen,
+)
 from mvhlib.features import Features, align, read_folder
 from mvhlib.tiles.store import read_tiles
 from mvhlib.training import Fit, FitConfig, fit
@@ -841,12 +848,7 @@ class CMRCNet:
                  "n_genes": len(genes), "n_parameters": report.n_parameters,
                  "epochs": report.n_epochs, "best_epoch": report.best_epoch,
                  "spots": {sample.name: len(sample.X) for sample in samples}}
-        trained_on = {level: sorted({str(getattr(sample, attribute)) for sample in samples})
-                      for level, attribute in (("sections", "name"), ("patients", "patient"),
-                                               ("studies", "study"))}
-        before = (self.encoder.pretrained_on or {}) if self.encoder is not None else {}
-        trained_on = {level: sorted({*names, *before.get(level, ())})
-                      for level, names in trained_on.items()}
+        trained_on = seen(names_of(samples), self.encoder and self.encoder.pretrained_on)
         stored = _embed(network.embed_spots, Y, network)
         index = neighbours.build(stored, self.index, seed=seed)
         self.current = Fitted(network, list(genes), gallery, Y, index, report, about, trained_on,

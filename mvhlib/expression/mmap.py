@@ -22,7 +22,8 @@ are standardised by their mean and spread over the training spots, heads start a
 expression of the training spots, and training may stop early on patients held out for that.
 
 `stnet` is MMAP with one view and no prototypes: a linear head on the embedding of the tile, after
-He et al. (Nature Biomedical Engineering 4, 2020).
+He et al. (Nature Biomedical Engineering 4, 2020). What MMAP has learned serves other tasks as an
+encoder of tiles: `mvhlib.expression.fused`.
 """
 
 import copy
@@ -42,7 +43,7 @@ from torch import Tensor, nn
 from mvhlib import statistics
 from mvhlib.artifacts import InputError, read_attr, sha256_file, sha256_of
 from mvhlib.claims import JUDGED_COLUMNS, judge
-from mvhlib.encoders import PatchEncoder, model_tokens, pool_tokens, reduce_area
+from mvhlib.encoders import PatchEncoder, model_tokens, names_of, pool_tokens, reduce_area
 from mvhlib.features import Features, read_features, write_features
 from mvhlib.tiles.cut import Tiles, cut_spots
 from mvhlib.tiles.store import open_tiles
@@ -472,6 +473,16 @@ def add_lora(model: nn.Module, rank: int = 16, alpha: float = 32.0,
     return wrapped
 
 
+def adapted_copies(model: nn.Module, n: int, rank: int, alpha: float, first_block: int | None
+                   ) -> list[nn.Module]:
+    """Copies of a model that share its frozen weights, each with low-rank updates of its own."""
+    shared = {id(p): p for p in model.parameters()}
+    copies = [copy.deepcopy(model, dict(shared)) for _ in range(n)]
+    for each in copies:
+        add_lora(each, rank, alpha, first_block)
+    return copies
+
+
 class _Trained(nn.Module):
     """Keeps and loads what is trained, and buffers; frozen weights are the encoder's own."""
 
@@ -818,6 +829,7 @@ class MMAP:
         self.device, self.name = torch.device(device), name
         self.spot_model: SpotModel | None = None
         self.prototype_model: PrototypeModel | None = None
+        self.trained_on: dict[str, list[str]] = {}
         self.fits: list[dict[str, Any]] = []
 
     # ---- data
@@ -897,6 +909,7 @@ class MMAP:
             for sample in samples:
                 n_prototypes(len(sample.X), self.prototypes_asked, sample.name)
         self.genes, self._seed = list(genes), seed
+        self.trained_on = names_of(samples)
         self._crops = torch.Generator().manual_seed(seed)
         Y = np.concatenate([np.asarray(sample.Y, dtype=np.float32) for sample in samples])
         held, unit = self._held_out(samples, seed)
@@ -970,14 +983,8 @@ class MMAP:
     def _fit_spots(self, X: np.ndarray, Y: np.ndarray, held: np.ndarray, seed: int, fold: Any,
                    recipe: Mapping[str, Any]) -> Fit:
         def make() -> SpotModel:
-            copies = None
-            if self.encoder is not None:
-                copies = []
-                for _ in self.zooms:
-                    # The copies share the frozen weights and have updates of their own.
-                    shared = {id(p): p for p in self.encoder.model.parameters()}
-                    copies.append(copy.deepcopy(self.encoder.model, shared))
-                    add_lora(copies[-1], self.rank, self.alpha, self.first_block)
+            copies = None if self.encoder is None else adapted_copies(
+                self.encoder.model, len(self.zooms), self.rank, self.alpha, self.first_block)
             width = X.shape[-1] if copies is None else self.encoder.model.embed_dim
             return SpotModel(width, Y.shape[1], len(self.zooms), copies, **self.attention)
 
@@ -1128,6 +1135,10 @@ class MMAP:
             found.append(out.cpu().numpy())
             paid.append(self.prototype_model.fusion.weights(whole, mask).mean(dim=1).cpu().numpy())
         return np.concatenate(found), tokens, centres, near, np.concatenate(paid)
+
+    def fused(self, X: np.ndarray, where: str = "slide") -> np.ndarray:
+        """Fused tokens `(T, D)` of stage 1; no spot needs another one."""
+        return self._spots(self._check(X, where))[1]
 
     def prototypes(self, X: np.ndarray, n_nearest: int = 4, where: str = "slide") -> Prototypes:
         """The prototypes of one slide by the model fitted last.

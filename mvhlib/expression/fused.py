@@ -1,0 +1,135 @@
+"""What MMAP has learned, as an encoder of tiles: the fused token of its stage 1.
+
+A tile is cropped at MMAP's zooms, a backbone reads every view, and the attention that was trained
+with expression fuses their tokens; see `mvhlib.expression.mmap`. Where the backbone was frozen,
+this fusion (and the spread of the tokens that it divides by) is all that expression has changed;
+where it was adapted, its low-rank updates come as well. Prototypes belong to a slide and stay out.
+
+::
+
+    <folder>/
+        config.json, model.safetensors   zooms, grid, what was trained and on whom
+        backbone/                        what `save_pretrained` wrote of the backbone
+
+`mvhlib.encoders.create_encoder` reads such a folder like any other.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from mvhlib import encoders
+from mvhlib.artifacts import InputError, atomic, sha256_file, write_json
+from mvhlib.backbones.backbone import CONFIG, WEIGHTS, Backbone
+from mvhlib.encoders import EvalTransform, PatchEncoder, model_tokens, pool_tokens, seen
+from mvhlib.expression.mmap import MMAP, SpotModel, adapted_copies, crop_views
+
+#: Says in ``config.json`` what kind of encoder a folder holds.
+KIND = "mmap"
+
+
+class FusedToken(nn.Module):
+    """Tiles to the fused token of MMAP's stage 1.
+
+    Parameters
+    ----------
+    backbone
+        Gives class and patch tokens.
+    transform
+        Makes its input of a view.
+    spots
+        The trained stage 1. Where it holds encoders of its own, `backbone` is not asked.
+    zooms, grid
+        Views, and fields that patch tokens are averaged over, as in training.
+    """
+
+    def __init__(self, backbone: nn.Module, transform: EvalTransform, spots: SpotModel,
+                 zooms: tuple[int, ...], grid: int):
+        super().__init__()
+        self.backbone, self.transform, self.spots = backbone, transform, spots
+        self.zooms, self.grid = zooms, grid
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tiles `(B, 3, S, S)` in 0-1 to features `(B, D)`."""
+        views = [self.transform.batch(view) for view in crop_views(x, self.zooms)]
+        if self.spots.encoders is None:
+            views = [pool_tokens(model_tokens(self.backbone, view), self.grid).float()
+                     for view in views]
+        return self.spots(views)[1]
+
+
+def save(estimator: MMAP, folder: str | os.PathLike, encoder: PatchEncoder, grid: int = 0) -> Path:
+    """Write the fused token of the fit made last.
+
+    Parameters
+    ----------
+    folder
+        Made if it is not there.
+    encoder
+        What the tokens were made by, or what was adapted.
+    grid
+        That of `mvhlib.expression.mmap.token_folder`; 0 for an adapted encoder.
+
+    Raises
+    ------
+    InputError
+        Before `fit`, for one view (nothing is fused), or an encoder that is no backbone of ours.
+    """
+    if estimator.spot_model is None:
+        raise InputError(estimator.name, "model", "is not fitted", "call fit first")
+    if len(estimator.zooms) < 2:
+        raise InputError(estimator.name, "zooms", f"are {list(estimator.zooms)}: nothing is fused",
+                         "train with two views or more")
+    if not isinstance(encoder.model, Backbone):
+        raise InputError(encoder.enc_name, "encoder", f"is a {type(encoder.model).__name__}, no "
+                         "backbone of mvhlib", "build MMAP on one that save_pretrained can write")
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    before = encoder.pretrained_on
+    encoder.model.save_pretrained(folder / "backbone", before)
+    with atomic(folder / WEIGHTS) as temporary:
+        save_file({name: tensor.detach().cpu().contiguous()
+                   for name, tensor in estimator.spot_model.state_dict().items()}, temporary)
+        weights = sha256_file(temporary)
+    adapted = estimator.encoder is not None
+    write_json(folder / CONFIG, {
+        "kind": KIND, "architecture": encoder.model.architecture, "zooms": list(estimator.zooms),
+        "grid": grid, "n_genes": len(estimator.genes), "attention": estimator.attention,
+        "adapted": [estimator.rank, estimator.alpha, estimator.first_block] if adapted else None,
+        # Of weights that nobody lists the tissue of, the list would not be whole.
+        "pretrained_on": None if before is None else seen(before, estimator.trained_on),
+        "weights_sha256": weights})
+    return folder
+
+
+def load(folder: Path, config: dict[str, Any], name: str, **options: Any) -> PatchEncoder:
+    """Read what `save` wrote; `options` are those of the backbone's directory.
+
+    Raises
+    ------
+    InputError
+        If a file is missing, or the weights are not those of the configuration.
+    """
+    from safetensors.torch import load_file
+
+    path = folder / WEIGHTS
+    if not path.is_file() or sha256_file(path) != config["weights_sha256"]:
+        raise InputError(path, "sha256", f"does not match the one in {CONFIG}: missing, truncated "
+                         "or of another model", "copy it again, or run 12_mmap")
+    base = encoders.create_encoder(folder / "backbone", name=name, device="cpu", **options)
+    zooms, lora = tuple(config["zooms"]), config["adapted"]
+    copies = None if lora is None else adapted_copies(base.model, len(zooms), *lora)
+    spots = SpotModel(base.model.embed_dim, config["n_genes"], len(zooms), copies,
+                      **config["attention"])
+    spots.load_state_dict(load_file(path))
+    model = FusedToken(base.model, base.eval_transforms, spots, zooms, config["grid"])
+    # The views are resized behind the crop, so that the tile itself is taken as it is.
+    return PatchEncoder(
+        name, model, EvalTransform(None), base.model.embed_dim, precision=base.precision,
+        mpp=base.mpp, min_px=max(base.min_px, *zooms),
+        kind=f"fused token of MMAP on {type(base.model).__name__}", config=config,
+        identity={"base": base._identity, "transform": repr(base.eval_transforms),
+                  "zooms": list(zooms), "grid": config["grid"]})
