@@ -1,6 +1,7 @@
 """Attention MIL: the formula, streaming, resuming, and whether it finds what was planted."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
@@ -166,6 +167,23 @@ def test_planted_tiles_are_found_on_patients_not_seen(tmp_path):
     per_patient = found.groupby(found["slide"].map(owner))["auroc"].mean()
     assert row["n_units"] == len(per_patient) and row["mean"] == pytest.approx(per_patient.mean())
     assert row["ci_low"] < row["mean"] <= row["ci_high"] <= 1
+
+
+def test_sites_are_held_out_as_patients_are(tmp_path):
+    names, labels, _, truth = planted_bags(tmp_path, n=24)
+    sites = np.array([f"h{index // 2 % 4}" for index in range(24)])
+    bags = mil.Bags(tmp_path, names)
+    result = mil.cross_validate(bags, labels, sites, n_folds=4, starts=1, config=QUICK,
+                                unit="study")
+    assert pd.Series(result.fold).groupby(sites).nunique().max() == 1
+    table = result.table(dataset="d", encoder="e", split="grouped_study", unit="study")
+    assert set(table["split"]) == {"grouped_study"} and set(table["n_units"]) == {4}
+    row = mil.attention_row(mil.attention_auroc(result.attention, truth),
+                            dict(zip(names, sites, strict=True)), dataset="d", encoder="e",
+                            split="grouped_study", unit="study").iloc[0]
+    assert (row["split"], row["unit"], row["n_units"]) == ("grouped_study", "study", 4)
+    with pytest.raises(InputError, match="has one study"):
+        mil.cross_validate(bags, labels, np.where(labels == "a", "h0", "h1"), unit="study")
 
 
 def test_killed_training_ends_with_the_same_weights(tmp_path):

@@ -217,7 +217,7 @@ def test_splits_follow_what_is_known():
     tested = studied.results["knn", "grouped_study"].fold[0]
     assert pd.Series(tested).groupby([int(name[1:]) % 4 for name in groups]).nunique().max() == 1
     confounded, _ = splits(about.assign(study=labels))
-    assert "has one patient" in confounded.left_out["reason"].iloc[0]
+    assert "has one study" in confounded.left_out["reason"].iloc[0]
 
 
 def test_a_published_partition_is_one_fold():

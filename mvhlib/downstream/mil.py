@@ -245,7 +245,7 @@ class Result:
     fold
         Which network tested each slide, `(n,)`.
     groups
-        Patient of each slide, `(n,)`.
+        Patient (or site) of each slide, `(n,)`.
     fits
         Training of the network that was kept, one per fold.
     """
@@ -371,18 +371,20 @@ def _moments(bags: Bags, rows: np.ndarray, size: int) -> tuple[np.ndarray, np.nd
 def cross_validate(bags: Bags, labels: Sequence[str], groups: Sequence[str], *, n_folds: int = 5,
                    seed: int = 0, config: FitConfig = CONFIG, starts: int = STARTS,
                    max_tiles: int = 1024, folder: str | os.PathLike | None = None,
-                   device: str = "cpu", **size) -> Result:
-    """Train and test on folds that hold out whole patients.
+                   device: str = "cpu", unit: str = "patient", **size) -> Result:
+    """Train and test on folds that hold out whole patients, or whole sites.
 
-    In each fold, a fifth of the training patients trains nothing: it decides when each network
-    stops, and which of `starts` networks of other initial weights is tested.
+    In each fold, a fifth of the training patients (or sites) trains nothing: it decides when each
+    network stops, and which of `starts` networks of other initial weights is tested.
 
     Parameters
     ----------
     bags, labels, groups
-        Slides, with class and patient of each, `(n,)`.
+        Slides, with class and patient of each, `(n,)`; or class and site, for sites not seen.
     folder
         Takes training states, in one sub-folder per recipe and fold.
+    unit
+        What the groups are (patient, study), for errors.
     n_folds, seed, config, starts, max_tiles, device, **size
         See `probe.folds`, `train`, `GatedAttention`.
 
@@ -393,11 +395,11 @@ def cross_validate(bags: Bags, labels: Sequence[str], groups: Sequence[str], *, 
     """
     labels, groups = np.asarray(labels, dtype=str), np.asarray(groups, dtype=str)
     if not len(labels) == len(groups) == len(bags):
-        raise InputError("mil", "labels", f"{len(labels)}, and {len(groups)} patients, for "
+        raise InputError("mil", "labels", f"{len(labels)}, and {len(groups)} groups, for "
                          f"{len(bags)} bags", "give one of each per bag")
     from mvhlib.cohort.splits import hold_out
 
-    fold = probe.folds(labels, groups, n_folds=n_folds, seed=seed)
+    fold = probe.folds(labels, groups, n_folds=n_folds, seed=seed, unit=unit)
     classes, code = np.unique(labels, return_inverse=True)
     recipe = {"bags": bags.key, "centre": bags.centre, "max_tiles": max_tiles,
               "labels": sha256_of(labels.tolist(), groups.tolist()),
@@ -469,20 +471,20 @@ def attention_auroc(attention: Mapping[str, np.ndarray], planted: Mapping[str, n
     return pd.DataFrame(rows, columns=["slide", "n_tiles", "n_planted", "auroc"])
 
 
-def attention_row(per_slide: "pd.DataFrame", patients: Mapping[str, str], *, dataset: str,
-                  encoder: str) -> "pd.DataFrame":
+def attention_row(per_slide: "pd.DataFrame", units: Mapping[str, str], *, dataset: str,
+                  encoder: str, split: str = "grouped", unit: str = "patient") -> "pd.DataFrame":
     """The row of ``summary.csv`` for `attention_auroc`.
 
-    Mean over a patient's slides, then over patients, with Student's t interval; `patients` names
-    the patient of each slide.
+    Mean over a unit's slides, then over units, with Student's t interval; `units` names the
+    patient (or site) of each slide.
     """
     import pandas as pd
 
-    owner = per_slide["slide"].map(dict(patients))
+    owner = per_slide["slide"].map(dict(units))
     found = statistics.t_interval(per_slide["auroc"].groupby(owner).mean())
     return pd.DataFrame([{
-        "dataset": dataset, "encoder": encoder, "classifier": "mil", "split": "grouped",
-        "metric": "attention_auroc", "unit": "patient", "n_units": found.n, "mean": found.mean,
+        "dataset": dataset, "encoder": encoder, "classifier": "mil", "split": split,
+        "metric": "attention_auroc", "unit": unit, "n_units": found.n, "mean": found.mean,
         "ci_low": max(found.low, 0.0), "ci_high": min(found.high, 1.0)}],
         columns=list(probe.COLUMNS))
 

@@ -108,7 +108,7 @@ def colour_features(tiles_dir, names: Sequence[str], batch: int = 512) -> "dict[
 
 
 def folds(labels: Sequence[str], groups: Sequence[str], *, split: str = "grouped",
-          n_folds: int = 5, seed: int = 0) -> np.ndarray:
+          n_folds: int = 5, seed: int = 0, unit: str = "patient") -> np.ndarray:
     """Number of the fold that tests each row, `(n,)`; classes are spread as evenly as groups allow.
 
     Parameters
@@ -119,6 +119,8 @@ def folds(labels: Sequence[str], groups: Sequence[str], *, split: str = "grouped
         ``grouped`` or ``random``.
     n_folds
         At most the number of groups.
+    unit
+        What the groups are (patient, study), for errors.
 
     Raises
     ------
@@ -136,16 +138,16 @@ def folds(labels: Sequence[str], groups: Sequence[str], *, split: str = "grouped
         raise InputError("probe", "labels", f"are all {labels[:1].tolist() or 'missing'}",
                          "give rows of two classes or more")
     if split == "grouped" and (groups == "").any():
-        raise InputError("probe", "patient", f"is not named for {(groups == '').sum()} rows",
-                         "name patients, or use split random and say that it may leak them")
+        raise InputError("probe", unit, f"is not named for {(groups == '').sum()} rows",
+                         f"name every {unit}, or use split random and say that it may leak them")
     for name in np.unique(labels).tolist():
         units = np.unique(groups[labels == name]) if split == "grouped" else (
             np.flatnonzero(labels == name))
         if len(units) < 2:
-            what = (f"has one patient ({units[0]}): held out, it cannot be learned"
+            what = (f"has one {unit} ({units[0]}): held out, it cannot be learned"
                     if split == "grouped" else "has one row")
             raise InputError("probe", f"class {name!r}", what,
-                             "leave the class out or add a patient that has it")
+                             f"leave the class out or add a {unit} that has it")
     n_folds = _most_folds(labels, groups, split, n_folds)
     for attempt in range(100):
         fold = _split(labels, groups, split, n_folds, [seed, attempt])
@@ -598,7 +600,7 @@ def compare(X: np.ndarray, about: pd.DataFrame, *, dataset: str, encoder: str,
     for name, (groups, split, fold, unit) in plan.items():
         try:
             if fold is None:
-                folds(labels, groups, split=split, n_folds=n_folds, seed=seed)
+                folds(labels, groups, split=split, n_folds=n_folds, seed=seed, unit=unit)
         except InputError as reason:
             left_out.append((dataset, encoder, name, f"{reason.field} {reason.problem}"))
             continue
