@@ -18,6 +18,13 @@ What a study does
     bends the tone curve. Biology, counts and the section's layout do not depend on these strengths:
     cohorts of one seed at different strengths are the same tissue seen by other laboratories.
 
+What an organ does (``n_organs`` above 1; the demo has one)
+    Studies are dealt to organs in turn. An organ has more of one tissue class and less of another,
+    and every second gene of the class programs follows another class than in the first organ
+    (``var["organ_specific"]``): a gland gene of the first organ is a stroma gene of the second.
+    The other half, density and textures mean the same everywhere. What a model loses between
+    organs is then the biology, what it loses between studies of one organ the laboratory.
+
 Simplifications that a careful user should know
     * Every program takes a fixed share of the library and the library size is independent of
       the tissue, so that neither normalisation nor dropout hands a tissue signal to noise genes.
@@ -28,7 +35,7 @@ Simplifications that a careful user should know
     * A tile that is larger than `tile_px`, or off the spot grid, sees textures of neighbours.
     * Blur acts on stain concentrations rather than on light, and there is no sensor noise.
     * Classes do not overlap, nuclei do not touch on purpose, sections of a patient share
-      prevalences but not outlines, and no study differs in biology.
+      prevalences but not outlines, and no study differs in biology from others of its organ.
 
 Rendering is in float64, so that another CPU's last bit practically never changes a pixel.
 """
@@ -92,6 +99,11 @@ class _Tissue:
     size_spread: float
     chromatin: float
 
+
+#: Shift of the prevalences of tumour, glands and lymphocytes by organ, in units of the spread of
+#: patients, relative to the first organ's.
+_ORGAN_TILTS = ((0.0, 0.0, 0.0, 0.0), (-1.5, 1.5, 0.0, 0.0), (0.0, -1.5, 1.5, 0.0),
+                (1.5, 0.0, -1.5, 0.0), (-1.5, 0.0, 1.5, 0.0))
 
 _TISSUES = (
     _Tissue(0.03, 0.00, 40, 2.6, 2.2, 0.7, 0.15, 0.1),     # lumen: white, little debris
@@ -422,7 +434,18 @@ def _group(program: str) -> str:
     return "frequency" if program in FREQUENCY_PROGRAMS else program
 
 
-def _log_rates(genes: "pd.DataFrame", causes: Mapping[str, np.ndarray]) -> np.ndarray:
+def _wiring(genes: "pd.DataFrame", organ: int) -> np.ndarray:
+    """Name of the cause that drives each gene in an organ, counted from 0."""
+    drivers = genes["program"].to_numpy(dtype=object).copy()
+    if organ:
+        turned = np.flatnonzero(genes["organ_specific"])
+        drivers[turned] = [CLASSES[(CLASSES.index(name) + organ) % len(CLASSES)]
+                           for name in drivers[turned]]
+    return drivers
+
+
+def _log_rates(genes: "pd.DataFrame", causes: Mapping[str, np.ndarray],
+               organ: int = 0) -> np.ndarray:
     """Log share of the library per spot and gene `(T, G)`; shares sum to 1 in every spot.
 
     Each group of programs (each frequency program by itself) is normalised to its own share of
@@ -430,11 +453,11 @@ def _log_rates(genes: "pd.DataFrame", causes: Mapping[str, np.ndarray]) -> np.nd
     """
     n_spots = len(causes["density"])
     rate = np.empty((n_spots, len(genes)))
-    program = genes["program"].to_numpy()
+    program, drivers = genes["program"].to_numpy(), _wiring(genes, organ)
     for blocks, group in [((*CLASSES,), "classes"), *(((p,), _group(p)) for p in PROGRAMS[5:])]:
         columns = np.flatnonzero(np.isin(program, blocks))
         driver = np.stack([causes[p] if p != "noise" else np.zeros(n_spots)
-                           for p in program[columns]], 1)  # (T, genes of the block)
+                           for p in drivers[columns]], 1)  # (T, genes of the block)
         part = genes["effect"].to_numpy()[columns] * driver \
             + np.log(genes["abundance"].to_numpy()[columns])
         part -= np.log(np.exp(part).sum(1, keepdims=True))
@@ -480,6 +503,7 @@ class _Recipe:
     n_genes_per_program: int
     depth: float
     dispersion: float
+    n_organs: int = 1
 
     def __post_init__(self):
         def refuse(name: str, problem: str, fix: str):
@@ -493,6 +517,8 @@ class _Recipe:
         for name in ("n_studies", "patients_per_study", "sections_per_patient"):
             if not 1 <= getattr(self, name) <= 26:
                 refuse(name, f"is {getattr(self, name)}", "use 1 to 26")
+        if not 1 <= self.n_organs <= len(_ORGAN_TILTS):
+            refuse("n_organs", f"is {self.n_organs}", f"use 1 to {len(_ORGAN_TILTS)}")
         if self.spots_per_side < 3:
             refuse("spots_per_side", f"is {self.spots_per_side}", "use at least 3")
         if self.tile_px < 36 or self.tile_px % 2:
@@ -515,7 +541,7 @@ def make_cohort(folder: str | Path, *, seed: int = 0, version: str = VERSION,
                 mpp: float = 1.5625, stain_strength: float = 1.0, blur_strength: float = 1.0,
                 tone_strength: float = 1.0, artefact_strength: float = 1.0,
                 texture_strength: float = 1.0, n_genes_per_program: int = 8,
-                depth: float = 4000.0, dispersion: float = 0.15) -> Cohort:
+                depth: float = 4000.0, dispersion: float = 0.15, n_organs: int = 1) -> Cohort:
     """Make the synthetic cohort: images and truth on disk, counts in the sections.
 
     Parameters
@@ -550,6 +576,8 @@ def make_cohort(folder: str | Path, *, seed: int = 0, version: str = VERSION,
         Mean library size [counts].
     dispersion
         Of the negative binomial: variance `mean + dispersion * mean**2`.
+    n_organs
+        Organs that the studies are dealt to in turn; see the module, and `organs` for who is whose.
 
     Raises
     ------
@@ -562,10 +590,14 @@ def make_cohort(folder: str | Path, *, seed: int = 0, version: str = VERSION,
         spots_per_side=spots_per_side, tile_px=tile_px, mpp=mpp, stain_strength=stain_strength,
         blur_strength=blur_strength, tone_strength=tone_strength,
         artefact_strength=artefact_strength, texture_strength=texture_strength,
-        n_genes_per_program=n_genes_per_program, depth=depth, dispersion=dispersion)
+        n_genes_per_program=n_genes_per_program, depth=depth, dispersion=dispersion,
+        n_organs=n_organs)
     folder = Path(folder)
     letter, stream = ROLES[role]
     genes = _genes(seed, n_genes_per_program)
+    if n_organs > 1:
+        is_second = genes.groupby("program").cumcount() % 2 == 1
+        genes["organ_specific"] = (is_second & genes["program"].isin(CLASSES)).astype(int)
     signs, offsets, scores = _plan_studies(_rng(seed, stream, 0), n_studies)
     looks = _appearances(scores, stain_strength, blur_strength, tone_strength)
     sections = []
@@ -577,8 +609,15 @@ def make_cohort(folder: str | Path, *, seed: int = 0, version: str = VERSION,
                 sections.append(_make_section(
                     folder, name, recipe, genes,
                     _rng(seed, stream, 3, study, patient, number).spawn(6),
-                    tilt, looks[study], signs[study], offsets[study]))
+                    tilt + np.array(_ORGAN_TILTS[study % n_organs]), looks[study], signs[study],
+                    offsets[study], study % n_organs))
     return Cohort(sections)
+
+
+def organs(cohort: Cohort) -> dict[str, str]:
+    """Organ of each section of a cohort made here, for `mvhlib.cohort.splits.make`'s `groups`."""
+    return {section.name: f"organ {section.adata.uns['synthetic'].get('organ', 1)}"
+            for section in cohort}
 
 
 def read(path: str | Path, **options) -> Cohort:
@@ -600,7 +639,7 @@ _GRADIENT = np.array([0.60, 0.60, 0.70])
 
 def _make_section(folder: Path, name: str, recipe: _Recipe, genes: "pd.DataFrame",
                   rngs: list[np.random.Generator], tilt: np.ndarray, look: _Appearance,
-                  sign: float, offset: float) -> Section:
+                  sign: float, offset: float, organ: int = 0) -> Section:
     """Draw one section, write image and truth, and return it with its counts."""
     import anndata
     import pandas as pd
@@ -650,7 +689,7 @@ def _make_section(folder: Path, name: str, recipe: _Recipe, genes: "pd.DataFrame
         causes[program] = (contrast[1:-1, 1:-1][row, column, index] - mean) / deviation
     causes["study_offset"] = np.full(len(row), offset)
     causes["artefact"] = at
-    rate = _log_rates(genes, causes)
+    rate = _log_rates(genes, causes, organ)
     counts, library = _count(rngs[5], rate, recipe.depth, recipe.dispersion)
 
     place = {"study": name.split("P")[0], "patient": name[:-1], "section": name}
@@ -664,11 +703,15 @@ def _make_section(folder: Path, name: str, recipe: _Recipe, genes: "pd.DataFrame
     for index, program in enumerate(FREQUENCY_PROGRAMS):
         truth[f"contrast_{program}"] = contrast[1:-1, 1:-1][row, column, index]
     parameters = {key: getattr(recipe, key) for key in recipe.__dataclass_fields__}
+    if parameters["n_organs"] == 1:  # cohorts without organs keep their bytes
+        del parameters["n_organs"]
+    else:
+        parameters["organ"] = organ + 1
     uns = {"synthetic": parameters | {
         "stain_gains": np.array(look.gains), "stain_vectors": look.stains,
         "blur_um": look.blur_um, "haze": look.haze, "tone_curve": look.curve,
         "artefact_sign": sign, "study_offset": offset}}
-    var = genes[["program", "cause"]]
+    var = genes[["program", "cause"]].assign(cause=[_CAUSES[d] for d in _wiring(genes, organ)])
     image = folder / "images" / f"{name}.png"
     with atomic(image) as temporary:
         Image.fromarray(pixels).save(temporary, format="PNG", compress_level=4)

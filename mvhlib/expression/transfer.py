@@ -1,0 +1,231 @@
+"""What a model that learned on one organ, data set or study knows of another: a matrix and its gap.
+
+Two protocols give the scores (`mvhlib.cohort.splits`): ``transfer`` trains on one group and tests
+another, ``within`` tests one patient and trains on the others of its group. The second is the
+diagonal of the matrix, and what the first loses against it is the gap.
+
+The gap is paired: the same sections, genes and patients under both. A gene counts where both sides
+chose it, each on its own training sections. A diagonal fold trains on one patient less than its
+group has, a transfer fold on all of another group: with two patients a group the diagonal has half
+of the data, so the gap is a lower bound of what another group costs.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from mvhlib import artifacts, statistics
+from mvhlib.artifacts import InputError
+from mvhlib.cohort.splits import ARROW
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PROTOCOLS = ("transfer", "within")
+#: In place of a group's name: the mean over all of them.
+ANY, ALL = "any other", "all"
+#: A system is a method on an encoder, on one panel of genes.
+SYSTEM = ["method", "encoder", "panel"]
+CELL_COLUMNS = [*SYSTEM, "trained_on", "tested_on", "n_genes", "n_nan", "unit", "n_units", "mean",
+                "ci_low", "ci_high", "note"]
+GAP_COLUMNS = [*SYSTEM, "trained_on", "tested_on", "n_genes", "unit", "n_units", "transfer",
+               "within", "difference", "ci_low", "ci_high", "p_permutation", "p_holm", "p_smallest",
+               "note"]
+
+
+def read(folder: str | Path) -> pd.DataFrame:
+    """Scores of every method and encoder under both protocols, controls left out.
+
+    Parameters
+    ----------
+    folder
+        ``runs/<profile>/expression``.
+
+    Raises
+    ------
+    InputError
+        If nothing was scored under ``transfer``.
+    """
+    parts = [artifacts.read_csv(path, dtype={"fold": str}) for protocol in PROTOCOLS
+             for path in sorted(Path(folder, protocol).glob("*/*/scores.csv"))]
+    if not any((part["protocol"] == "transfer").any() for part in parts):
+        raise InputError(folder, "transfer", "holds no scores", "run 15_transfer, or 12_mmap or "
+                         "13_cmrcnet with protocols: [transfer, within]")
+    table = pd.concat(parts, ignore_index=True)
+    return table[table["control"] == "none"].reset_index(drop=True)
+
+
+def directed(scores: pd.DataFrame, group: Mapping[str, str]) -> pd.DataFrame:
+    """Scores with the columns ``trained_on`` and ``tested_on``.
+
+    Parameters
+    ----------
+    scores
+        Columns of ``scores.csv``, protocols ``transfer`` and ``within``.
+    group
+        Section -> group, as the folds were made with (`mvhlib.cohort.splits.group_of`).
+    """
+    table = scores[scores["protocol"].isin(PROTOCOLS)].fillna({"panel": "", "program": ""})
+    trained = table["fold"].astype(str).str.split(ARROW, n=1, regex=False).str[0]
+    return table.assign(trained_on=trained, tested_on=table["section"].map(dict(group)))
+
+
+def _units(table: pd.DataFrame, column: str, unit: str) -> pd.Series:
+    """Mean per unit: over genes, then sections (by what they were trained on), then units."""
+    sections = table.groupby(["trained_on", unit, "section"], sort=True)[column].mean()
+    return sections.groupby([unit, "section"]).mean().groupby(unit).mean()
+
+
+def cells(scores: pd.DataFrame, unit: str = "patient") -> pd.DataFrame:
+    """The matrix: one row per system, training group and tested group.
+
+    Parameters
+    ----------
+    scores
+        From `directed`.
+    unit
+        Of the interval: ``patient`` or ``study``, of the tested group.
+
+    Returns
+    -------
+    pd.DataFrame
+        Columns `CELL_COLUMNS`; rows whose two groups are one are the diagonal. Mean Pearson r over
+        genes, then sections, then units, with Student's t interval over units; ``n_nan`` counts
+        constant genes (gene x section), which have no correlation.
+    """
+    rows = []
+    keys = [*SYSTEM, "trained_on", "tested_on"]
+    for values, part in scores.groupby(keys, sort=True):
+        found = statistics.t_interval(_units(part, "pcc", unit))
+        note = "" if found.n > 1 else f"one {unit}, no interval"
+        rows.append((*values, part["gene"].nunique(), int(part["pcc"].isna().sum()), unit, found.n,
+                     found.mean, found.low, found.high, note))
+    return pd.DataFrame(rows, columns=CELL_COLUMNS)
+
+
+def paired(scores: pd.DataFrame) -> pd.DataFrame:
+    """Each transfer score beside the diagonal's, on the genes and sections that both have.
+
+    Returns
+    -------
+    pd.DataFrame
+        Rows of ``transfer`` with a column ``within``; empty where no diagonal was possible.
+    """
+    keys = [*SYSTEM, "section", "gene"]
+    diagonal = scores.loc[scores["protocol"] == "within", [*keys, "pcc"]]
+    both = scores[scores["protocol"] == "transfer"].merge(
+        diagonal.rename(columns={"pcc": "within"}), on=keys)
+    return both.dropna(subset=["pcc", "within"])
+
+
+def gaps(scores: pd.DataFrame, unit: str = "patient") -> pd.DataFrame:
+    """What another group costs: the diagonal less the transfer, unit by unit.
+
+    Parameters
+    ----------
+    scores
+        From `directed`.
+    unit
+        Over which differences are averaged and tested.
+
+    Returns
+    -------
+    pd.DataFrame
+        Columns `GAP_COLUMNS`. One row per pair of groups; and, where a group is tested by several
+        or several are tested, means over what it was trained on (`ANY`) and over all tested groups
+        (`ALL`). Permutation p by sign flips, corrected by Holm's method over the pairs of a
+        system; where the units allow no test, the note says so. Empty without a diagonal.
+    """
+    both = paired(scores)
+    tables = []
+    for system, part in both.groupby(SYSTEM, sort=True):
+        sets = {pair: own for pair, own in part.groupby(["trained_on", "tested_on"], sort=True)}
+        tables.append(_family(sets, system, unit))
+        if len(sets) > 1:
+            pooled = {(ANY, group): own for group, own in part.groupby("tested_on", sort=True)
+                      if own["trained_on"].nunique() > 1}
+            tables.append(_family(pooled | {(ANY, ALL): part}, system, unit))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=GAP_COLUMNS)
+
+
+def _family(sets: Mapping[tuple[str, str], pd.DataFrame], system: Iterable[str],
+            unit: str) -> pd.DataFrame:
+    """Rows of `gaps` that are corrected together."""
+    sides = {pair: (_units(own, "within", unit), _units(own, "pcc", unit))
+             for pair, own in sets.items()}
+    names = {pair: ARROW.join(pair) for pair in sets}
+    # A fixed seed: beyond 16 units flips are drawn, and the table has to repeat.
+    tested = statistics.compare({names[pair]: both for pair, both in sides.items()},
+                                rng=np.random.default_rng(0)).set_index("comparison")
+    rows = []
+    for pair, (within, transfer) in sides.items():
+        row = tested.loc[names[pair]]
+        rows.append((*system, *pair, sets[pair]["gene"].nunique(), unit, int(row["n_units"]),
+                     transfer.mean(), within.mean(), row["difference"], row["ci_low"],
+                     row["ci_high"], row["p_permutation"], row["p_permutation_holm"],
+                     row["p_smallest"], row["note"]))
+    return pd.DataFrame(rows, columns=GAP_COLUMNS)
+
+
+def matrix(table: pd.DataFrame, column: str, groups: Iterable[str] | None = None) -> pd.DataFrame:
+    """One system's rows of `cells` or `gaps` as a matrix: trained on (rows), tested on (columns).
+
+    Parameters
+    ----------
+    column
+        Such as ``mean`` or ``difference``.
+    groups
+        Order of rows and columns; None sorts them. Cells that were not run are NaN.
+    """
+    wide = table.pivot(index="trained_on", columns="tested_on", values=column)
+    names = list(groups) if groups is not None else sorted({*wide.index, *wide.columns})
+    return wide.reindex(index=names, columns=names)
+
+
+def draw(values: pd.DataFrame, ax: "Axes", *, label: str, vmax: float | None = None,
+         decimals: int = 2) -> "Axes":
+    """Draw a matrix of `matrix` with its numbers; the diagonal is framed, empty cells stay blank.
+
+    Parameters
+    ----------
+    label
+        Of the colour bar.
+    vmax
+        End of the scale, symmetric about 0; None takes the largest magnitude.
+    """
+    from matplotlib.patches import Rectangle
+
+    from mvhlib import plots
+
+    numbers = values.to_numpy(dtype=float)
+    largest = vmax or max(float(np.nanmax(np.abs(numbers))), 1e-3)
+    plots.heatmap(np.ma.masked_invalid(numbers), ax, vmax=largest, label=label)
+    names = [str(name).replace("_", " ") for name in values.index]
+    ax.set_xticks(range(len(names)), names, rotation=45 if max(map(len, names)) > 4 else 0,
+                  ha="right" if max(map(len, names)) > 4 else "center", rotation_mode="anchor")
+    ax.set_yticks(range(len(names)), names)
+    ax.set_xlabel("tested on")
+    ax.set_ylabel("trained on")
+    for (row, column), value in np.ndenumerate(numbers):
+        if np.isfinite(value):
+            ax.text(column, row, f"{value:.{decimals}f}", ha="center", va="center", fontsize=6,
+                    color="white" if abs(value) > 0.6 * largest else "black")
+        if row == column:
+            ax.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, linewidth=0.9,
+                                   edgecolor="black"))
+    return ax
+
+
+def sentence(gap: Mapping) -> str:
+    """One row of `gaps` in words."""
+    interval = ("" if np.isnan(gap["ci_low"]) else
+                f" [{gap['ci_low']:+.3f}, {gap['ci_high']:+.3f}]")
+    units = f"{gap['n_units']} {gap['unit']}s".replace("1 patients", "1 patient").replace(
+        "studys", "studies")
+    note = f"; {gap['note']}" if gap["note"] else ""
+    return (f"{gap['method']} on {gap['encoder']}, trained on {gap['trained_on']}, tested on "
+            f"{gap['tested_on']}: r {gap['transfer']:.3f}, inside the group {gap['within']:.3f}, "
+            f"gap {gap['difference']:+.3f}{interval} over {units}{note}")
