@@ -20,6 +20,7 @@ of the papers: B batch, D channels, L length, N states, H heads, P width of a he
 import ctypes
 import functools
 import logging
+import math
 import os
 import platform
 import shlex
@@ -157,7 +158,7 @@ def ssd(
     B, C
         Input and output projection per token, shared by all heads, `(B, L, N)`.
     chunk
-        Tokens in a chunk; any length is padded to a multiple of it with steps of zero.
+        Tokens in a chunk, at most; a length that is no multiple is padded with steps of zero.
     backend
         One of `BACKENDS`; ``"native"`` has no kernel here and is refused as an argument, while
         ``MVH_SCAN_BACKEND=native`` leaves this operation to torch.
@@ -512,7 +513,8 @@ def _rows_times(rows, matrices):
 
 def _ssd_torch(x, dt, A, B, C, chunk):
     batch, length, heads, width = x.shape
-    chunk = min(chunk, length)
+    # Chunks of equal length: 65 tokens in chunks of at most 64 are two of 33, not two of 64.
+    chunk = math.ceil(length / math.ceil(length / chunk))
     padding = -length % chunk
     if padding:
         # A step of zero neither decays the state nor adds to it.
