@@ -3,10 +3,20 @@
 ``workflow/Snakefile`` holds the rules; this module holds the questions that they put, so that they
 can be tested without running anything. A profile is a folder ``params/<profile>``::
 
-    workflow.yaml             notebooks, encoders (with `pretrain` where 03 trains them and `seeds`
-                              where it is done several times), methods (mmap and cmrcnet: the
-                              encoders that they are built on), threads
+    workflow.yaml             notebooks, encoders, methods (mmap and cmrcnet: the encoders that they
+                              are built on), threads
     <notebook>.yaml           what differs from the notebook's defaults; may be absent
+
+An encoder is its `source`, `weights` and `options` (see `04_embed`), and
+
+==============  ==================================================================================
+``pretrain``    parameters of `03_pretrain`, which then makes its weights
+``seeds``       a number: so many encoders, ``<slug>.s0`` and so on
+``held_out``    a list of sections: pretrained once without each of them, ``<slug>.no-<section>``;
+                05 and 14 read all of them as one encoder, every fold by the one that did not see
+                it, and notebooks that compare embeddings (07, 08, 11) leave them out
+``if_data``     a path that begins in DATA, ``../glas/images``: without it the encoder is left out
+==============  ==================================================================================
 """
 
 import ast
@@ -21,7 +31,13 @@ import yaml
 
 from mvhlib import artifacts
 from mvhlib.artifacts import InputError
-from mvhlib.notebook import check_parameters, declared_parameters, home, read_parameters_cell
+from mvhlib.notebook import (
+    check_parameters,
+    declared_parameters,
+    home,
+    read_parameters_cell,
+    resolve,
+)
 
 SLUG = re.compile(r"[a-z0-9_.-]+")
 #: Methods that train on tiles, each by a notebook of its own.
@@ -34,8 +50,15 @@ PLAN = {"needs_data": False, "notebooks": [], "encoders": {}, "methods": {}, "th
 def read_plan(folder: Path, data: str = "") -> dict[str, Any]:
     """Read ``params/<profile>/workflow.yaml``.
 
-    An encoder with ``seeds: n`` becomes n encoders, ``<slug>.s0`` and so on, each with its
-    ``seed`` (counted from the run's).
+    An encoder with ``seeds: n`` becomes n encoders, each with its ``seed`` (counted from the
+    run's); one with ``held_out`` becomes one per section, which its ``pretrain: exclude`` names.
+
+    Returns
+    -------
+    dict
+        The keys of `PLAN`, and three that follow from them: ``scored`` (encoders as tables name
+        them), ``members`` (of those the ones with ``held_out`` -> slugs that stand for it in
+        ``encoders``) and ``left_out`` (slug -> reason).
 
     Raises
     ------
@@ -67,7 +90,14 @@ def read_plan(folder: Path, data: str = "") -> dict[str, Any]:
     if plan["needs_data"] and not data:
         raise InputError(path, "DATA", f"profile {folder.name!r} reads a data set of yours",
                          f"run make figures PROFILE={folder.name} DATA=<directory>")
-    plan["encoders"] = _each_seed(path, plan["encoders"])
+    plan["left_out"] = _without_data(plan["encoders"], data)
+    plan["methods"] = {method: [slug for slug in slugs if slug not in plan["left_out"]]
+                       for method, slugs in plan["methods"].items()}
+    kept = {slug: {key: value for key, value in options.items() if key != "if_data"}
+            for slug, options in plan["encoders"].items() if slug not in plan["left_out"]}
+    seeded = _each_seed(path, kept)
+    plan["scored"] = list(seeded)
+    plan["encoders"], plan["members"] = _each_held_out(path, seeded)
     for slug, options in plan["encoders"].items():
         method, _, built_on = options.get("weights", "").partition(":")
         if method in METHODS and built_on not in plan["methods"].get(method, []):
@@ -94,6 +124,38 @@ def _each_seed(path: Path, encoders: dict[str, dict[str, Any]]) -> dict[str, dic
             raise InputError(path, f"encoders: {slug}: seeds", f"is {n!r}", "give a number from 1")
         each |= {f"{slug}.s{seed}": options | {"seed": seed} for seed in range(n)}
     return each
+
+
+def _without_data(encoders: dict[str, dict[str, Any]], data: str) -> dict[str, str]:
+    """Encoders whose tiles the data directory does not have, and what is missing."""
+    return {slug: f"DATA has no {options['if_data']}" for slug, options in encoders.items()
+            if "if_data" in options
+            and not (data and (resolve(data) / options["if_data"]).exists())}
+
+
+def _each_held_out(path: Path, encoders: dict[str, dict[str, Any]]
+                   ) -> tuple[dict[str, dict[str, Any]], dict[str, list[str]]]:
+    """Every encoder once per section that it may not have seen, and which belong together."""
+    each: dict[str, dict[str, Any]] = {}
+    members: dict[str, list[str]] = {}
+    for slug, options in encoders.items():
+        options = dict(options)
+        sections = options.pop("held_out", None)
+        if sections is None:
+            each[slug] = options
+            continue
+        if "pretrain" not in options or not isinstance(sections, list) or not sections:
+            raise InputError(path, f"encoders: {slug}: held_out", f"is {sections!r}",
+                             "list sections, and say `pretrain: {...}`")
+        for section in sections:
+            name = f"{slug}.no-{str(section).lower()}"
+            if not SLUG.fullmatch(name) or name in each:
+                raise InputError(path, f"encoders: {slug}: held_out", f"{section!r} makes no slug "
+                                 "of its own", "name sections of letters, digits, dot, hyphen")
+            exclude = [*options["pretrain"].get("exclude", []), str(section)]
+            each[name] = options | {"pretrain": options["pretrain"] | {"exclude": exclude}}
+            members.setdefault(slug, []).append(name)
+    return each, members
 
 
 def read_params(folder: Path, name: str) -> dict[str, Any]:

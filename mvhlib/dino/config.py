@@ -38,11 +38,13 @@ class Config:
     encoder: str = "vit12-dino"    # slug: the encoder's folder, runs/<profile>/encoders/<encoder>
     folder: str = ""               # another folder for the encoder
     tiles: str = ""                # folder or file of tiles, images, slides; empty: runs/<profile>
-                                   # /pretraining/tiles, else /tiles; "data": the data set's folder
+                                   # /pretraining/tiles, else /tiles; "data": the data set's folder,
+                                   # "data/...": a path that begins there
     # which tiles
-    sections: list[str] = field(default_factory=list)  # only these; empty: all
+    sections: list[str] = field(default_factory=list)  # only these ("C*"); empty: all
     exclude: list[str] = field(default_factory=list)   # not these
-    manifest: str = ""             # csv of section, patient, study; empty: the run's, if any
+    manifest: str = ""             # csv of section, patient, study; empty: the run's, if any;
+                                   # "data/..." as in tiles
     study: str = ""                # study of all files, where no manifest says it
     tile_px: int = 0               # side of a tile [px]; 0: as the files have it
     tile_um: float = 0.0           # side of a tile [um]; for whole slides
@@ -146,6 +148,22 @@ class Config:
     @property
     def run(self) -> Path:
         return resolve(self.out) / "runs" / self.profile
+
+    def place(self, name: str) -> Path:
+        """Where the path in the setting `name` leads, which may begin in the data set's folder.
+
+        Raises
+        ------
+        InputError
+            If it begins there and `data` is not given.
+        """
+        first, *rest = Path(getattr(self, name)).parts
+        if first != "data":
+            return resolve(getattr(self, name))
+        if not self.data:
+            raise InputError("pretrain", name, f"is {getattr(self, name)!r}, and there is no data "
+                             "directory", "give data=<directory> (DATA= for make)")
+        return resolve(self.data).joinpath(*rest).resolve()
 
     def views(self) -> ViewSettings:
         given = asdict(self)

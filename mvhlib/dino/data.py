@@ -14,9 +14,10 @@ position in the run), so resuming needs to remember no more than the step.
 """
 
 import csv
+import fnmatch
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -166,9 +167,10 @@ class TileSource(Dataset):
     tile_um
         Side of a tile on the tissue [µm]; for whole slides.
     sections
-        Use only files of these names (without ending); empty uses all.
+        Use only files of these names (without ending), where ``*`` stands for anything; empty uses
+        all.
     exclude
-        Leave these out, for example the sections that a model will be tested on.
+        Leave these out, for example the sections that a model will be tested on; as in `sections`.
     manifest
         A csv that says patient and study of each section (columns section or image, patient or
         patient_id, and study).
@@ -196,13 +198,13 @@ class TileSource(Dataset):
         for file in files:
             named.setdefault(_section_name(self.path, file, files), []).append(file)
         for field, wanted in (("sections", sections), ("exclude", exclude)):
-            missing = sorted(set(wanted) - named.keys())
+            missing = sorted(pattern for pattern in set(wanted) if not _matching(named, [pattern]))
             if missing:
                 raise InputError(self.path, field, f"{missing} are not there; there are "
                                  f"{sorted(named)[:8]}", "name files without their ending")
         self.skipped: list[str] = []
-        wanted = [(file, name) for name in sorted(named) for file in named[name]
-                  if (not sections or name in sections) and name not in exclude]
+        kept = _matching(named, sections or ["*"]) - _matching(named, exclude)
+        wanted = [(file, name) for name in sorted(kept) for file in named[name]]
         self.parts: list[_Part] = []
         # Opening many small files is waiting for a disk.
         with ThreadPoolExecutor(8) as pool:
@@ -306,6 +308,10 @@ def _section_name(root: Path, file: Path, files: Sequence[Path]) -> str:
     """The file's name without ending; with its folder where that alone names several files."""
     return file.stem if len(files) == 1 or not root.is_dir() else (
         file.relative_to(root).with_suffix("").as_posix())
+
+
+def _matching(names: Iterable[str], patterns: Sequence[str]) -> set[str]:
+    return {name for name in names for p in patterns if name == p or fnmatch.fnmatchcase(name, p)}
 
 
 def _part_or_error(file: Path, name: str, tile_px: int, tile_um: float) -> _Part | InputError:

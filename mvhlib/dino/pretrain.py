@@ -47,7 +47,6 @@ from mvhlib.dino.data import BatchOrder, TileSource
 from mvhlib.dino.masking import BlockMasks
 from mvhlib.dino.model import PARTS, DinoModel, parameter_groups, update_teacher
 from mvhlib.dino.monitors import effective_rank, state_space_quantiles
-from mvhlib.notebook import resolve
 from mvhlib.training import TrainingStopped
 
 #: Rows of embeddings that the monitors look at; fixed, so that a log does not depend on the batch.
@@ -476,12 +475,12 @@ def open_tiles(config: Config) -> TileSource:
     """
     apart = config.run / "pretraining"
     default = apart / "tiles" if apart.is_dir() else config.run / "tiles"
-    path = {"": default, "data": resolve(config.data or ".")}.get(config.tiles)
-    manifest = config.manifest and resolve(config.manifest)
+    path = config.place("tiles") if config.tiles else default
+    manifest = config.manifest and config.place("manifest")
     own = (apart if apart.is_dir() else config.run / "cohort") / "manifest.csv"
     if not manifest and config.tiles == "" and own.exists():
         manifest = own
-    return TileSource(path or resolve(config.tiles), tile_px=config.tile_px,
+    return TileSource(path, tile_px=config.tile_px,
                       tile_um=config.tile_um, sections=config.sections, exclude=config.exclude,
                       manifest=manifest, study=config.study, on_bad=config.on_bad)
 

@@ -5,10 +5,12 @@ Files, below ``expression/<protocol>/<method>/<encoder>/``::
     folds.csv                    fold, section, role
     scores.csv                   one row per fold, section, gene, panel and control
     pooled.csv  penalties.csv    pooled correlations with their floor; the penalty of each fold
+    members.csv                  fold, member: of an encoder that was pretrained several times, each
+                                 time without one section, the one that did not see what is tested
     predictions/<section>.h5ad   layers measured and predicted, of the first panel without control
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -76,8 +78,57 @@ def method_of(protocol: str, method: "str | protocols.Estimator"
     return method, None
 
 
+@dataclass(frozen=True)
+class Member:
+    """One training of an encoder that was pretrained several times, each time without one section.
+
+    Attributes
+    ----------
+    features
+        Section -> `Features`.
+    pretrained_on
+        ``{"sections": ..., "patients": ..., "studies": ...}``.
+    """
+
+    features: "Mapping[str, Features]" = field(repr=False)
+    pretrained_on: Mapping[str, Iterable[str]]
+
+
+def assign(members: Mapping[str, Member], folds: pd.DataFrame, protocol: str,
+           manifest: pd.DataFrame) -> tuple[dict[Hashable, str], str]:
+    """Choose for every fold the first member that was not pretrained on what the fold tests.
+
+    What counts as seen is said by `protocols.unseen_units`.
+
+    Parameters
+    ----------
+    manifest
+        Columns section, patient, study.
+
+    Returns
+    -------
+    tuple
+        Fold -> member; and "", or why there is none for a fold.
+    """
+    owners = manifest.astype({"section": str}).set_index("section")[["patient", "study"]]
+    chosen = {}
+    for fold, part in folds.groupby("fold", sort=False):
+        names = part.loc[part["role"] != "train", "section"].astype(str)
+        tested = protocols.unseen_units(protocol, sections=names, patients=owners.loc[
+            names, "patient"], studies=owners.loc[names, "study"])
+        seen = {name: protocols.overlap(member.pretrained_on, **tested)
+                for name, member in members.items()}
+        clean = [name for name, shared in seen.items() if not shared]
+        if not clean:
+            return {}, (f"fold {fold}: each of its {len(members)} trainings saw "
+                        f"{next(iter(seen.values()))[0]}")
+        chosen[fold] = clean[0]
+    return chosen, ""
+
+
 def jobs(manifest: pd.DataFrame, wanted: Sequence[str], encoders: Mapping[str, float | None],
-         seed: int = 0, **fold_options) -> tuple[list[Job], pd.DataFrame]:
+         seed: int = 0, *, members: Mapping[str, Mapping[str, Member]] | None = None,
+         **fold_options) -> tuple[list[Job], pd.DataFrame]:
     """Decide what can be compared.
 
     Parameters
@@ -91,6 +142,8 @@ def jobs(manifest: pd.DataFrame, wanted: Sequence[str], encoders: Mapping[str, f
         where tiles are taken as they are.
     seed
         Of the random protocols.
+    members
+        Encoders that were pretrained several times: slug -> `Member` by name.
     fold_options
         Further options of `mvhlib.cohort.splits.make`: ``given``, ``shared_donors``, ``groups``,
         ``pairs``.
@@ -99,8 +152,8 @@ def jobs(manifest: pd.DataFrame, wanted: Sequence[str], encoders: Mapping[str, f
     -------
     list of Job, DataFrame
         What to run; and ``protocol, encoder, left_out`` for what is not run, with the reason: a
-        cohort too small for the protocol, or images of unlike resolution and an encoder that
-        would see the difference.
+        cohort too small for the protocol, images of unlike resolution and an encoder that would see
+        the difference, or a fold whose test sections each of an encoder's trainings saw.
     """
     planned, reasons = [], []
     for protocol in wanted:
@@ -115,6 +168,11 @@ def jobs(manifest: pd.DataFrame, wanted: Sequence[str], encoders: Mapping[str, f
             if common.mpp is not None and (mpp or 0) * MPP_SLACK < common.mpp:
                 reasons.append({"protocol": protocol, "encoder": encoder, "left_out":
                                 f"{common.message}; this encoder does not reduce them"})
+                continue
+            _, why = assign(members[encoder], folds, protocol, manifest) if encoder in (
+                members or {}) else ({}, "")
+            if why:
+                reasons.append({"protocol": protocol, "encoder": encoder, "left_out": why})
             else:
                 planned.append(Job(protocol, encoder, folds))
     return planned, pd.DataFrame(reasons, columns=["protocol", "encoder", "left_out"])
@@ -198,6 +256,8 @@ class Evaluation:
         What a reader of the tables must know.
     method
         The method used: `jobs` of a benchmark have their own.
+    members
+        Fold -> member, of an encoder that was pretrained several times.
     """
 
     job: Job
@@ -208,12 +268,15 @@ class Evaluation:
     predictions: dict[str, protocols.Prediction] = field(repr=False)
     notes: list[str]
     method: str = "ridge"
+    members: dict[Hashable, str] = field(default_factory=dict)
 
     def write(self, folder: str | Path) -> list[Path]:
         """Write the files that the module's head lists; return the tables' paths."""
         folder = Path(folder)
         tables = {"folds": self.job.folds, "scores": self.scores, "pooled": self.pooled,
                   "penalties": self.penalties}
+        if self.members:
+            tables["members"] = pd.DataFrame(self.members.items(), columns=["fold", "member"])
         for section, prediction in self.predictions.items():
             with artifacts.atomic(folder / "predictions" / f"{section}.h5ad") as temporary:
                 prediction.to_adata().write_h5ad(temporary)
@@ -247,9 +310,50 @@ def evaluate(job: Job, cohort: "Cohort", features: "Mapping[str, Features]",
     InputError
         If a fold has no panel, and whatever `protocols.run` refuses.
     """
+    return _evaluate(job, panels, controls, method, unit, lambda genes, **how: protocols.run(
+        cohort, features, job.folds, job.protocol, genes, encoder=job.encoder,
+        alphas=tuple(alphas), seed=seed, **options | how))
+
+
+def crossfit(job: Job, cohort: "Cohort", members: Mapping[str, Member], panels: pd.DataFrame, *,
+             controls: Sequence[str] = ("none", "permuted"),
+             method: "str | protocols.Estimator" = "ridge", unit: str = "patient",
+             **options) -> Evaluation:
+    """Run one job of an encoder that was pretrained several times, as `evaluate` does of one.
+
+    Each fold is learned and tested on the features of the member that saw none of its test sections
+    (see `assign`): embeddings of two trainings are never mixed. The tables speak of one encoder,
+    and claim that it saw no test images.
+
+    Raises
+    ------
+    InputError
+        If every member saw what a fold tests, and whatever `evaluate` refuses.
+    """
+    chosen, why = assign(members, job.folds, job.protocol, cohort.manifest)
+    if why:
+        raise InputError(job.encoder, "members", why, "pretrain it once more without these "
+                         "sections, or leave it out of this protocol")
+
+    def run(genes, **how) -> protocols.Result:
+        return protocols.joined([protocols.run(
+            cohort, member.features, job.folds[job.folds["fold"].map(chosen) == name], job.protocol,
+            genes, encoder=job.encoder, pretrained_on=member.pretrained_on, **options | how)
+            for name, member in members.items() if name in chosen.values()], list(chosen))
+
+    result = _evaluate(job, panels, controls, method, unit, run)
+    result.members = chosen
+    result.notes = [*result.notes, f"pretrained {len(set(chosen.values()))} times, each fold by a "
+                    "training that did not see it"]
+    return result
+
+
+def _evaluate(job: Job, panels: pd.DataFrame, controls: Sequence[str],
+              method: "str | protocols.Estimator", unit: str,
+              run: Callable[..., protocols.Result]) -> Evaluation:
+    """Call `run` for every panel and control and put the results into one."""
     method, demanded = method_of(job.protocol, method)
-    if demanded is not None:
-        options["normalize"] = demanded
+    how = {"method": method} | ({} if demanded is None else {"normalize": demanded})
     chosen = panels[panels["protocol"] == job.protocol]
     if chosen.empty:
         raise InputError("panels.csv", "protocol", f"holds no panel for {job.protocol!r}",
@@ -259,10 +363,7 @@ def evaluate(job: Job, cohort: "Cohort", features: "Mapping[str, Features]",
         by_fold = {str(fold): list(part.sort_values("rank")["gene"])
                    for fold, part in rows.groupby("fold", sort=False)}
         for control in controls:
-            results[panel, control] = protocols.run(
-                cohort, features, job.folds, job.protocol, by_fold, encoder=job.encoder,
-                method=method, control=control, panel=panel, alphas=tuple(alphas), seed=seed,
-                **options)
+            results[panel, control] = run(by_fold, control=control, panel=panel, **how)
     first = next(iter(results.values()))
     parts = list(results.values())
     return Evaluation(
@@ -312,11 +413,13 @@ def drops(scores: pd.DataFrame, *, random: str = "random10_section", loso: str =
 
 
 def comparisons(scores: pd.DataFrame, primary: Sequence[str], *, protocol: str = "loso",
-                units: Sequence[str] = ("patient", "study")) -> pd.DataFrame:
+                units: Sequence[str] = ("patient", "study"),
+                planned: Sequence[Sequence[str]] = ()) -> pd.DataFrame:
     """Paired tests of one encoder against others, under one protocol.
 
     The pair named in advance is a family of its own; the same encoder against every other one is
-    the second family, corrected by Holm's method within it.
+    the second family, and further pairs named in advance are the third, each corrected by Holm's
+    method within itself.
 
     Parameters
     ----------
@@ -326,28 +429,33 @@ def comparisons(scores: pd.DataFrame, primary: Sequence[str], *, protocol: str =
         The encoder and the rival that were named in advance.
     units
         Sections are averaged within each; sections that share a patient, or patients that share a
-        study, are not independent. Both are shown, the coarser one is the safer reading.
+        study, are not independent. Both are shown, the coarser one is the safer reading. Where all
+        sections are replicates of one patient they are the unit, and no patient is inferred to.
+    planned
+        Further pairs.
 
     Returns
     -------
     DataFrame
-        protocol, panel, family (``primary`` or ``secondary``), unit, and the columns of
-        `mvhlib.statistics.compare`. Empty where `primary`'s first encoder was not scored.
+        protocol, panel, family (``primary``, ``secondary`` or ``planned``), unit, and the columns
+        of `mvhlib.statistics.compare`. Pairs of which an encoder was not scored are left out.
     """
     rows = scores[(scores["control"] == "none") & (scores["protocol"] == protocol)]
+    if protocol == "section" and rows["patient"].nunique() == 1:
+        units = ("section",)
     first, *rivals = primary
     tables = []
     for panel, part in rows.groupby("panel", sort=False):
-        if first not in set(part["encoder"]):
-            continue
+        there = list(dict.fromkeys(part["encoder"]))
+        others = [name for name in there if name != first and first in there]
+        families = {"primary": [(first, name) for name in others if name in rivals],
+                    "secondary": [(first, name) for name in others if name not in rivals],
+                    "planned": [(a, b) for a, b in planned if {a, b} <= set(there)]}
         for unit in units:
-            means = part.groupby(["encoder", unit, "section"])["pcc"].mean().groupby(
-                ["encoder", unit]).mean().unstack("encoder")
-            others = [name for name in dict.fromkeys(part["encoder"]) if name != first]
-            families = {"primary": [name for name in others if name in rivals],
-                        "secondary": [name for name in others if name not in rivals]}
-            for family, names in families.items():
-                pairs = {f"{first} - {name}": (means[first], means[name]) for name in names}
+            means = part.groupby(list(dict.fromkeys(["encoder", unit, "section"])))[
+                "pcc"].mean().groupby(["encoder", unit]).mean().unstack("encoder")
+            for family, named in families.items():
+                pairs = {f"{a} - {b}": (means[a], means[b]) for a, b in named}
                 if pairs:
                     table = statistics.compare(pairs)
                     tables.append(table.assign(protocol=protocol, panel=panel, family=family,

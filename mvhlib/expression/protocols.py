@@ -289,9 +289,9 @@ def run(sections: Iterable[Any], features: "Mapping[str, Features | np.ndarray]"
     members = {section.name: section for section in sections if section.name in used}
     _check_members(used, members, features, plan, protocol)
     tested = [members[name] for _, test in plan.values() for name in test]
-    check_overlap(pretrained_on, sections=[s.name for s in tested],
-                  patients=[s.patient for s in tested], studies=[s.study for s in tested],
-                  claim=encoder_saw_test_images, encoder=encoder)
+    unseen = unseen_units(protocol, sections=[s.name for s in tested],
+                          patients=[s.patient for s in tested], studies=[s.study for s in tested])
+    check_overlap(pretrained_on, **unseen, claim=encoder_saw_test_images, encoder=encoder)
     genes, columns = _genes(plan, genes_by_fold)
     if normalize == "mmap" and any(len(chosen) != len(genes) for chosen in columns.values()):
         raise InputError("protocol", "normalize", "'mmap' scales by the panel, and the panels of "
@@ -367,6 +367,41 @@ def run(sections: Iterable[Any], features: "Mapping[str, Features | np.ndarray]"
                   pd.DataFrame(penalties, columns=list(PENALTY_COLUMNS)), pooled, notes)
 
 
+def joined(results: Sequence[Result], folds: Sequence[Hashable]) -> Result:
+    """One result of several that share everything but their folds.
+
+    Parameters
+    ----------
+    results
+        Of `run`, each with folds and test sections of its own; not of folds by spot.
+    folds
+        All folds in the order of the tables.
+    """
+    if len(results) == 1:
+        return results[0]
+    names = {str(fold): fold for fold in folds}
+    place = {fold: number for number, fold in enumerate(folds)}
+
+    def stacked(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
+        table = pd.concat(tables, ignore_index=True)
+        return table.sort_values("fold", key=lambda column: column.map(place), kind="stable",
+                                 ignore_index=True)
+
+    scores = stacked(part.scores for part in results)
+    predictions = {name: part for result in results for name, part in result.predictions.items()}
+    in_order = sorted(predictions, key=lambda name: place[names[predictions[name].fold]])
+    pieces = {name: [(names[p.fold], None, p.genes, p.measured, p.predicted)]
+              for name, p in ((name, predictions[name]) for name in in_order)}
+    within = [part.pooled[part.pooled["scope"] == "fold"] for part in results]
+    base = within[0].iloc[0][["protocol", "method", "encoder", "encoder_saw_test_images", "control",
+                              "panel"]].to_dict()
+    over_all = _pool(pieces, dict(zip(scores["gene"], scores["program"], strict=True)), base)
+    over_all = over_all[over_all["scope"] == "all"]
+    return Result(scores, predictions, stacked(part.penalties for part in results),
+                  pd.concat([stacked(within), over_all], ignore_index=True),
+                  list(dict.fromkeys(note for part in results for note in part.notes)))
+
+
 def method_name(method: "str | Estimator") -> str:
     """What stands in the column ``method``."""
     return method if isinstance(method, str) else method.name
@@ -431,6 +466,34 @@ def _check_members(used: set[str], members: Mapping[str, Any], features: Mapping
                                  "sides", f"leave out whole {level}s")
 
 
+def unseen_units(protocol: str, *, sections: Iterable[str], patients: Iterable[str],
+                 studies: Iterable[str]) -> dict[str, Iterable[str]]:
+    """Of what is tested, that which an encoder that saw no test images may not have seen.
+
+    Under ``section`` it is the sections: patient and study are shared by design, as `NOTES` says.
+    Under every other protocol it is the patients and studies as well.
+    """
+    return {"sections": sections} if protocol == "section" else {
+        "sections": sections, "patients": patients, "studies": studies}
+
+
+def overlap(pretrained_on: Mapping[str, Iterable[str]], **tested: Iterable[str]) -> list[str]:
+    """What an encoder was pretrained on of what is tested, in words; empty where nothing is.
+
+    Parameters
+    ----------
+    pretrained_on
+        Sections, patients and studies.
+    tested
+        From `unseen_units`.
+    """
+    found = []
+    for level, names in tested.items():
+        shared = {str(name) for name in names} & {str(n) for n in pretrained_on.get(level, ())}
+        found += [f"{level} {sorted(shared)[:3]}"] if shared else []
+    return found
+
+
 def check_overlap(pretrained_on: Mapping[str, Iterable[str]] | None, *,
                   sections: Iterable[str] = (), patients: Iterable[str] = (),
                   studies: Iterable[str] = (), claim: str = "no", encoder: str = "encoder") -> None:
@@ -456,12 +519,10 @@ def check_overlap(pretrained_on: Mapping[str, Iterable[str]] | None, *,
     _check_choice("encoder_saw_test_images", claim, ("no", "yes", "unknown"))
     if claim != "no" or not pretrained_on:
         return
-    for level, tested in (("sections", sections), ("patients", patients), ("studies", studies)):
-        shared = sorted({str(n) for n in tested} & {str(n) for n in pretrained_on.get(level, ())})
-        if shared:
-            raise InputError(encoder, "encoder_saw_test_images",
-                             f"is 'no', but it was pretrained on {level} {shared[:3]} of the test "
-                             "folds", "say 'yes', or pretrain on other tissue")
+    shared = overlap(pretrained_on, sections=sections, patients=patients, studies=studies)
+    if shared:
+        raise InputError(encoder, "encoder_saw_test_images", f"is 'no', but it was pretrained on "
+                         f"{shared[0]} of the test folds", "say 'yes', or pretrain on other tissue")
 
 
 def _genes(plan, genes_by_fold) -> tuple[list[str], dict[Hashable, list[int]]]:
