@@ -2,7 +2,9 @@
 
 ``python benchmarks/dino.py --out DIR [--quick] [--backbones NAME ...]`` writes ``dino.csv``. Each
 row is a ratio of two times that were taken in turns in one process. Without ``--backbones`` a CPU
-times the micro models and a GPU all six backbones at full size (2 x 256 + 8 x 112 px).
+times the micro models and, in small batches, two at full size (2 x 256 + 8 x 112 px); a GPU times
+all six backbones at full size. Of each full-size model a row says how long the published run of
+98,600 steps of 1,536 images would take at the throughput measured.
 """
 
 import argparse
@@ -28,6 +30,8 @@ FIELDS = ("what", "baseline", "candidate", "baseline_s", "candidate_s", "ratio",
           "threads", "device", "dtype", "note")
 MICRO = ("vit12_micro_patch8_64", "mvhybrid_micro_patch8_64", "hydrahybrid_micro_patch8_64",
          "vimeinfft_micro_patch8_64", "hydraeinfft_micro_patch8_64", "vit24_micro_patch8_64")
+#: Steps and batch of the published run.
+PUBLISHED = (98_600, 1536)
 FULL = tuple(name.replace("micro_patch8_64", "small_patch16_256") for name in MICRO)
 
 
@@ -134,9 +138,10 @@ def time_step(name: str, folder: Path, device: torch.device, quick: bool) -> lis
     """Seconds of each part of a step, as a share of the whole."""
     full = "small" in name
     sizes = {"global_px": 256, "local_px": 112, "n_local": 8, "prototypes": 65_536,
-             "head_hidden": 2048, "head_bottleneck": 256, "batch": 32} if full else {"batch": 32}
+             "head_hidden": 2048, "head_bottleneck": 256} if full else {}
+    sizes["batch"] = 8 if full and device.type == "cpu" else 32
     config = Config(backbone=name, tiles=str(folder), folder=str(folder / name), steps=1000,
-                    device=device.type, koleo_group=16, progress=False,
+                    device=device.type, koleo_group=min(16, sizes["batch"]), progress=False,
                     precision="bf16" if device.type == "cuda" else "float32", **sizes)
     run = Pretraining(config)
     run.order = run._order()
@@ -152,7 +157,8 @@ def time_step(name: str, folder: Path, device: torch.device, quick: bool) -> lis
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     try:
-        for (step, images), _ in zip(run._batches(), range(3 if quick else 8), strict=False):
+        n_steps = 3 if quick or sizes["batch"] == 8 else 8
+        for (step, images), _ in zip(run._batches(), range(n_steps), strict=False):
             clock.time("whole step", run.step, images, step)
     finally:
         pretrain_module.update_teacher, torch.Tensor.backward = update, backward
@@ -167,6 +173,14 @@ def time_step(name: str, folder: Path, device: torch.device, quick: bool) -> lis
                      "baseline_s": whole, "candidate_s": seconds, "ratio": whole / seconds,
                      "peak_mb": peak, "dtype": config.precision,
                      "note": f"batch {config.batch}, {config.batch / seconds:.1f} images/s"})
+    if full:
+        steps, batch = PUBLISHED
+        seconds = steps * batch * whole / config.batch
+        rows.append({"what": f"{name}: the published {steps:,} steps of {batch:,} images",
+                     "baseline": "at this throughput", "candidate": "a step here",
+                     "baseline_s": seconds, "candidate_s": whole, "ratio": seconds / whole,
+                     "peak_mb": peak, "dtype": config.precision,
+                     "note": f"{seconds / 86_400:,.0f} days of this machine; arithmetic, not run"})
     return rows + scan_share(name, run, clock, whole, config)
 
 
@@ -237,7 +251,8 @@ def main() -> None:
     given = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     on_gpu, repeats = device.type == "cuda", 2 if given.quick else 7
-    names = given.backbones or (FULL if on_gpu else MICRO[:2] if given.quick else MICRO)
+    names = given.backbones or (FULL if on_gpu else MICRO[:2] if given.quick else
+                                (*MICRO, *FULL[:2]))
     rows = [time_augmentation(False, device, repeats), time_augmentation(True, device, repeats),
             time_sinkhorn(device, repeats)]
     with tempfile.TemporaryDirectory() as folder:
