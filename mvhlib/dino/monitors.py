@@ -25,11 +25,8 @@ def effective_rank(x: Tensor) -> float:
 
 
 @torch.no_grad()
-def state_space_quantiles(backbone: nn.Module, images: Tensor) -> dict[str, float]:
-    """Quantiles of time steps and poles of each state-space layer, on these images.
-
-    ``delta_<block>_<q>`` [per token] and ``pole_<block>_<q>`` (real parts, negative).
-    """
+def _steps_and_poles(backbone: nn.Module, images: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
+    """Time steps on these images, and real parts of the poles, of each state-space block."""
     inputs: dict[int, Tensor] = {}
     hooks = []
     for number, block in enumerate(backbone.blocks):
@@ -44,12 +41,41 @@ def state_space_quantiles(backbone: nn.Module, images: Tensor) -> dict[str, floa
     finally:
         for hook in hooks:
             hook.remove()
-    out = {}
+    found = {}
     for number, x in sorted(inputs.items()):
         mixer = backbone.blocks[number].mixer
         poles = mixer.A.real if mixer.A.is_complex() else mixer.A
-        for name, values in (("delta", mixer.delta(x)), ("pole", poles)):
-            values = values.detach().flatten().double().sort().values
+        found[number] = mixer.delta(x).double(), poles.double()
+    return found
+
+
+def state_space_quantiles(backbone: nn.Module, images: Tensor) -> dict[str, float]:
+    """Quantiles of time steps and poles of each state-space layer, on these images.
+
+    ``delta_<block>_<q>`` [per token] and ``pole_<block>_<q>`` (real parts, negative).
+    """
+    out = {}
+    for number, pair in _steps_and_poles(backbone, images).items():
+        for name, values in zip(("delta", "pole"), pair, strict=True):
+            values = values.flatten().sort().values
             for q in QUANTILES:
                 out[f"{name}_{number}_{q:g}"] = float(values[round(q * (len(values) - 1))])
     return out
+
+
+def state_space_extremes(backbone: nn.Module, images: Tensor) -> dict[str, float]:
+    """What bounds the recurrences of all state-space layers, on these images.
+
+    ``delta_min``, ``delta_median``, ``delta_max`` [per token]; ``pole_min``, ``pole_max``: real
+    parts of the eigenvalues of A; ``decay_max``: no state grows by more than this factor at any
+    token, exp(delta Re A) with the smallest time step and the largest pole of a layer.
+    """
+    layers = _steps_and_poles(backbone, images).values()
+    if not layers:
+        return {}
+    steps = torch.cat([delta.flatten() for delta, _ in layers])
+    poles = torch.cat([pole.flatten() for _, pole in layers])
+    decay = max(float(torch.exp(delta.min() * pole.max())) for delta, pole in layers)
+    return {"delta_min": float(steps.min()), "delta_median": float(steps.median()),
+            "delta_max": float(steps.max()), "pole_min": float(poles.min()),
+            "pole_max": float(poles.max()), "decay_max": decay}
