@@ -155,6 +155,19 @@ def test_benchmark_numbers_are_those_of_the_committed_table():
         assert f"{ratio:,.0f} times" in (ROOT / "README.md").read_text()
 
 
+def test_ridge_numbers_are_those_of_the_committed_table():
+    table = read_csv(ROOT / "benchmarks/ridge.csv")
+    text = (ROOT / "benchmarks/README.md").read_text()
+    baselines = ["sklearn Ridge(cholesky) refitted, float32",
+                 "sklearn Ridge(cholesky) refitted, float64", "one eigendecomposition per fold"]
+    folds = table[table["baseline"].isin(baselines)]
+    for what, rows in folds.groupby("what", sort=False):
+        spots, genes = (int(n) for n in re.search(r"(\d+) spots, (\d+) genes", what).groups())
+        ratios = rows.set_index("baseline").loc[baselines, "ratio"]
+        cells = " | ".join(f"{ratio:.2g}" for ratio in ratios)
+        assert f"| {spots:,} x {genes:,} | {cells} |" in text
+
+
 def test_committed_figures_agree_with_their_provenance():
     records = [p for p in tracked() if p.is_relative_to(ROOT / "figures") and p.suffix == ".json"]
     for path in records:
