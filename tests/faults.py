@@ -56,14 +56,22 @@ def differences(reference: dict[str, str], other: dict[str, str]) -> list[str]:
     return [name for name in names if reference.get(name) != other.get(name)]
 
 
-def main(profile: str, kills: int, seed: int, out: Path, data: str = "") -> int:
-    """Return the number of files that differ."""
-    rng = random.Random(seed)
+def uninterrupted(profile: str, out: Path, data: str = "") -> tuple[dict[str, str], float]:
+    """Files of a run that nobody kills, and how long it took [s]."""
     began = time.monotonic()
-    if start(profile, out / "reference", data).wait() != 0:
-        sys.exit(f"the uninterrupted run of profile {profile!r} failed: see {out / 'reference'}")
-    lasted = time.monotonic() - began
-    reference = comparable(out / "reference")
+    if start(profile, out, data).wait() != 0:
+        sys.exit(f"the uninterrupted run of profile {profile!r} failed: see {out}")
+    return comparable(out), time.monotonic() - began
+
+
+def main(profile: str, kills: int, seed: int, out: Path, data: str = "",
+         known: tuple[dict[str, str], float] | None = None) -> int:
+    """Return the number of files that differ.
+
+    `known` is what `uninterrupted` would return, where such a run has been made already.
+    """
+    rng = random.Random(seed)
+    reference, lasted = known or uninterrupted(profile, out / "reference", data)
     killed, wrong = 0, []
     while True:
         process = start(profile, out / "killed", data)
