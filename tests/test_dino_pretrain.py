@@ -24,7 +24,7 @@ from mvhlib.dino.config import Config, read_settings
 from mvhlib.dino.data import BatchOrder, TileSource, sample_order
 from mvhlib.dino.model import DinoModel, parameter_groups, update_teacher
 from mvhlib.dino.monitors import effective_rank
-from mvhlib.dino.pretrain import Pretraining, pretrain
+from mvhlib.dino.pretrain import Pretraining, open_tiles, pretrain
 from mvhlib.tiles import store
 from mvhlib.tiles.cut import Tiles
 from mvhlib.training import TrainingStopped, read_log
@@ -424,6 +424,28 @@ def test_folders_of_images_are_searched_and_cut(tmp_path):
     np.testing.assert_array_equal(found[0], pixels[:32, :32])
     np.testing.assert_array_equal(found[1], pixels[32:64, 32:64])
     np.testing.assert_array_equal(found[2], pixels[:32, :32])
+
+
+def test_sections_are_named_by_pattern(tiles):
+    assert TileSource(tiles, sections=["a*"]).saw["sections"] == ["a1", "a2"]
+    assert TileSource(tiles, sections=["a*"], exclude=["*2"]).saw["sections"] == ["a1"]
+    with pytest.raises(InputError, match=r"c\*.*are not there"):
+        TileSource(tiles, sections=["a1", "c*"])
+
+
+def test_tiles_and_their_manifest_may_lie_beside_the_data(tiles, tmp_path):
+    data = tmp_path / "her2st"
+    data.mkdir()
+    (tmp_path / "other").symlink_to(tiles)
+    (tmp_path / "labels.csv").write_text("image,patient_id\na1.png,4\na2.png,7\nb1.png,7\n")
+    config = Config(tiles="data/../other", manifest="data/../labels.csv", study="glas",
+                    data=str(data))
+    assert open_tiles(config).saw == {"sections": ["a1", "a2", "b1"], "patients": ["4", "7"],
+                                      "studies": ["glas"]}
+    assert Config(tiles="data", data=str(data)).place("tiles") == data
+    assert Config(tiles="database").place("tiles") == ROOT / "database"
+    with pytest.raises(InputError, match="tiles: .*data/../other.*DATA="):
+        open_tiles(Config(tiles="data/../other"))
 
 
 def test_bad_images_are_reported_and_skipped_only_when_asked(tmp_path, capsys):

@@ -9,10 +9,10 @@ import pytest
 from scipy import stats
 
 from mvhlib.artifacts import InputError
-from mvhlib.cohort import base
+from mvhlib.cohort import base, splits
 from mvhlib.expression import evaluation, scores, site
 from mvhlib.expression.protocols import Prediction
-from mvhlib.features import from_tiles
+from mvhlib.features import Features, from_tiles
 from mvhlib.tiles.cut import Tiles
 
 
@@ -57,6 +57,110 @@ def test_correlation_of_two_encoders_is_taken_over_studies():
     assert np.isnan(evaluation.encoder_correlation(table, ["a", "z"]))
     assert np.isnan(evaluation.encoder_correlation(score_table({"a": 1, "b": 1}, studies=2),
                                                    ["a", "b"]))
+
+
+def test_replicates_of_one_patient_are_the_unit_and_further_pairs_a_family():
+    table = score_table({"a": 0.3, "b": 0.2, "c": 0.1}, studies=1)
+    table = table.assign(protocol="section", patient="p")
+    found = evaluation.comparisons(table, ["a", "b"], protocol="section",
+                                   planned=[["c", "b"], ["c", "absent"]])
+    assert set(found["unit"]) == {"section"} and set(found["n_units"]) == {4}
+    assert list(zip(found["family"], found["comparison"], strict=True)) == [
+        ("primary", "a - b"), ("secondary", "a - c"), ("planned", "c - b")]
+    assert (found["note"] == "no test possible at this n").all()
+    assert found["difference"].iloc[2] == pytest.approx(-0.1, abs=0.02)
+
+
+class People(list):
+    """Sections with a manifest, as a `Cohort` has them."""
+
+    manifest = property(lambda self: pd.DataFrame([
+        {"section": s.name, "study": s.study, "patient": s.patient, "specimen": s.patient,
+         "mpp": 0.5, "has_image": True} for s in self]))
+
+
+@pytest.fixture(scope="module")
+def replicates():
+    """Three sections of one patient; three trainings of an encoder, each without one of them."""
+    rng = np.random.default_rng(0)
+    names, genes = ["C2", "C3", "C4"], [f"g{i}" for i in range(6)]
+    weights = rng.standard_normal((5, 6))
+    y, x = np.mgrid[:8, :8]
+    places = np.c_[x.ravel(), y.ravel()] * 100
+    people, looks = People(), {}
+    for name in names:
+        looks[name] = rng.standard_normal((64, 5))
+        counts = rng.poisson(np.exp(1 + 0.4 * looks[name] @ weights)).astype(np.float32)
+        adata = anndata.AnnData(counts, obs=pd.DataFrame(index=[f"{name}:{i}" for i in range(64)]),
+                                var=pd.DataFrame(index=genes), layers={"counts": counts})
+        adata.obsm["spatial"] = places.astype(float)
+        people.append(SimpleNamespace(name=name, study="s", patient="C", adata=adata))
+    members = {}
+    for held in names:
+        turn = rng.standard_normal((5, 5))  # every training has coordinates of its own
+        members[f"e.no-{held.lower()}"] = evaluation.Member(
+            {name: Features((looks[name] @ turn + 0.5 * rng.standard_normal((64, 5))).astype(
+                np.float32), places, list(s.adata.obs_names), {})
+             for name, s in zip(names, people, strict=True)},
+            {"sections": [name for name in names if name != held], "patients": ["C"],
+             "studies": ["s"]})
+    folds = splits.make(people.manifest, "section")
+    panels = pd.concat([pd.DataFrame({"panel": panel, "protocol": "section", "fold": fold,
+                                      "rank": range(1, len(chosen) + 1), "gene": chosen})
+                        for panel, chosen in (("few", genes[:3]), ("all", genes))
+                        for fold in folds["fold"].unique()], ignore_index=True)
+    return people, members, folds, panels
+
+
+def test_each_fold_is_the_one_that_its_own_training_gives(replicates):
+    people, members, folds, panels = replicates
+    found = evaluation.crossfit(evaluation.Job("section", "e", folds), people, members, panels)
+    assert found.members == {f"C.{s}": f"e.no-{s.lower()}" for s in ("C2", "C3", "C4")}
+    for fold, name in found.members.items():
+        alone = evaluation.evaluate(
+            evaluation.Job("section", "e", folds[folds["fold"] == fold]), people,
+            members[name].features, panels, pretrained_on=members[name].pretrained_on)
+        for table in ("scores", "penalties"):
+            whole = getattr(found, table)
+            pd.testing.assert_frame_equal(whole[whole["fold"] == fold].reset_index(drop=True),
+                                          getattr(alone, table))
+        section = fold.split(".")[1]
+        np.testing.assert_array_equal(found.predictions[section].predicted,
+                                      alone.predictions[section].predicted)
+    assert list(found.scores["fold"].unique()) == list(folds["fold"].unique())
+    assert set(found.scores["encoder"]) == {"e"}
+    assert set(found.scores["encoder_saw_test_images"]) == {"no"}
+    assert set(found.summary["panel"]) == {"few", "all"}
+
+
+def test_trainings_that_are_alike_are_one_encoder(replicates):
+    """With equal features every table is that of the plain evaluation, pooled rows included."""
+    people, members, folds, panels = replicates
+    same = next(iter(members.values())).features
+    job = evaluation.Job("section", "e", folds)
+    found = evaluation.crossfit(job, people, {name: evaluation.Member(same, m.pretrained_on)
+                                              for name, m in members.items()}, panels)
+    plain = evaluation.evaluate(job, people, same, panels)
+    for table in ("scores", "pooled", "penalties", "summary"):
+        pd.testing.assert_frame_equal(getattr(found, table), getattr(plain, table), rtol=1e-5)
+
+
+def test_a_fold_that_every_training_saw_is_left_out_and_refused(replicates, tmp_path):
+    people, members, folds, panels = replicates
+    fewer = {name: members[name] for name in list(members)[:2]}
+    planned, left_out = evaluation.jobs(people.manifest, ["section"], {"e": 0.5, "plain": 0.5},
+                                        members={"e": fewer})
+    assert [job.encoder for job in planned] == ["plain"]
+    assert left_out.iloc[0].tolist() == ["section", "e", "fold C.C4: each of its 2 trainings saw "
+                                         "sections ['C4']"]
+    with pytest.raises(InputError, match=r"e: members: fold C\.C4"):
+        evaluation.crossfit(evaluation.Job("section", "e", folds), people, fewer, panels)
+    assert not evaluation.assign(members, folds, "section", people.manifest)[1]
+    assert "patients ['C']" in evaluation.assign(members, folds, "patient", people.manifest)[1]
+    result = evaluation.crossfit(evaluation.Job("section", "e", folds), people, members, panels,
+                                 controls=["none"])
+    result.write(tmp_path)
+    assert (tmp_path / "members.csv").read_text().splitlines()[1] == "C.C2,e.no-c2"
 
 
 def maps(signal, seed=0, side=12):

@@ -359,6 +359,20 @@ def test_an_encoder_that_saw_the_test_tissue_cannot_say_no(pretrained, refused):
     check_overlap(pretrained, sections=["elsewhere"])  # only what is tested counts
 
 
+def test_under_a_replicate_test_a_section_is_what_must_be_unseen():
+    """Patient and study are shared by design; another protocol refuses the same encoder."""
+    sections, features = make_cohort(n_studies=2, per_study=2)
+    for section in sections:
+        section.patient = section.study
+    saw = {"sections": ["st9-9"], "patients": ["study0"], "studies": ["study0"]}
+    found = evaluate(sections, features, "section", pretrained_on=saw)
+    assert (found.scores["encoder_saw_test_images"] == "no").all()
+    with pytest.raises(InputError, match="patients"):
+        evaluate(sections, features, "patient", pretrained_on=saw)
+    with pytest.raises(InputError, match=r"sections \['st0-1'\]"):
+        evaluate(sections, features, "section", pretrained_on=saw | {"sections": ["st0-1"]})
+
+
 def _replace(by_name, name, **change):
     old = by_name[name]
     fields = {"features": old.features.copy(), "coords": old.coords, "barcodes": old.barcodes}

@@ -15,8 +15,9 @@ PROFILES = sorted(path.parent.name for path in PARAMS.glob("*/workflow.yaml"))
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_every_profile_fits_its_notebooks(profile):
-    plan = workflow.read_plan(PARAMS / profile, data="given")
+def test_every_profile_fits_its_notebooks(profile, tmp_path):
+    (tmp_path / "glas/images").mkdir(parents=True)  # so that no encoder is left out
+    plan = workflow.read_plan(PARAMS / profile, data=str(tmp_path / "given"))
     names = {path.stem for path in PARAMS.glob(f"{profile}/*.yaml")} - {"workflow"}
     for name in names:
         workflow.read_params(PARAMS / profile, name)
@@ -63,6 +64,55 @@ def test_an_encoder_with_seeds_becomes_several(tmp_path):
         {"encoders": {"b": {"source": "y", "seeds": 0}}}))
     with pytest.raises(InputError, match="b: seeds: is 0"):
         workflow.read_plan(tmp_path)
+
+
+def write_plan(folder, **plan):
+    (folder / "workflow.yaml").write_text(yaml.safe_dump(plan, sort_keys=False))
+    return folder
+
+
+def test_an_encoder_with_held_out_sections_is_pretrained_once_without_each(tmp_path):
+    trained = {"source": "x", "weights": "pretrained", "pretrain": {"steps": 3, "exclude": ["A1"]}}
+    plan = workflow.read_plan(write_plan(tmp_path, encoders={
+        "plain": {"source": "y"}, "a": trained | {"held_out": ["C2", "C3"], "seeds": 1}}))
+    assert plan["scored"] == ["plain", "a.s0"]
+    assert plan["members"] == {"a.s0": ["a.s0.no-c2", "a.s0.no-c3"]}
+    assert list(plan["encoders"]) == ["plain", "a.s0.no-c2", "a.s0.no-c3"]
+    assert plan["encoders"]["a.s0.no-c3"] == trained | {
+        "seed": 0, "pretrain": {"steps": 3, "exclude": ["A1", "C3"]}}
+
+
+@pytest.mark.parametrize("change", [
+    {"held_out": []}, {"held_out": "C2"}, {"held_out": ["C2", "c2"]}, {"held_out": ["C 2"]},
+    {"held_out": ["C2"], "pretrain": None}])
+def test_held_out_sections_that_make_no_encoder_are_refused(tmp_path, change):
+    options = {"source": "x", "weights": "pretrained", "pretrain": {}} | change
+    if options["pretrain"] is None:
+        options = {"source": "x", "held_out": ["C2"]}
+    with pytest.raises(InputError, match="a: held_out"):
+        workflow.read_plan(write_plan(tmp_path, encoders={"a": options}))
+
+
+def test_an_encoder_whose_tiles_are_not_there_is_left_out_with_the_reason(tmp_path):
+    data = tmp_path / "her2st"
+    data.mkdir()
+    write_plan(tmp_path, needs_data=True, methods={"mmap": ["a", "b"]}, encoders={
+        "a": {"source": "x"}, "b": {"source": "x", "if_data": "../glas/images"}})
+    plan = workflow.read_plan(tmp_path, data=str(data))
+    assert plan["left_out"] == {"b": "DATA has no ../glas/images"}
+    assert list(plan["encoders"]) == plan["scored"] == plan["methods"]["mmap"] == ["a"]
+    (tmp_path / "glas/images").mkdir(parents=True)
+    plan = workflow.read_plan(tmp_path, data=str(data))
+    assert plan["left_out"] == {} and plan["encoders"]["b"] == {"source": "x"}
+
+
+def test_her2st_holds_each_section_out_and_says_who_saw_what():
+    plan = workflow.read_plan(PARAMS / "her2st", data="given")
+    for encoder, members in plan["members"].items():
+        saw = workflow.read_params(PARAMS / "her2st", "05_expression")["saw_test_images"]
+        assert len(members) == 4 and encoder not in saw and f"{encoder}-saw" in saw
+        held = [plan["encoders"][member]["pretrain"]["exclude"] for member in members]
+        assert held == [["C2"], ["C3"], ["C4"], ["C5"]]
 
 
 def test_wrong_parameter_in_a_profile_names_file_and_field(tmp_path):
