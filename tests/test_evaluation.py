@@ -161,6 +161,8 @@ def test_a_fold_that_every_training_saw_is_left_out_and_refused(replicates, tmp_
                                  controls=["none"])
     result.write(tmp_path)
     assert (tmp_path / "members.csv").read_text().splitlines()[1] == "C.C2,e.no-c2"
+    assert evaluation.features_of(tmp_path, "C3") == "e.no-c3"
+    assert evaluation.features_of(tmp_path / "plain", "C3") == "plain"
 
 
 def maps(signal, seed=0, side=12):

@@ -534,6 +534,24 @@ def remarks(summary: pd.DataFrame) -> str:
     return " ".join(said)
 
 
+def features_of(folder: str | Path, section: str) -> str:
+    """Name below ``features/`` of the embedding that a section was predicted from.
+
+    Parameters
+    ----------
+    folder
+        ``expression/<protocol>/<method>/<encoder>``. The embedding is the encoder's own or, where
+        it was pretrained several times, that of the training which did not see the section.
+    """
+    folder = Path(folder)
+    if not (folder / "members.csv").exists():
+        return folder.name
+    folds = artifacts.read_csv(folder / "folds.csv", dtype=str)
+    members = artifacts.read_csv(folder / "members.csv", dtype=str).set_index("fold")["member"]
+    own = folds.loc[(folds["role"] == "test") & (folds["section"] == section), "fold"]
+    return members[own.item()]
+
+
 def read_prediction(folder: str | Path, section: str):
     """Read what `Evaluation.write` wrote of one section: AnnData with measured and predicted."""
     import anndata
