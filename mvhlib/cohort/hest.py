@@ -14,8 +14,9 @@ Counts are raw in ``X``; ``obsm["spatial"]`` are spot centres [level-0 px]. Patc
 their own, and their side differs between releases. All is joined on barcode.
 
 Who gave which tissue is not always stated, and in places stated wrongly. A table of corrections
-(``params/hest_crc/samples.csv`` for colorectal tissue) overrules the metadata, says which samples
-are duplicates, and holds the sets that a cohort can be made of.
+(``params/hest_crc/samples.csv`` for colorectal tissue, ``params/hest_transfer/samples.csv`` for the
+data sets of CMRCNet) overrules the metadata, says which samples are duplicates, and holds the sets
+that a cohort can be made of.
 
 HEST: Jaume et al., NeurIPS 2024.
 """
@@ -90,7 +91,8 @@ def read(path: str | Path, *, metadata: str | Path | None = None,
         Table of `CORRECTION_COLUMNS` and sets; relative paths are taken from the working
         directory, else from the clone.
     include
-        Set of that table, or several; a sample of any of them is read. None reads all samples.
+        Set of that table, or several; a sample of any of them is read. Where the table has a column
+        ``group``, its groups are sets as well. None reads all samples.
     sections
         Ids to read; None reads all (of `include`).
     substudies
@@ -151,7 +153,7 @@ def describe(cohort: Cohort, include: str | Sequence[str] | None = None) -> str:
 
 
 def read_corrections(path: str | Path) -> pd.DataFrame:
-    """Read a table of corrections; sets become booleans.
+    """Read a table of corrections; sets become booleans, and so does each value of ``group``.
 
     Raises
     ------
@@ -165,18 +167,22 @@ def read_corrections(path: str | Path) -> pd.DataFrame:
 
         found = resolve(path)
     table = read_csv(found, CORRECTION_COLUMNS, dtype=str)
-    for column in ("section", "study", "substudy", "donor", "specimen"):
+    named = ["group"] if "group" in table else []
+    for column in ("section", "study", "substudy", "donor", "specimen", *named):
         if table[column].isna().any():
             raise InputError(found, column, "is empty in a row", "fill it in")
     if table["section"].duplicated().any():
         twice = list(table["section"][table["section"].duplicated()])
         raise InputError(found, "section", f"stands more than once: {twice[:3]}",
                          "keep one row per sample")
+    groups = table.pop("group") if named else pd.Series(dtype=str)
     for column in table.columns.difference(CORRECTION_COLUMNS, sort=False):
         if not set(table[column]) <= {"0", "1"}:
             raise InputError(found, column, f"holds {sorted(set(map(str, table[column])))[:5]}",
                              "use 0 and 1 in the columns of sets")
         table[column] = table[column] == "1"
+    for group in dict.fromkeys(groups):
+        table[group] = groups == group
     by_name = table.set_index("section")
     for name, other in by_name["duplicate_of"].dropna().items():
         if other not in by_name.index:
