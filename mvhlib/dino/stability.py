@@ -1,0 +1,434 @@
+"""Which recipes diverge: short pretrainings over a grid, watched from inside.
+
+Cho et al. 2025 (MV_Hybrid) report that Mamba mixers with MLPs are unstable and suspect positive
+eigenvalues. Under A = -exp(A_log) no eigenvalue can be positive, so if such models diverge the
+reason lies elsewhere. Here models that differ in the channel mixer alone are trained by one recipe
+over a stated grid, and losses, gradients, activations, poles and time steps are kept on the way.
+
+A cell of the grid is a value for each of `AXES`. Learning rates are multiples of the published
+peak itself, 0.002 sqrt(1536 / 1024), whatever the batch, and are held from the warm-up to the end.
+A pure trunk has a state-space mixer in every block, a hybrid one in the first half.
+
+``inputs="float16"`` rounds to float16 and back what the published loader rounds, the images, and
+what a GPU kernel would be handed in that precision: the outputs of the projections that feed the
+scan. Gradients pass through as they are. A CPU has no float16 training; nothing else is rounded.
+"""
+
+import itertools
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from mvhlib import artifacts
+from mvhlib.artifacts import InputError
+from mvhlib.dino.config import Config
+from mvhlib.dino.monitors import state_space_extremes
+from mvhlib.dino.pretrain import Pretraining, open_tiles
+from mvhlib.training import TrainingStopped
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+#: Axes of the grid, what each may be, and where a block of a grid that does not name it stands.
+AXES: dict[str, tuple[tuple | type, tuple]] = {
+    "trunk": (("state_space", "hybrid"), ("state_space",)),
+    "inputs": (("float32", "float16"), ("float32",)),
+    "preset": (("released", "corrected"), ("released",)),
+    "depth": (int, (12,)),
+    "clip": (float, (3.0,)),
+    "channel_mixer": (("einfft", "mlp"), ("einfft", "mlp")),
+    "lr_factor": (float, (1.0,)),
+}
+#: What makes a run of the grid short: `Config` where it says nothing else.
+SHORT: dict[str, Any] = {
+    "backbone": "mvhybrid_micro_patch8_64", "batch": 8, "koleo_group": 8, "global_px": 48,
+    "local_px": 24, "n_local": 2, "prototypes": 256, "log_every": 2}
+#: Peak learning rate of the published recipe: base rate, and the batch that it was scaled to.
+PUBLISHED_PEAK = 0.002 * math.sqrt(1536 / 1024)
+#: A run diverged if its loss ends above where it began by more than this share.
+MARGIN = 0.05
+#: Share of the logged steps that is the end of a run.
+END = 0.1
+#: Axes that make a recipe, apart from what is compared along it.
+RECIPE = ["trunk", "inputs", "preset", "depth", "clip"]
+#: What `draw_trajectories` shows, and its titles.
+DRAWN = {"loss": "loss", "activation": "largest activation", "grad": "gradient norm",
+         "pole_max": "largest real part of A"}
+#: Columns of a trajectory that hold the largest activation behind a block.
+ACTIVATIONS = r"^activation_\d+$"
+#: Verdicts, and what they are drawn in.
+VERDICTS = {"stable": "#9ECAE9", "collapsed": "#F0E442", "diverged": "#D55E00"}
+#: What the two channel mixers are drawn in (Okabe and Ito), and how they are written.
+COLOURS = {"einfft": "#0072B2", "mlp": "#E69F00"}
+NAMES = {"einfft": "EinFFT", "mlp": "MLP"}
+
+
+def grid(blocks: Sequence[Mapping[str, Sequence]]) -> list[dict[str, Any]]:
+    """Cells of a grid, each once: the union of the products of some axes.
+
+    Parameters
+    ----------
+    blocks
+        Each names values of some of `AXES`; the others stay where `AXES` has them.
+
+    Raises
+    ------
+    InputError
+        On no block, an unknown axis, or a value that it cannot take.
+    """
+    if not blocks:
+        raise InputError("stability", "blocks", "are none", "give at least one, {} for the default")
+    cells = {}
+    for block in blocks:
+        for name in block:
+            if name not in AXES:
+                raise InputError("stability", name, "is no axis", f"use {', '.join(AXES)}")
+        values = {name: block.get(name, default) for name, (_, default) in AXES.items()}
+        for name, (allowed, _) in AXES.items():
+            values[name] = [_value(name, value, allowed) for value in values[name]]
+        for cell in itertools.product(*values.values()):
+            cells[cell] = dict(zip(AXES, cell, strict=True))
+    return list(cells.values())
+
+
+def _value(name: str, value: Any, allowed: tuple | type) -> Any:
+    if isinstance(allowed, tuple):
+        if value not in allowed:
+            raise InputError("stability", name, f"is {value!r}",
+                             f"choose one of {', '.join(allowed)}")
+        return value
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or value < 0:
+        raise InputError("stability", name, f"is {value!r}", "give a number that is not negative")
+    return allowed(value)
+
+
+def configure(base: Config, cell: Mapping[str, Any]) -> Config:
+    """Settings of one cell: those of `base` where the cell says nothing.
+
+    The peak rate is held to the end, and a run is not stopped for a low rank, so that all
+    trajectories have one length unless a number stops being finite.
+    """
+    pure = cell["trunk"] == "state_space"
+    options = {"depth": cell["depth"], "split": cell["depth"] if pure else cell["depth"] // 2,
+               "channel_mixer": cell["channel_mixer"], "preset": cell["preset"]}
+    peak = cell["lr_factor"] * PUBLISHED_PEAK
+    return replace(
+        base, backbone_options=base.backbone_options | options, clip=cell["clip"],
+        base_lr=peak / math.sqrt(base.batch / 1024), end_lr=peak,
+        save_every=base.steps, patience=base.steps, least_rank=0.0, progress=False, restart=True)
+
+
+class Recorder(Pretraining):
+    """A pretraining that also keeps what its student does inside.
+
+    Parameters
+    ----------
+    config
+        Every setting.
+    inputs
+        ``"float32"``, or ``"float16"`` (see the module).
+
+    Attributes
+    ----------
+    rows
+        One dict per logged step, the one that stopped the run included: what the log has, with
+        poles and time steps of the student in place of the teacher's, and ``activation_<block>``,
+        the largest absolute value of the residual stream behind that block over all views.
+    """
+
+    def __init__(self, config: Config, inputs: str = "float32"):
+        super().__init__(config)
+        self.rows: list[dict[str, float]] = []
+        self._peaks: dict[int, float] = {}
+        backbone = self.student.backbone
+        for number, block in enumerate(backbone.blocks):
+            block.register_forward_hook(
+                lambda _block, _args, x, number=number: self._note(number, x))
+        if inputs == "float16":
+            for model in (backbone, self.teacher.backbone):
+                round_inputs(model)
+
+    def _note(self, number: int, x: Tensor) -> None:
+        peak = float(x.detach().abs().amax())
+        # max() would lose a nan, which compares as smaller than nothing.
+        known = self._peaks.get(number, 0.0)
+        self._peaks[number] = peak if math.isnan(peak) or peak > known else known
+
+    def step(self, images: list[Tensor], step: int) -> dict[str, Tensor]:
+        self._peaks.clear()
+        return super().step(images, step)
+
+    def _row(self, step: int, values: dict[str, Tensor]) -> dict[str, float]:
+        peaks = {f"activation_{number}": peak for number, peak in sorted(self._peaks.items())}
+        row = super()._row(step, values)
+        self.rows.append({"step": step} | row | peaks)
+        return row
+
+    def _quantiles(self, views: Tensor) -> dict[str, float]:
+        return state_space_extremes(self.student.backbone, views)
+
+
+def round_inputs(backbone: nn.Module) -> None:
+    """Round to float16 the images and what the projections hand to the scans."""
+    backbone.patch_embed.register_forward_pre_hook(lambda _module, args: (_rounded(args[0]),))
+    for block in backbone.blocks:
+        for name, module in block.mixer.named_children():
+            if hasattr(block.mixer, "A") and name.startswith(("in_proj", "x_proj")):
+                module.register_forward_hook(lambda _module, _args, x: _rounded(x))
+
+
+def _rounded(x: Tensor) -> Tensor:
+    """`x` as float16 holds it, infinite beyond 65,504; the gradient passes through."""
+    return x + (x.detach().half().to(x.dtype) - x.detach())
+
+
+def run_cell(base: Config, cell: Mapping[str, Any]) -> "pd.DataFrame":
+    """Train one cell and return its trajectory, one row per logged step.
+
+    Parameters
+    ----------
+    base
+        What cells share: backbone, tiles, length, batch, views.
+    cell
+        One of `grid`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``step``, losses, ``grad_*`` before clipping, ``delta_*``, ``pole_*``, ``decay_max`` (see
+        `mvhlib.dino.monitors.state_space_extremes`), ``effective_rank``, ``activation_<block>``.
+    """
+    import pandas as pd
+
+    with tempfile.TemporaryDirectory() as folder:
+        run = Recorder(replace(configure(base, cell), folder=folder), cell["inputs"])
+        try:
+            run.train()
+        except TrainingStopped:
+            pass  # its last row says why
+    return pd.DataFrame(run.rows)
+
+
+def run_grid(base: Config, cells: Sequence[Mapping[str, Any]],
+             folder: Path) -> "tuple[pd.DataFrame, pd.DataFrame]":
+    """Train all cells and judge them; a cell that was trained before is read.
+
+    Parameters
+    ----------
+    base
+        See `run_cell`.
+    cells
+        From `grid`.
+    folder
+        Keeps ``<key>.csv`` per cell, whose key is a hash of its recipe and of the tiles.
+
+    Returns
+    -------
+    table, trajectories
+        One row per cell (its axes, then `judge`), and all trajectories with the axes before them.
+    """
+    import pandas as pd
+
+    rows, trajectories = [], []
+    folder.mkdir(parents=True, exist_ok=True)
+    identity = open_tiles(base).identity
+    for cell in cells:
+        key = artifacts.sha256_of(configure(base, cell).recipe(), cell, base.log_every, identity)
+        path = folder / f"{key[:16]}.csv"
+        if not path.exists():
+            artifacts.write_csv(path, run_cell(base, cell))
+        # Read back in any case, so that a repeated run sees the same digits.
+        trajectory = artifacts.read_csv(path, ("step", "loss"))
+        rows.append({**cell, **judge(trajectory)})
+        trajectories.append(pd.concat([pd.DataFrame([cell] * len(trajectory)), trajectory], axis=1))
+    return pd.DataFrame(rows), pd.concat(trajectories, ignore_index=True)
+
+
+def judge(trajectory: "pd.DataFrame") -> dict[str, Any]:
+    """The verdict on a trajectory by a fixed rule, and the numbers that it rests on.
+
+    Diverged: a logged loss or gradient norm is not finite, or the mean loss over the last `END` of
+    the logged steps is above the first by more than `MARGIN`. Collapsed: it did not diverge, and
+    the mean effective rank over these steps is below the `least_rank` of `Config`. Else stable.
+
+    Returns
+    -------
+    dict
+        ``verdict``, ``reason``, ``n_steps``; ``loss_start``, ``loss_end``, ``loss_max``;
+        ``grad_max`` over parts and ``activation_max`` over blocks, each over all steps, and
+        ``activation_growth``, that of the last step over that of the first; ``delta_max``,
+        ``pole_max``, ``pole_min``, ``decay_max``; ``rank_end``.
+    """
+    gradients = trajectory.filter(regex="^grad_").to_numpy()
+    activations = trajectory.filter(regex=ACTIVATIONS).to_numpy().max(axis=1)
+    loss, rank = trajectory["loss"].to_numpy(), trajectory["effective_rank"].to_numpy()
+    end = slice(-max(1, round(END * len(loss))), None)
+    rise = float(loss[end].mean() / loss[0] - 1)
+    if not np.isfinite(loss).all() or not np.isfinite(gradients).all():
+        verdict, reason = "diverged", "loss or gradient not finite"
+    elif rise > MARGIN:
+        verdict, reason = "diverged", f"loss ends at {1 + rise:.2f} of its start"
+    elif rank[end].mean() < Config.least_rank:
+        verdict, reason = "collapsed", f"effective rank ends at {rank[end].mean():.2f}"
+    else:
+        verdict, reason = "stable", f"loss ends at {1 + rise:.2f} of its start"
+    return {"verdict": verdict, "reason": reason, "n_steps": int(trajectory["step"].iloc[-1]) + 1,
+            "loss_start": loss[0], "loss_end": loss[end].mean(), "loss_max": loss.max(),
+            "grad_max": gradients.max(), "activation_max": activations.max(),
+            "activation_growth": activations[-1] / activations[0],
+            "delta_max": trajectory["delta_max"].max(), "pole_max": trajectory["pole_max"].max(),
+            "pole_min": trajectory["pole_min"].min(), "decay_max": trajectory["decay_max"].max(),
+            "rank_end": rank[end].mean()}
+
+
+def summarise(table: "pd.DataFrame") -> "pd.DataFrame":
+    """MLP against EinFFT over cells that differ in nothing else, by trunk, inputs and rate.
+
+    The last row, ``all``, counts every pair. Cells of one grid are no sample of anything and each
+    was trained once, so there is no interval and no test.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``trunk, inputs, lr_factor, n_pairs``; ``diverged_einfft, diverged_mlp``: cells;
+        ``difference``: share of cells that diverged, MLP less EinFFT; ``only_mlp, only_einfft``:
+        pairs in which one alone diverged; ``collapsed_*``; ``activation_ratio``, ``grad_ratio``:
+        geometric means of the largest values, MLP over EinFFT; ``pole_max``: the largest real
+        part of any eigenvalue at any logged step; ``n_seeds``.
+    """
+    import pandas as pd
+
+    keys = [name for name in AXES if name != "channel_mixer"]
+    both = table[table["channel_mixer"] == "mlp"].merge(
+        table[table["channel_mixer"] == "einfft"], on=keys, suffixes=("_mlp", "_einfft"))
+    if both.empty:
+        raise InputError("stability", "channel_mixer", "has no pair of cells that differ in it",
+                         "give [einfft, mlp]")
+    groups = [*both.groupby(["trunk", "inputs", "lr_factor"], sort=False)]
+    return pd.DataFrame([dict(zip(("trunk", "inputs", "lr_factor"), key, strict=True))
+                         | _counts(pairs) for key, pairs in [*groups, (("all",) * 3, both)]])
+
+
+def _counts(pairs: "pd.DataFrame") -> dict[str, Any]:
+    found = {"n_pairs": len(pairs)}
+    failed = {}
+    for verdict in ("diverged", "collapsed"):
+        for mixer in NAMES:
+            failed[verdict, mixer] = pairs[f"verdict_{mixer}"] == verdict
+            found[f"{verdict}_{mixer}"] = int(failed[verdict, mixer].sum())
+    mlp, einfft = failed["diverged", "mlp"], failed["diverged", "einfft"]
+    found |= {"difference": float(mlp.mean() - einfft.mean()),
+              "only_mlp": int((mlp & ~einfft).sum()), "only_einfft": int((einfft & ~mlp).sum())}
+    for name in ("activation", "grad"):
+        ratios = np.log(pairs[f"{name}_max_mlp"] / pairs[f"{name}_max_einfft"])
+        # A pair in which something overflowed has no ratio.
+        found[f"{name}_ratio"] = float(np.exp(ratios[np.isfinite(ratios)].mean()))
+    poles = pairs[["pole_max_mlp", "pole_max_einfft"]].max(axis=None)
+    return found | {"pole_max": float(poles), "n_seeds": 1}
+
+
+def harshest(trajectories: "pd.DataFrame") -> "pd.DataFrame":
+    """Rows of the highest rate, for the first trunk and inputs of the grid, and what is drawn.
+
+    ``activation`` is the largest over blocks, ``grad`` the largest gradient norm over parts.
+    """
+    first = trajectories[["trunk", "inputs"]].iloc[0]
+    chosen = (trajectories[["trunk", "inputs"]] == first).all(axis=1)
+    rows = trajectories[chosen]
+    rows = rows[rows["lr_factor"] == rows["lr_factor"].max()]
+    rows = rows.assign(activation=rows.filter(regex=ACTIVATIONS).max(axis=1),
+                       grad=rows.filter(regex="^grad_").max(axis=1))
+    return rows[[*AXES, "step", *DRAWN, "delta_median", "decay_max", "effective_rank"]]
+
+
+def draw_trajectories(rows: "pd.DataFrame", axes: "np.ndarray") -> "np.ndarray":
+    """Draw what `DRAWN` names against the step, one row of axes per preset.
+
+    Parameters
+    ----------
+    rows
+        From `harshest`. Colours are channel mixers, dashes the deeper trunks, thin lines the cells
+        without clipping.
+    axes
+        `(presets, 4)`.
+    """
+    depths = sorted(set(rows["depth"]))
+    for line, (preset, cells) in zip(axes, rows.groupby("preset", sort=False), strict=True):
+        for ax, column in zip(line, DRAWN, strict=True):
+            for (mixer, depth, clip), run in cells.groupby(["channel_mixer", "depth", "clip"]):
+                ax.plot(run["step"], run[column], color=COLOURS[mixer],
+                        linestyle="-" if depth == depths[0] else "--",
+                        linewidth=1.2 if clip else 0.6)
+            if column in ("activation", "grad"):
+                ax.set_yscale("log")
+        line[0].set_ylabel(preset)
+    for ax, label in zip(axes[0], DRAWN.values(), strict=True):
+        ax.set_title(label)
+    for ax in axes[-1]:
+        ax.set_xlabel("step")
+    return axes
+
+
+def draw_key(rows: "pd.DataFrame", fig) -> None:
+    """Say below a figure of `draw_trajectories` what its lines are."""
+    from matplotlib.lines import Line2D
+
+    lines = {NAMES[mixer]: {"color": COLOURS[mixer]}
+             for mixer in sorted(set(rows["channel_mixer"]))}
+    depths = sorted(set(rows["depth"]))
+    if len(depths) > 1:
+        lines |= {f"{depth} blocks": {"color": "0.3", "linestyle": style}
+                  for depth, style in zip(depths, ("-", "--"), strict=False)}
+    if rows["clip"].nunique() > 1:
+        lines |= {"clipped": {"color": "0.3"}, "not clipped": {"color": "0.3", "linewidth": 0.6}}
+    fig.legend([Line2D([], [], **style) for style in lines.values()], list(lines),
+               loc="outside lower center", ncols=len(lines))
+
+
+def draw_verdicts(table: "pd.DataFrame", ax: "Axes") -> "Axes":
+    """Draw the verdict of every cell; the number is where its loss ended, relative to its start.
+
+    Parameters
+    ----------
+    table
+        From `run_grid`.
+    """
+    from matplotlib.colors import ListedColormap
+    from matplotlib.patches import Patch
+
+    wide = table.assign(code=table["verdict"].map([*VERDICTS].index),
+                        ratio=table["loss_end"] / table["loss_start"])
+    wide = wide.pivot(index=RECIPE, columns=["channel_mixer", "lr_factor"],
+                      values=["code", "ratio"])
+    order = [*table.drop_duplicates(RECIPE)[RECIPE].itertuples(index=False, name=None)]
+    codes, ratios = (wide[name].sort_index(axis=1).reindex(order) for name in ("code", "ratio"))
+    ax.imshow(codes.to_numpy(float), cmap=ListedColormap(list(VERDICTS.values())),
+              vmin=-0.5, vmax=len(VERDICTS) - 0.5, aspect="auto", interpolation="nearest")
+    for (i, j), ratio in np.ndenumerate(ratios.to_numpy(float)):
+        if not np.isnan(codes.iat[i, j]):
+            ax.text(j, i, f"{ratio:.2f}" if np.isfinite(ratio) else "not finite", ha="center",
+                    va="center", fontsize=6.5)
+    for axis, n in ((ax.yaxis, len(codes)), (ax.xaxis, codes.shape[1])):
+        axis.set_ticks(np.arange(n + 1) - 0.5, minor=True)
+    ax.grid(which="minor", color="white", linewidth=1)
+    ax.tick_params(which="minor", length=0)
+    ax.set_xticks(range(codes.shape[1]), [f"{NAMES[mixer]}\nlr x {rate:g}"
+                                          for mixer, rate in codes.columns])
+    ax.set_yticks(range(len(codes)), [_row_name(*row) for row in codes.index])
+    ax.figure.legend([Patch(color=colour) for colour in VERDICTS.values()], [*VERDICTS],
+                     loc="outside lower center", ncols=len(VERDICTS))
+    return ax
+
+
+def _row_name(trunk: str, inputs: str, preset: str, depth: int, clip: float) -> str:
+    special = [{"state_space": "", "hybrid": "hybrid"}[trunk],
+               inputs if inputs != "float32" else ""]
+    return ", ".join([*filter(None, special), preset, f"{depth} blocks",
+                      f"clipped at {clip:g}" if clip else "not clipped"])

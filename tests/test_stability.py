@@ -1,0 +1,212 @@
+"""The stability grid: its cells, what is recorded on the way, and the rule of the verdict."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from mvhlib.artifacts import InputError
+from mvhlib.backbones import create_model
+from mvhlib.dino import stability
+from mvhlib.dino.config import Config
+from mvhlib.dino.monitors import state_space_extremes
+from mvhlib.dino.pretrain import Pretraining
+from tests.test_dino_pretrain import SMALL, one_thread, tiles
+
+__all__ = ["one_thread", "tiles"]
+
+CELL = stability.grid([{"depth": [2], "channel_mixer": ["mlp"]}])[0]
+
+
+@pytest.fixture
+def base(tiles, tmp_path):
+    options = {"embed_dim": 24, "img_size": 32}
+    return Config(**(SMALL | {"tiles": str(tiles), "backbone_options": options, "steps": 4,
+                              "batch": 4, "log_every": 2, "koleo_group": 2}))
+
+
+# ---- the grid
+
+
+def test_a_grid_is_the_union_of_its_blocks():
+    cells = stability.grid([{"lr_factor": [1, 3, 10], "clip": [3, 0]}, {"lr_factor": [10.0]},
+                            {"trunk": ["hybrid"]}])
+    assert len(cells) == 2 * 3 * 2 + 2
+    assert len({tuple(cell.items()) for cell in cells}) == len(cells)
+    assert all(list(cell) == list(stability.AXES) for cell in cells)
+
+
+@pytest.mark.parametrize(("blocks", "said"), [
+    ([], "at least one"), ([{"rate": [1]}], "no axis"), ([{"trunk": ["attention"]}], "state_space"),
+    ([{"clip": [-1]}], "not negative"), ([{"depth": ["deep"]}], "not negative")])
+def test_a_grid_that_names_nothing_is_refused(blocks, said):
+    with pytest.raises(InputError, match=said):
+        stability.grid(blocks)
+
+
+@pytest.mark.parametrize("batch", [8, 64])
+def test_the_rate_is_a_multiple_of_the_published_peak_and_is_held(batch):
+    """0.00244949, whatever the batch."""
+    config = stability.configure(Config(steps=40, batch=batch, koleo_group=8),
+                                 CELL | {"lr_factor": 10.0, "trunk": "hybrid", "depth": 12})
+    rates = config.schedules().tables["lr"]
+    np.testing.assert_allclose(rates[2:], 10 * 0.00244949, rtol=1e-6)
+    assert config.backbone_options == {"depth": 12, "split": 6, "channel_mixer": "mlp",
+                                       "preset": "released"}
+    assert stability.configure(config, CELL).backbone_options["split"] == 2
+
+
+# ---- what is recorded
+
+
+def largest_behind_blocks(run, images):
+    """By hand: the student's blocks one by one, on global and local views."""
+    batch = run._prepare(images[0], 0, 0)
+    backbone, peaks = run.student.backbone, {}
+    with torch.no_grad():
+        for views, masks in ((batch["views"], batch["masks"]), (batch["local"], None)):
+            x = backbone._embed(views, masks)
+            for number, block in enumerate(backbone.blocks):
+                x = block(x)
+                peaks[number] = max(peaks.get(number, 0.0), float(x.abs().max()))
+    return peaks
+
+
+def test_a_recorder_sees_the_residual_stream_and_changes_nothing(base, tmp_path):
+    config = replace(base, folder=str(tmp_path / "plain"))
+    plain = Pretraining(config)
+    plain.order = plain._order()
+    expected = largest_behind_blocks(plain, next(plain._batches())[1])
+    plain.train()
+    recorder = stability.Recorder(replace(config, folder=str(tmp_path / "watched")))
+    recorder.train()
+    first = recorder.rows[0]
+    assert {n: first[f"activation_{n}"] for n in expected} == pytest.approx(expected, rel=1e-6)
+    assert [row["step"] for row in recorder.rows] == [0, 2, 3]
+    for name, tensor in plain.student.state_dict().items():
+        assert torch.equal(recorder.student.state_dict()[name], tensor), name
+
+
+def test_extremes_bound_every_factor_of_the_recurrence():
+    model = create_model("mvhybrid_micro_patch8_64", depth=2, split=2)
+    with torch.no_grad():
+        model.blocks[1].mixer.A_log.fill_(-2.0)
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    found = state_space_extremes(model, images)
+    assert found["pole_max"] == pytest.approx(-np.exp(-2.0))
+    assert found["pole_min"] == pytest.approx(-16)
+    inputs = [model._embed(images, None)]
+    factors = []
+    with torch.no_grad():
+        for block in model.blocks:
+            mixer = block.mixer
+            delta = mixer.delta(block.norm1(inputs[-1]))
+            factors.append(float(torch.exp(delta[..., None] * mixer.A).max()))
+            assert found["delta_min"] <= float(delta.min()) <= float(delta.max()) \
+                <= found["delta_max"] + 1e-12
+            inputs.append(block(inputs[-1]))
+    assert max(factors) <= found["decay_max"] * (1 + 1e-6) < 1
+    assert state_space_extremes(create_model("vit12_micro_patch8_64"), images) == {}
+
+
+def test_half_precision_is_that_of_images_and_scan_inputs():
+    model = create_model("mvhybrid_micro_patch8_64", depth=2, img_size=32)
+    seen = {}
+    stability.round_inputs(model)
+    scan, attention = model.blocks[0].mixer, model.blocks[1].mixer
+    for name, module in (("images", model.patch_embed.proj), ("scan", scan.x_proj),
+                         ("attention", attention.qkv)):
+        module.register_forward_hook(
+            lambda _m, args, y, name=name: seen.__setitem__(name, (args[0], y)))
+    x = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    model(x)[:, 0].sum().backward()
+
+    def is_half(tensor):
+        return torch.equal(tensor, tensor.half().float())
+
+    assert is_half(seen["images"][0]) and is_half(seen["scan"][1])
+    assert not is_half(x) and not is_half(seen["attention"][1])
+    assert bool(x.grad.abs().sum() > 0)
+    assert stability._rounded(torch.tensor(7e4)).isinf()
+
+
+# ---- the verdict
+
+
+def trajectory(loss, rank=9.0, grad=1.0):
+    n = len(loss)
+    return pd.DataFrame({
+        "step": 2 * np.arange(n), "loss": loss, "grad_backbone": grad, "effective_rank": rank,
+        "activation_0": np.linspace(1, 2, n), "activation_1": np.linspace(2, 6, n),
+        "delta_max": 0.7, "delta_median": 0.7, "pole_max": -1.0, "pole_min": -16.0, "decay_max": 0.5})
+
+
+@pytest.mark.parametrize(("given", "verdict"), [
+    (trajectory([10.0] * 20), "stable"),
+    (trajectory([10.0] * 18 + [10.4] * 2), "stable"),
+    (trajectory([10.0] * 18 + [10.6] * 2), "diverged"),
+    (trajectory([10.0, 30.0] + [9.0] * 18), "stable"),  # a spike that heals
+    (trajectory([10.0] * 5 + [np.nan]), "diverged"),
+    (trajectory([10.0] * 20, grad=np.inf), "diverged"),
+    (trajectory([10.0] * 20, rank=1.2), "collapsed"),
+    (trajectory([10.0] * 18 + [10.6] * 2, rank=1.2), "diverged"),
+])
+def test_the_verdict_is_a_rule(given, verdict):
+    found = stability.judge(given)
+    assert found["verdict"] == verdict
+    assert found["activation_max"] == 6 and found["activation_growth"] == 3
+    assert found["n_steps"] == given["step"].iloc[-1] + 1
+
+
+def test_a_rate_without_measure_diverges(base):
+    """The loop stops by itself; the row that stopped it is kept."""
+    rows = stability.run_cell(base, CELL | {"lr_factor": 1e12, "clip": 0.0})
+    verdict = stability.judge(rows)
+    assert verdict["verdict"] == "diverged", verdict
+    assert verdict["pole_max"] < 0
+
+
+def test_the_summary_counts_pairs():
+    cells = stability.grid([{"lr_factor": [1, 10], "clip": [3, 0]}])
+    rows = [{**cell, **stability.judge(trajectory([10.0] * 20))} for cell in cells]
+    for row in rows:
+        if row["channel_mixer"] == "mlp":
+            row["activation_max"] *= 2
+            if row["lr_factor"] == 10 and row["clip"] == 0:
+                row["verdict"] = "diverged"
+    table = stability.summarise(pd.DataFrame(rows)).set_index("lr_factor")
+    assert table["n_pairs"].to_dict() == {1.0: 2, 10.0: 2, "all": 4}
+    assert table["difference"].to_dict() == {1.0: 0, 10.0: 0.5, "all": 0.25}
+    assert table.loc["all", ["only_mlp", "only_einfft"]].tolist() == [1, 0]
+    np.testing.assert_allclose(table["activation_ratio"], 2)
+    with pytest.raises(InputError, match="einfft, mlp"):
+        stability.summarise(pd.DataFrame(rows[:1]))
+
+
+# ---- cell by cell
+
+
+def test_a_killed_grid_loses_one_cell(base, tmp_path, monkeypatch):
+    trained = []
+
+    def run_cell(config, cell):
+        if len(trained) == 2 and cell["lr_factor"] == 10 and cell["channel_mixer"] == "einfft":
+            raise KeyboardInterrupt
+        trained.append((cell["lr_factor"], cell["channel_mixer"]))
+        return trajectory(list(np.linspace(10, 10 / 3, 20)))
+
+    monkeypatch.setattr(stability, "run_cell", run_cell)
+    cells = stability.grid([{"lr_factor": [1, 10]}])
+    cells.sort(key=lambda cell: cell["lr_factor"])
+    with pytest.raises(KeyboardInterrupt):
+        stability.run_grid(base, cells, tmp_path)
+    trained.append("killed")
+    table, rows = stability.run_grid(base, cells, tmp_path)
+    assert trained[3:] == [(10.0, "einfft"), (10.0, "mlp")]
+    again, _ = stability.run_grid(base, cells, tmp_path)
+    assert len(trained) == 5 and again.equals(table)
+    assert len(rows) == 80 and set(stability.harshest(rows)["lr_factor"]) == {10.0}
+    stability.run_grid(replace(base, steps=5), cells[:1], tmp_path)
+    assert len(trained) == 6  # another recipe is another cell
