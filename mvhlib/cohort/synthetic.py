@@ -1,4 +1,4 @@
-"""A synthetic cohort whose every cause is known, and a synthetic slide cohort beside it.
+"""A synthetic cohort whose every cause is known; synthetic slides and organs beside it.
 
 A section is drawn in optical-density space. Smooth random fields lay out lumen, glands, stroma,
 tumour and lymphocytes; nuclei of class-specific size, density and chromatin texture are stamped on
@@ -851,6 +851,83 @@ def make_slide_cohort(folder: str | Path, *, seed: int = 0, version: str = VERSI
     return table
 
 
+def make_organ_images(folder: str | Path, *, seed: int = 0, version: str = VERSION,
+                      n_organs: int = 3, n_scanners: int = 9, patients_per_cell: int = 3,
+                      tiles_per_image: int = 9, tile_px: int = 64, mpp: float = 1.5625,
+                      scanner_strength: float = 1.0, contrast: float = 0.8) -> "pd.DataFrame":
+    """Make images of organs, each seen by every scanner: tissue of origin without a confounder.
+
+    Organs have the same classes of tissue in the same shares. They differ in the scale of their
+    texture: coarse, middle or fine. Its histogram is one for all, so that no statistic of colour
+    tells an organ from another, and whoever names the organ has looked at structure. A confounded
+    set is part of this one: keep one organ of each scanner.
+
+    Parameters
+    ----------
+    folder
+        Takes ``tiles/<image>.h5`` (layout of `mvhlib.tiles.store`) and ``labels.csv`` (the returned
+        table).
+    n_organs
+        2 or 3; two are the coarse and the middle one.
+    n_scanners
+        Each has its own stain, blur and tone.
+    patients_per_cell
+        Patients, with one image each, of every organ at every scanner.
+    tiles_per_image
+        At least 9, of which 8 are tumour.
+    scanner_strength
+        0: scanners are alike.
+    contrast
+        Share of the texture's variance at the organ's own scale; the other scales share the rest.
+
+    Returns
+    -------
+    pd.DataFrame
+        image, patient, label (the organ), study (the scanner).
+
+    Raises
+    ------
+    InputError
+        If a parameter is out of its range.
+    """
+    import pandas as pd
+
+    from mvhlib.tiles.cut import Tiles
+    from mvhlib.tiles.store import write_tiles
+
+    for name, value, low, high in (
+            ("n_organs", n_organs, 2, len(BANDS)), ("n_scanners", n_scanners, 1, 26),
+            ("patients_per_cell", patients_per_cell, 1, 1000),
+            ("tiles_per_image", tiles_per_image, 9, 10_000), ("tile_px", tile_px, 36, 1024),
+            ("mpp", mpp, 0.1, 10), ("scanner_strength", scanner_strength, 0, 4),
+            ("contrast", contrast, 0, 1)):
+        if not low <= value <= high:
+            raise InputError("synthetic organs", name, f"is {value}", f"use {low} to {high}")
+    if version != VERSION:
+        raise InputError("synthetic organs", "version", f"{version!r} is not {VERSION!r}",
+                         f"ask for version {VERSION!r}")
+    folder, rows = Path(folder), []
+    looks = _appearances(_plan_studies(_rng(seed, 3, 0), n_scanners)[2], *[scanner_strength] * 3)
+    for organ, scanner, number in np.ndindex(n_organs, n_scanners, patients_per_cell):
+        draw = _rng(seed, 3, 1, organ, scanner, number)
+        power = np.full(len(BANDS), (1 - contrast) / (len(BANDS) - 1))
+        power[organ] = contrast
+        kind, grade, planted = _draw_bag(draw, tiles_per_image, False, 0.0)
+        jitter = np.exp(0.06 * scanner_strength * draw.standard_normal(2))
+        look = replace(looks[scanner], gains=tuple(np.array(looks[scanner].gains) * jitter))
+        img, coords = _draw_tiles(draw, kind, grade, planted, look, tile_px, mpp,
+                                  contrast=np.repeat(np.sqrt(power / 2), 2))
+        name = f"{list(BANDS)[organ]}-scanner{scanner + 1}-{number + 1:02d}"
+        write_tiles(folder / "tiles" / f"{name}.h5", Tiles(
+            img, coords, np.zeros(len(img), np.float32), tile_px, tile_px * mpp, mpp, mpp,
+            [f"{x // tile_px}x{y // tile_px}" for x, y in coords]))
+        rows.append((name, f"OP{len(rows) + 1:04d}", f"{list(BANDS)[organ]} organ",
+                     f"scanner{scanner + 1}"))
+    table = pd.DataFrame(rows, columns=["image", "patient", "label", "study"])
+    write_csv(folder / "labels.csv", table)
+    return table
+
+
 def _draw_bag(rng: np.random.Generator, n: int, msi: bool, spread: float
               ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Class, grade and whether it is invaded, of each of `n` tiles, shuffled."""
@@ -870,9 +947,12 @@ def _draw_bag(rng: np.random.Generator, n: int, msi: bool, spread: float
 
 
 def _draw_tiles(rng: np.random.Generator, kind: np.ndarray, grade: np.ndarray,
-                invaded: np.ndarray, look: _Appearance, tile_px: int, mpp: float
-                ) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels `(T, S, S, 3)` and corners `(T, 2)` of the tiles of one slide."""
+                invaded: np.ndarray, look: _Appearance, tile_px: int, mpp: float,
+                contrast: np.ndarray | float = 6**-0.5) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels `(T, S, S, 3)` and corners `(T, 2)` of the tiles of one slide.
+
+    `contrast` is the RMS of the six textures `(6,)`, squares summing to 1.
+    """
     side = int(np.ceil(np.sqrt(len(kind))))
     shape = (side * tile_px, side * tile_px)
 
@@ -885,7 +965,7 @@ def _draw_tiles(rng: np.random.Generator, kind: np.ndarray, grade: np.ndarray,
     labels[mosaic(invaded.astype(np.int8)).astype(bool) & (_field(rng, shape, 14 / mpp) > 0.2)] = \
         CLASSES.index("lymphocytes")
     layout = _lay_out(rng, labels, mpp, np.ones(shape), grade=mosaic(grade))
-    texture = _texture(rng, side, tile_px, np.full((side, side, 6), 6**-0.5),
+    texture = _texture(rng, side, tile_px, np.full((side, side, 6), contrast),
                        np.full((side, side), look.blur_um / mpp))
     pixels = _expose(layout, 0.28 * texture, look, mpp)
     tiles = pixels.reshape(side, tile_px, side, tile_px, 3).swapaxes(1, 2)

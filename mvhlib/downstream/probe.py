@@ -651,6 +651,40 @@ def in_two_units(labels: Sequence[str], units: Sequence[str]) -> np.ndarray:
     return (found.groupby("label")["unit"].transform("nunique") > 1).to_numpy()
 
 
+def one_class_per_study(labels: Sequence[str], studies: Sequence[str]) -> np.ndarray:
+    """Rows `(n,)` of a confounded set: one class of each study, classes spread over the studies.
+
+    Where every study holds one class anyway, these are all rows.
+    """
+    labels, studies = np.asarray(labels, dtype=str), np.asarray(studies, dtype=str)
+    kept, taken = np.zeros(len(labels), dtype=bool), dict.fromkeys(np.unique(labels), 0)
+    for study in np.unique(studies):
+        here = studies == study
+        chosen = min(np.unique(labels[here]), key=taken.__getitem__)
+        taken[chosen] += 1
+        kept |= here & (labels == chosen)
+    return kept
+
+
+def confounding(labels: Sequence[str], studies: Sequence[str], patients: Sequence[str]
+                ) -> pd.DataFrame:
+    """Whether a class can be told from the study that it comes from, class by class.
+
+    Returns
+    -------
+    pd.DataFrame
+        ``label, n_rows, n_patients, n_studies, shared`` (share of its rows from studies that hold
+        another class as well) and ``note``.
+    """
+    table = pd.DataFrame({"label": labels, "study": studies, "patient": patients}, dtype=str)
+    table["shared"] = table.groupby("study")["label"].transform("nunique") > 1
+    found = table.groupby("label").agg(
+        n_rows=("study", "size"), n_patients=("patient", "nunique"),
+        n_studies=("study", "nunique"), shared=("shared", "mean")).reset_index()
+    found["note"] = np.where(found["shared"] == 0, "origin and scanner are confounded", "")
+    return found
+
+
 def thin(groups: Sequence[str], most: int, seed: int = 0) -> np.ndarray:
     """Positions of at most `most` rows of each group, drawn at random, in their order."""
     rng, groups = np.random.default_rng(seed), np.asarray(groups, dtype=str)

@@ -24,11 +24,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mvhlib.artifacts import InputError, read_attr, sha256_file, sha256_of, write_csv
-from mvhlib.tiles.cut import Tiles, cut_at
+from mvhlib.tiles.cut import Tiles, cut_at, cut_spots
 from mvhlib.tiles.slides import TIFF, WHOLE_SLIDE, Slide, open_slide
 from mvhlib.tiles.store import coordinate_names, manifest_row, write_tiles
 
@@ -58,6 +59,10 @@ class LabelledImage:
         Who it is of; empty where the set does not say.
     extra
         What else the set says (grade, partition, votes), by column.
+    opened
+        Options of `mvhlib.tiles.slides.open_slide` for this image, such as a scale of its own.
+    centers
+        Where its tiles lie, (x, y) of their centres `(T, 2)` [level-0 px]; None: in a grid.
     """
 
     name: str
@@ -65,9 +70,11 @@ class LabelledImage:
     label: str
     patient: str = ""
     extra: dict[str, str] = field(default_factory=dict, repr=False)
+    opened: dict[str, Any] = field(default_factory=dict, repr=False)
+    centers: np.ndarray | None = field(default=None, repr=False, compare=False)
 
 
-def read(kind: str, folder: str | os.PathLike) -> list[LabelledImage]:
+def read(kind: str, folder: str | os.PathLike, n_classes: int = 2) -> list[LabelledImage]:
     """Read a set of labelled images; pixels are not touched.
 
     Parameters
@@ -76,6 +83,8 @@ def read(kind: str, folder: str | os.PathLike) -> list[LabelledImage]:
         One of `KINDS`.
     folder
         The set's directory; links inside it are followed.
+    n_classes
+        Least number of classes.
 
     Returns
     -------
@@ -86,7 +95,7 @@ def read(kind: str, folder: str | os.PathLike) -> list[LabelledImage]:
     ------
     InputError
         If labels and images do not fit each other one to one, a label is empty, a patient is
-        named for some images only, or fewer than two classes are found.
+        named for some images only, or too few classes are found.
     """
     if kind not in KINDS:
         raise InputError("labelled images", "kind", f"{kind!r} is not known", f"use one of {KINDS}")
@@ -102,9 +111,9 @@ def read(kind: str, folder: str | os.PathLike) -> list[LabelledImage]:
     if nobody and len(nobody) < len(images):
         raise InputError(folder, "patient", f"is empty for {_some(nobody)}",
                          "name the patient of every image or of none")
-    if len({image.label for image in images}) < 2:
+    if len({image.label for image in images}) < n_classes:
         raise InputError(folder, "label", f"has {len({i.label for i in images})} class",
-                         "give two classes or more")
+                         f"give {n_classes} classes or more")
     return images
 
 
@@ -281,7 +290,8 @@ def cut(images: Sequence[LabelledImage], out: str | os.PathLike, *, tile_um: flo
     tile_um, tile_px
         Side of a tile [µm], [px]; see `corners`.
     mpp
-        Scale of the images [µm/px]; None takes what whole slides state, plain images state none.
+        Scale of the images [µm/px] that bring none of their own; None takes what whole slides
+        state, plain images state none.
 
     Returns
     -------
@@ -303,7 +313,8 @@ def cut(images: Sequence[LabelledImage], out: str | os.PathLike, *, tile_um: flo
     rows = []
     for image in images:
         path = out / "tiles" / f"{image.name}.h5"
-        key = sha256_of([tile_um, tile_px, mpp], sha256_file(image.path))
+        own = [image.opened, image.centers] if image.opened else []
+        key = sha256_of([tile_um, tile_px, mpp], sha256_file(image.path), *own)
         if read_attr(path, "key") != key:
             tiles = _cut_one(image, tile_um, tile_px, mpp)
             write_tiles(path, tiles, coordinate_names(tiles.coords), key=key)
@@ -316,9 +327,11 @@ def cut(images: Sequence[LabelledImage], out: str | os.PathLike, *, tile_um: flo
 
 
 def _cut_one(image: LabelledImage, tile_um: float, tile_px: int, mpp: float | None) -> Tiles:
-    with open_slide(image.path, mpp=mpp) as slide:
+    with open_slide(image.path, **{"mpp": mpp} | image.opened) as slide:
         if slide.mpp is None:
             raise InputError(image.path, "mpp", "is not known, so micrometres mean nothing",
                              "state the scale of the images [µm/px]")
+        if image.centers is not None:
+            return cut_spots(slide, image.centers, tile_um=tile_um, tile_px=tile_px)
         places, width_um = corners(slide, tile_um)
         return cut_at(slide, places, tile_um=width_um, tile_px=tile_px)
