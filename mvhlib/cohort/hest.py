@@ -139,7 +139,8 @@ def label(cohort: Cohort | pd.DataFrame, include: str | Sequence[str] | None = N
         As in `read`; None for whatever lies in the folder.
     """
     chosen = [include] if isinstance(include, str) else list(include or [])
-    name = "CRC-" + "+".join(chosen) if chosen else "HEST"
+    colorectal = "CRC-" if set(chosen) <= set(MEMBERSHIPS) else "HEST "
+    name = colorectal + "+".join(chosen) if chosen else "HEST"
     return f"{name} ({len(cohort)})"
 
 
