@@ -32,7 +32,7 @@ GENES = [f"G{number:02d}" for number in range(N_GENES)]
 
 def write_sample(root, name, *, folder="st", n=40, side=224, patches=True, missing=5, extra=1,
                  mpp=0.3, attrs=True, centred=False, plural=False, controls=(), seed=0,
-                 counts=None, fmt="csr", picture=False):
+                 counts=None, fmt="csr", picture=False, genes=GENES):
     """A sample in HEST's layout; patches are fewer than spots, shuffled, one without a spot."""
     rng = np.random.default_rng([seed, *name.encode()])
     source = round(side * 0.5 / mpp)  # [level-0 px]
@@ -40,7 +40,7 @@ def write_sample(root, name, *, folder="st", n=40, side=224, patches=True, missi
     column, row = np.arange(n) % 8, np.arange(n) // 8
     pitch = 100 / mpp
     centres = np.stack([column, row], 1) * pitch + 700.0
-    genes = [*GENES, *controls]
+    genes = [*genes, *controls]
     if counts is None:
         counts = rng.poisson(rng.gamma(2.0, 1.5, len(genes)), (n, len(genes)))
     counts = np.asarray(counts, np.float32)
