@@ -33,6 +33,7 @@ SOURCES = {
     "visium_hd": "mvhlib.cohort.visium:read_hd",
     "xenium": "mvhlib.cohort.visium:read_xenium",
     "hest": "mvhlib.cohort.hest:read",
+    "joined": "mvhlib.cohort.joined:read",
     "run": "mvhlib.cohort.base:read_run",
     "h5ad": "mvhlib.cohort.base:read_run",
 }
@@ -46,7 +47,8 @@ def read(source: str, path: str | Path | None = None, *, seed: int | None = None
     ----------
     source
         One of `SOURCES`: ``synthetic``, ``her2st``, ``mob``, ``visium``, ``visium_hd``,
-        ``xenium``, ``hest``, or ``run`` (alias ``h5ad``) for the cohort folder that a run wrote.
+        ``xenium``, ``hest``, ``joined`` for several of them as one cohort, or ``run`` (alias
+        ``h5ad``) for the cohort folder that a run wrote.
     path
         Directory of the data set; the synthetic source takes the folder that it writes into.
     seed
