@@ -59,6 +59,7 @@ PROTOCOLS = {
     "loso": "unseen study", "patient": "unseen patient",
     "section": "unseen section\nof one patient", "random10_section": "random sections",
     "random10_spot": "random spots\n(neighbours leak)",
+    "transfer": "another group", "within": "unseen patient\nof the group",
 }
 
 
