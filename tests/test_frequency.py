@@ -11,6 +11,7 @@ from mvhlib import frequency
 from mvhlib.artifacts import InputError
 from mvhlib.backbones import create_model
 from mvhlib.backbones.scan import selective_scan
+from mvhlib.dino.schedules import Schedules
 
 MODELS = ["mvhybrid_micro_patch8_64", "vimeinfft_micro_patch8_64",
           "hydraeinfft_micro_patch8_64", "hydrahybrid_micro_patch8_64"]
@@ -128,6 +129,24 @@ def test_share_of_variation_of_the_families(omega0, real, equal, s4d):
     assert (share["real"] < share["s4d_lin"]) == (omega0 < 47)
 
 
+def test_weight_decay_alone_draws_every_pole_to_minus_one():
+    plan = Schedules(n_steps=98_600, batch=1536)  # as published
+    rate, decay = plan.tables["lr"], plan.tables["weight_decay"]
+    poles = frequency.decayed([-16, -4, -1], rate, decay)
+    for epoch, reference in {10: -8.7, 20: -3.5, 30: -1.94, 50: -1.13}.items():
+        assert poles[493 * epoch - 1, 0] == pytest.approx(reference, rel=5e-3)
+    assert poles[-1] == pytest.approx([-1, -1, -1], abs=1e-6)
+    # AdamW without a gradient, step by step.
+    log = torch.nn.Parameter(torch.tensor([16.0], dtype=torch.float64).log())
+    log.grad = torch.zeros_like(log)
+    optimizer = torch.optim.AdamW([log])
+    for step in range(5000, 5020):
+        optimizer.param_groups[0].update(lr=rate[step], weight_decay=decay[step])
+        optimizer.step()
+    expected = frequency.decayed([-16], rate[5000:5020], decay[5000:5020])[-1, 0]
+    assert -log.exp().item() == pytest.approx(expected, rel=1e-12)
+
+
 def test_an_unstable_pole_is_refused():
     with pytest.raises(InputError, match="negative real part"):
         frequency.transfer([0.1 + 3j], [1], 1.0)
@@ -214,6 +233,9 @@ def test_released_mvhybrid_forgets_after_a_token_and_corrected_does_not():
     for layer in released:
         assert layer.delta.min() > 0.6 and layer.delta.max() < 0.8
         assert layer.row()["half_life_max"] < 1.2
+        # Ten of the sixteen poles lie from -10 to 0; delta times A is another matter.
+        assert layer.row()["a_in_range"] == 10 / 16
+        assert layer.row()["delta_a_in_range"] == pytest.approx(14 / 16, abs=0.01)
         assert layer.mean_energy_share() > 0.65
     steps = np.concatenate([layer.delta.ravel() for layer in corrected])
     assert 5e-3 < np.median(steps) < 2e-2
@@ -296,6 +318,9 @@ def test_density_of_the_own_coefficients_is_normalised():
     assert layers[0].density(theta, n_tokens=2).mean() == pytest.approx(1, rel=5e-3)
     # The skip of a state-space layer is an all-pass, far larger than its modes at initialisation.
     assert layers[0].density([3.0], n_tokens=2, skip=True) == pytest.approx(1, abs=0.05)
+    table = frequency.density_table(layers[:2], [0.1, 3.0])
+    assert table["density"].to_numpy() == pytest.approx(
+        (layers[0].density([0.1, 3.0]) + layers[1].density([0.1, 3.0])) / 2)
 
 
 def test_audit_refuses_what_has_no_blocks_and_finds_nothing_in_a_vit():

@@ -1,6 +1,10 @@
 """Spectra of token maps, waves through blocks, band-limited noise: known waves and filters."""
 
+from types import SimpleNamespace
+
+import anndata
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -11,7 +15,10 @@ from mvhlib.artifacts import InputError
 from mvhlib.backbones import create_model
 from mvhlib.backbones.mixers import Attention
 from mvhlib.backbones.scan import selective_scan
+from mvhlib.cohort.synthetic import CLASSES
 from mvhlib.encoders import EvalTransform, PatchEncoder, create_encoder
+from mvhlib.tiles import store
+from mvhlib.tiles.cut import Tiles
 
 IMAGES = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 
@@ -181,7 +188,7 @@ def test_blocks_without_branches_pass_everything():
                     if name.startswith("blocks") and ("proj" in name or "fc2" in name
                                                       or "complex" in name):
                         p.zero_()
-        table = frequency.block_response(model, IMAGES, theta, np.random.default_rng(0))
+        table = frequency.block_response(model, IMAGES, np.random.default_rng(0), theta)
         assert len(table) == (6 * 3 + 1) * 2
         assert set(table.loc[table["part"] == "mixer", "kind"]) == {"MambaVisionMixer",
                                                                    "Attention"}
@@ -277,7 +284,94 @@ def test_every_encoder_sees_the_same_noise_and_the_handmade_one_answers():
 
 
 def test_contrast_of_tiles_adds_up_to_their_variance():
-    images = frequency.band_noise((5, 32, 32), (1 / 32, 0.5), np.random.default_rng(0), rms=0.1)
-    images = np.repeat(images[:, None], 3, axis=1) + 0.5
-    bands = frequency.octaves(32)
-    assert (frequency.own_contrast(images, bands) ** 2).sum() == pytest.approx(0.01)
+    noise = frequency.band_noise((5, 32, 32), (1 / 32, 0.5), np.random.default_rng(0), rms=0.1)
+    images = torch.from_numpy(np.repeat(noise[:, None], 3, axis=1) + 0.5).float()
+    contrast = frequency.band_contrast(images, frequency.octaves(32))
+    assert (contrast**2).sum(1) == pytest.approx(0.01, rel=1e-4)
+    one = frequency.band_noise((5, 32, 32), (0.125, 0.25), np.random.default_rng(0), rms=0.1)
+    images = torch.from_numpy(one[:, None]).float().expand(-1, 3, -1, -1)
+    contrast = frequency.band_contrast(images, frequency.octaves(32))
+    assert contrast == pytest.approx(np.tile([0, 0, 0.1, 0], (5, 1)), abs=1e-6)
+
+
+# ---- tissue
+
+
+def test_explained_variance_is_that_of_a_regression_and_zero_by_chance():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((400, 3))
+    y = np.column_stack([x[:, 0] + rng.standard_normal(400), rng.standard_normal((400, 300)),
+                         np.ones(400)])
+    share = frequency.explained(x, y)
+    assert share[0, 0] == pytest.approx(0.5, abs=0.08)
+    assert np.abs(share[1:-1].mean(0)).max() < 2e-3  # adjusted: nothing is explained by chance
+    assert np.isnan(share[-1]).all()
+
+
+def test_borders_of_pure_and_mixed_tiles():
+    names = [f"cause_{name}" for name in CLASSES]
+    obs = pd.DataFrame(0.0, index=["pure", "halves", "stroma", "thin"], columns=names)
+    obs.loc["pure", "cause_tumour"] = 1.0
+    obs.loc["halves", ["cause_tumour", "cause_stroma"]] = 0.4  # a fifth lies off the tissue
+    obs.loc["stroma", ["cause_gland", "cause_stroma"]] = 0.5
+    obs.loc["thin", ["cause_tumour", "cause_stroma"]] = [0.1, 0.9]
+    found = frequency.borders(obs)
+    assert found["tumour border"] == pytest.approx([0, 0.5, 0, 0.1])
+    assert found["any border"] == pytest.approx([0, 0.5, 0.5, 0.18])
+    assert frequency.borders(obs.drop(columns="cause_gland")) == {}
+
+
+def test_slow_and_fast_finds_the_map_and_the_band_that_were_put_in(tmp_path):
+    rng, side, band = np.random.default_rng(0), 8, (0.125, 0.25)
+    y, x = np.meshgrid(range(side), range(side), indexing="ij")
+    smooth, white = (x + y).ravel() / (2 * side - 2), rng.permutation(side**2) / side**2
+    counts = np.column_stack([200 + 300 * smooth, 200 + 300 * white, np.full(side**2, 2000)])
+    names = [f"{a}x{b}" for a, b in zip(x.ravel(), y.ravel(), strict=True)]
+    adata = anndata.AnnData(counts.round(), obs=pd.DataFrame(index=names), var=pd.DataFrame(
+        {"program": ["slow", "white", "filler"]}, index=["a", "b", "c"]))
+    adata.layers["counts"] = adata.X.copy()
+    adata.obsm["spatial"] = 32.0 * np.column_stack([x.ravel(), y.ravel()])
+    # The tile of a spot carries the white map in one octave and nothing in the others.
+    noise = frequency.band_noise((side**2, 32, 32), band, rng) * (5 + 40 * white[:, None, None])
+    pixels = np.clip(128 + noise, 0, 255).astype(np.uint8)[..., None].repeat(3, axis=-1)
+    tiles = Tiles(pixels, adata.obsm["spatial"].astype(int), np.zeros(side**2), 32, 32.0, 1.0, 1.0,
+                  names)
+    store.write_tiles(tmp_path / "tiles" / "one.h5", tiles)
+    section = SimpleNamespace(name="one", adata=adata)
+    elsewhere = SimpleNamespace(name="without tiles", adata=adata)
+    over, inside = frequency.slow_and_fast([section, elsewhere], tmp_path / "tiles",
+                                           tmp_path / "truth", frequency.octaves(32), n_genes=3)
+    assert set(over["section"]) == {"one"}
+    index = over.set_index("of")["morans_i"]
+    assert index["slow"] > 0.6 and abs(index["white"]) < 0.25
+    share = inside.pivot(index="of", columns="low", values="share")
+    assert share.loc["white"].idxmax() == band[0] and share.loc["white"].max() > 0.6
+    assert share.loc["slow"].max() < 0.3
+
+
+def test_draws_every_curve_and_every_program():
+    plt = pytest.importorskip("matplotlib.pyplot")
+    states = [("mvhybrid-dino", "released", "untrained"), ("mvhybrid-dino", "released", "trained"),
+              ("mvhybrid-mlp", "released", "trained"), ("mvhybrid", "corrected", "untrained"),
+              ("handmade", "none", "fixed")]
+    table = pd.concat([pd.DataFrame({"encoder": e, "preset": p, "state": s, "x": [1, 2],
+                                     "mean": [0.1, 0.2], "ci_low": 0.0, "ci_high": 0.3})
+                       for e, p, s in states])
+    fig, (ax, *pair) = plt.subplots(1, 3)
+    frequency.curves(table, ax, x="x")
+    styles = [(line.get_linestyle(), line.get_marker()) for line in ax.lines]
+    assert styles == [("--", ""), ("-", ""), ("-", "o"), (":", ""), ("-", "")]
+    assert len(ax.collections) == 3  # intervals of what is not untrained
+    frequency.legend(table, fig)
+    texts = [text.get_text() for text in fig.legends[0].get_texts()]
+    assert texts == ["MVHybrid", "hand-made", "untrained", "trained", "corrected, untrained",
+                     "MVHybrid-mlp"]
+    over = pd.DataFrame({"of": ["b", "a border"], "mean": [0.1, 0.4], "ci_low": 0.0,
+                         "ci_high": 0.5})
+    inside = pd.DataFrame({"of": ["b", "b", "a border", "a border"], "low": [0, 0.1] * 2,
+                           "high": [0, 0.2] * 2, "mean": [0.1, 0.2, 0.3, 0.4]})
+    frequency.draw_slow_and_fast(over, inside, pair, mpp=2.0)
+    assert [text.get_text() for text in pair[0].get_yticklabels()] == ["b", "a border"]
+    assert pair[1].images[0].get_array().tolist() == [[0.3, 0.4], [0.1, 0.2]]
+    assert [text.get_text() for text in pair[1].get_xticklabels()] == ["mean", "10-\n20"]
+    plt.close(fig)

@@ -4,23 +4,29 @@
 `layers`   the poles and time steps of a model, read while it sees images
 `tokens`   two-dimensional spectra of token maps; what a block does to a small wave
 `noise`    noise in one band added to tiles: what moves the embedding
+`draw`     curves of many encoders in one axis
+`tissue`   how fast expression and borders vary, over spots and inside tiles
 
 Frequencies of tokens run along the raster order of the patches: one row of the image is one
 period of theta = 2 pi / (patches per row). A low-pass in theta is no low-pass of the image.
 """
 
+from mvhlib.frequency.draw import WHOSE, before_after, curves, draw_slow_and_fast, legend
 from mvhlib.frequency.layers import (
+    PUBLISHED_MIN,
     Layer,
     audit,
+    density_table,
     histogram,
     histogram_table,
     spectrum,
 )
-from mvhlib.frequency.noise import band_noise, octaves, own_contrast, sensitivity
+from mvhlib.frequency.noise import band_contrast, band_noise, octaves, sensitivity
 from mvhlib.frequency.theory import (
     FAMILIES,
     NO_CUTOFF,
     cutoff,
+    decayed,
     energy_share,
     families,
     half_life,
@@ -39,6 +45,7 @@ from mvhlib.frequency.theory import (
     variation_share,
     with_conjugates,
 )
+from mvhlib.frequency.tissue import borders, explained, slow_and_fast
 from mvhlib.frequency.tokens import (
     block_response,
     high_minus_low,
@@ -48,13 +55,16 @@ from mvhlib.frequency.tokens import (
     token_spectra,
     token_streams,
     wave_gain,
+    whole_waves,
 )
 
-__all__ = ["FAMILIES", "NO_CUTOFF", "Layer", "audit", "band_noise", "block_response", "cutoff",
-           "energy_share", "families", "half_life", "high_minus_low", "histogram",
-           "histogram_table", "map_power", "mean_density", "mean_energy_share", "mode_variation",
-           "mode_variation_bounds", "multiplier", "nyquist_to_dc", "octaves", "own_contrast",
-           "patch_positions", "published_complex", "published_real", "radial_amplitude",
-           "sensitivity", "spectrum", "token_cutoff", "token_response", "token_spectra",
-           "token_streams", "transfer", "variation", "variation_share", "wave_gain",
+__all__ = ["FAMILIES", "NO_CUTOFF", "PUBLISHED_MIN", "WHOSE", "Layer", "audit", "band_contrast",
+           "band_noise", "before_after", "block_response", "borders", "curves", "cutoff",
+           "decayed", "density_table", "draw_slow_and_fast", "energy_share", "explained",
+           "families", "half_life", "high_minus_low", "histogram", "histogram_table", "legend",
+           "map_power", "mean_density", "mean_energy_share", "mode_variation",
+           "mode_variation_bounds", "multiplier", "nyquist_to_dc", "octaves", "patch_positions",
+           "published_complex", "published_real", "radial_amplitude", "sensitivity",
+           "slow_and_fast", "spectrum", "token_cutoff", "token_response", "token_spectra",
+           "token_streams", "transfer", "variation", "variation_share", "wave_gain", "whole_waves",
            "with_conjugates"]

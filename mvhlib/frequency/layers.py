@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 #: What an audit reports of every distribution.
 QUANTILES = (0, 0.05, 0.5, 0.95, 1)
+#: Where the published histogram of a trained model's eigenvalues begins; it ends at 0.
+PUBLISHED_MIN = -10
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,10 @@ class Layer:
         return total / len(tokens)
 
     def row(self) -> dict[str, float | int | str]:
-        """Quantiles of A, delta, delta A, rho and the half-life: one row of an audit."""
+        """Quantiles of A, delta, delta A, rho and the half-life: one row of an audit.
+
+        ``a_in_range`` and ``delta_a_in_range`` are the shares of modes from `PUBLISHED_MIN` to 0.
+        """
         low, high = self.poles.real.min(), self.poles.real.max()
         row = {"block": self.block, "direction": self.direction, "a_min": low, "a_max": high,
                "a_imag_max": np.abs(self.poles.imag).max()}
@@ -133,6 +138,8 @@ class Layer:
         for name, values in tables.items():
             for level, value in zip(("min", "q05", "median", "q95", "max"), values, strict=True):
                 row[f"{name}_{level}"] = float(value)
+        row["a_in_range"] = float((self.poles.real >= PUBLISHED_MIN).mean())
+        row["delta_a_in_range"] = float((self.rates.real >= PUBLISHED_MIN).mean())
         return row | {"energy_share": self.mean_energy_share()}
 
 
@@ -259,30 +266,46 @@ def histogram_table(layers: Sequence[Layer], edges: dict[str, ArrayLike]) -> "Da
     return table[table["share"] > 0].reset_index(drop=True)
 
 
+def density_table(layers: Sequence[Layer], theta: ArrayLike) -> "DataFrame":
+    """Energy density per token, mean over layers: columns theta, density; white is 1 everywhere.
+
+    With the layers' own B and C, or for white coefficients where those are not known (Hydra).
+    """
+    import pandas as pd
+
+    found = [layer.density(theta) if layer.b is not None else layer.mean_density(theta)
+             for layer in layers]
+    return pd.DataFrame({"theta": theta, "density": np.mean(found, axis=0)})
+
+
 def spectrum(table: "DataFrame", edges: ArrayLike, ax: "Axes", *, color: str,
-             filled: bool) -> "Axes":
+             filled: bool, linestyle: str = "-") -> "Axes":
     """Draw the rows of `histogram_table` that belong to one axis.
 
     Parameters
     ----------
     table
-        Rows of one model and one of ``"a"``, ``"delta_a"``.
+        Rows of one model, or of several seeds of it (column seed), and one of ``"a"``,
+        ``"delta_a"``.
     edges
         Borders of its bins.
     color
         Of lines and filling.
     filled
         Fill the mean over layers and draw every layer as a thin line; else the mean as a line.
+    linestyle
+        Of that line.
     """
     edges = np.asarray(edges, float)
     shares = []
-    for _, rows in table.groupby(["block", "direction"], sort=False):
+    layer = [key for key in ("seed", "block", "direction") if key in table]
+    for _, rows in table.groupby(layer, sort=False):
         share = np.zeros(len(edges) - 1)
         share[np.searchsorted(edges, rows["left"].to_numpy())] = rows["share"]
         shares.append(share)
     mean = np.mean(shares, axis=0)
     if not filled:
-        ax.stairs(mean, edges, color=color, linewidth=0.9)
+        ax.stairs(mean, edges, color=color, linewidth=0.9, linestyle=linestyle)
         return ax
     ax.stairs(mean, edges, fill=True, color=color, alpha=0.55, linewidth=0)
     for share in shares:

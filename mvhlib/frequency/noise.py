@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from mvhlib.artifacts import InputError
 
@@ -124,8 +123,8 @@ def sensitivity(encoder: Any, images: "Tensor", bands: Sequence[tuple[float, flo
     return pd.concat(rows, ignore_index=True)
 
 
-def own_contrast(images: ArrayLike, bands: Sequence[tuple[float, float]]) -> np.ndarray:
-    """RMS of the tiles' own brightness in each band `(bands,)`, root mean square over tiles.
+def band_contrast(images: "Tensor", bands: Sequence[tuple[float, float]]) -> np.ndarray:
+    """RMS of each tile's own brightness in each band, `(B, bands)`.
 
     Parameters
     ----------
@@ -134,7 +133,9 @@ def own_contrast(images: ArrayLike, bands: Sequence[tuple[float, float]]) -> np.
     bands
         As in `sensitivity`.
     """
-    grey = np.asarray(images, float).mean(axis=1)
-    power = np.abs(np.fft.fft2(grey, norm="forward")) ** 2
-    return np.array([np.sqrt(power[:, _inside(grey.shape[1:], band)].sum(-1).mean())
-                     for band in bands])
+    import torch
+
+    grey = images.mean(dim=1)
+    power = torch.fft.fft2(grey, norm="forward").abs().square()
+    inside = torch.from_numpy(np.array([_inside(grey.shape[1:], band) for band in bands]))
+    return torch.einsum("bhw,khw->bk", power, inside.to(power)).sqrt().double().numpy()

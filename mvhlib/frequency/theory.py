@@ -232,6 +232,29 @@ def variation_share(poles: ArrayLike, coefficients: ArrayLike, omega0: ArrayLike
     return np.reshape(above, omega0.shape) / whole
 
 
+def decayed(poles: ArrayLike, learning_rate: ArrayLike, weight_decay: ArrayLike) -> np.ndarray:
+    """Real poles -exp(A_log) after every step of a run in which A_log feels weight decay alone.
+
+    Decoupled decay (AdamW) multiplies a parameter by 1 - rate * decay at each step: A_log goes to
+    0 and every pole to -1, whatever it was, unless gradients resist. The published recipe decays
+    A_log, since its rule looks at names alone.
+
+    Parameters
+    ----------
+    poles
+        At the start `(S,)`, real and negative.
+    learning_rate, weight_decay
+        Per step `(steps,)`.
+
+    Returns
+    -------
+    np.ndarray
+        `(steps, S)`.
+    """
+    left = np.cumprod(1 - np.asarray(learning_rate, float) * np.asarray(weight_decay, float))
+    return -np.exp(left[:, None] * np.log(-_stable(poles).real))
+
+
 # --------------------------------------------------------------------------------------------
 # per token
 

@@ -200,6 +200,18 @@ def token_spectra(model: "nn.Module", images: "Tensor") -> tuple["DataFrame", "D
 # ---- waves through blocks
 
 
+def whole_waves(n_patches: int, octaves: int = 6) -> np.ndarray:
+    """Frequencies of whole waves over the patches: 0, then octaves up to pi [rad per token].
+
+    Examples
+    --------
+    >>> (whole_waves(64) / (2 * np.pi) * 64).round(6).tolist()
+    [0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0]
+    """
+    periods = np.rint(n_patches / 2 * 0.5 ** np.arange(octaves))
+    return 2 * np.pi / n_patches * np.unique(np.append(periods, 0))
+
+
 def wave_gain(function: "Callable[[Tensor], Tensor]", tokens: "Tensor", theta: ArrayLike,
               places: ArrayLike, rng: np.random.Generator,
               step: float = STEP) -> tuple[np.ndarray, np.ndarray]:
@@ -258,8 +270,8 @@ def wave_gain(function: "Callable[[Tensor], Tensor]", tokens: "Tensor", theta: A
     return np.array(gain), np.array(total)
 
 
-def block_response(model: "nn.Module", images: "Tensor", theta: ArrayLike,
-                   rng: np.random.Generator) -> "DataFrame":
+def block_response(model: "nn.Module", images: "Tensor", rng: np.random.Generator,
+                   theta: ArrayLike | None = None) -> "DataFrame":
     """`wave_gain` of every block of a model, of its two branches, and of all blocks in a row.
 
     Parameters
@@ -268,10 +280,10 @@ def block_response(model: "nn.Module", images: "Tensor", theta: ArrayLike,
         A `mvhlib.backbones.Backbone`.
     images
         `(B, 3, H, W)`, normalised for the model.
-    theta
-        `(F,)` [rad per token].
     rng
         Draws the directions of the waves.
+    theta
+        `(F,)` [rad per token]; None takes `whole_waves`.
 
     Returns
     -------
@@ -283,7 +295,9 @@ def block_response(model: "nn.Module", images: "Tensor", theta: ArrayLike,
     import pandas as pd
 
     streams = token_streams(model, images)
-    places = patch_positions(model, streams[0].shape[1] - 1)
+    n_patches = streams[0].shape[1] - 1
+    places = patch_positions(model, n_patches)
+    theta = whole_waves(n_patches) if theta is None else np.asarray(theta, float)
 
     def through(x: "Tensor") -> "Tensor":
         for block in model.blocks:
