@@ -11,6 +11,7 @@ import pytest
 from mvhlib.artifacts import InputError
 from mvhlib.cohort import splits, synthetic
 from mvhlib.expression import evaluation, transfer
+from mvhlib.expression.protocols import Prediction
 from mvhlib.statistics import IMPOSSIBLE, t_interval
 
 GENES = list("uvwxyz")
@@ -188,3 +189,40 @@ def test_a_pair_has_the_genes_that_both_its_groups_measured():
     sizes = panels.groupby("fold").size().to_dict()
     assert sizes == {"X->Y": 10, "Y->Z": 40, "Y->y0": 10, "Y->y1": 10, "Z->z0": 40, "Z->z1": 40}
     assert json.dumps(splits.make(manifest, "within", pairs=pairs).attrs["measured_in"]["Y->y0"])
+
+
+def test_depth_is_taken_out_of_both_sides():
+    """The partial correlation is that of what regressions on the logarithm of the library leave."""
+    rng = np.random.default_rng(4)
+    import anndata
+
+    n, made = 400, {}
+    for name in ("p1", "p2"):
+        counts = 1 + rng.poisson(rng.gamma(2, 20, (n, 1)) * np.ones((n, 5)))
+        adata = anndata.AnnData(np.zeros((n, 5)), obs=pd.DataFrame(
+            index=[str(i) for i in range(n)]))
+        adata.layers["counts"] = counts
+        made[name] = SimpleNamespace(name=name, patient=name, adata=adata)
+    names = [str(i) for i in range(n)]
+
+    def prediction(section, own):
+        depth = np.log(section.adata.layers["counts"].sum(axis=1))[:, None]
+        shared = rng.standard_normal((n, 3))
+        sides = [(2 * depth + own * shared + rng.standard_normal((n, 3))).astype(np.float32)
+                 for _ in range(2)]
+        return Prediction(*sides, list("abc"), names, None, "A->B")
+
+    predictions = {f"A->B/{name}": prediction(made[name], 0.0) for name in made}
+    predictions |= {f"A->C/{name}": prediction(made[name], 2.0) for name in made}
+    found = transfer.beside_depth(predictions, made).set_index(["fold", "measure"])["mean"]
+    assert found["A->B", "pcc"] > 0.4 and abs(found["A->B", "pcc_given_library"]) < 0.05
+    assert found["A->C", "pcc_given_library"] == pytest.approx(0.8, abs=0.03)  # 4 of 4 + 1
+    expected = []
+    for name, section in made.items():
+        each = predictions[f"A->B/{name}"]
+        X = np.column_stack([np.ones(n), np.log(section.adata.layers["counts"].sum(axis=1))])
+        left = [side - X @ np.linalg.lstsq(X, side, rcond=None)[0]
+                for side in (each.measured, each.predicted)]
+        expected.append(np.mean([np.corrcoef(left[0][:, g], left[1][:, g])[0, 1]
+                                 for g in range(3)]))
+    assert found["A->B", "pcc_given_library"] == pytest.approx(np.mean(expected), abs=1e-5)

@@ -20,9 +20,13 @@ import pandas as pd
 from mvhlib import artifacts, statistics
 from mvhlib.artifacts import InputError
 from mvhlib.cohort.splits import ARROW
+from mvhlib.expression.scores import pearson
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from mvhlib.cohort import Section
+    from mvhlib.expression.protocols import Prediction
 
 PROTOCOLS = ("transfer", "within")
 #: In place of a group's name: the mean over all of them.
@@ -229,3 +233,51 @@ def sentence(gap: Mapping) -> str:
     return (f"{gap['method']} on {gap['encoder']}, trained on {gap['trained_on']}, tested on "
             f"{gap['tested_on']}: r {gap['transfer']:.3f}, inside the group {gap['within']:.3f}, "
             f"gap {gap['difference']:+.3f}{interval} over {units}{note}")
+
+
+def beside_depth(predictions: Mapping[str, "Prediction"], sections: Mapping[str, "Section"],
+                 unit: str = "patient") -> pd.DataFrame:
+    """Correlation with and without what the total count of a spot explains of both sides.
+
+    Tissue with more cells gives more counts, and log-normalised expression of abundant genes can
+    follow the count even so. A model that sees cellularity then predicts genes of any organ or
+    species. The partial correlation given the logarithm of the library is what is left without it.
+
+    Parameters
+    ----------
+    predictions
+        ``<fold>/<section>`` -> `Prediction`, of ``transfer``.
+    sections
+        Name -> section, such as a `Cohort`, for the libraries.
+
+    Returns
+    -------
+    pd.DataFrame
+        Columns fold, measure (``pcc``, ``pcc_given_library``), unit, n_units, mean, ci_low,
+        ci_high: means over genes, sections, units. Spots without a count are left out.
+    """
+    rows = []
+    for key, prediction in predictions.items():
+        fold, name = key.rsplit("/", 1)
+        section = sections[name]
+        counts = section.adata[prediction.barcodes].layers["counts"]
+        library = np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()
+        kept = library > 0
+        depth = np.log(library[kept])
+        m, p = prediction.measured[kept], prediction.predicted[kept]
+        r, with_m, with_p = (pearson(a, b) for a, b in (
+            (m, p), (m, np.broadcast_to(depth[:, None], m.shape)),
+            (p, np.broadcast_to(depth[:, None], p.shape))))
+        if np.ptp(depth) == 0:  # a section of one depth has nothing to take out
+            with_m = with_p = np.zeros_like(r)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            partial = (r - with_m * with_p) / np.sqrt((1 - with_m**2) * (1 - with_p**2))
+        rows += [{"fold": fold, "measure": measure, unit: getattr(section, unit), "section": name,
+                  "value": float(np.nanmean(values)) if np.isfinite(values).any() else np.nan}
+                 for measure, values in (("pcc", r), ("pcc_given_library", partial))]
+    found = []
+    for keys, part in pd.DataFrame(rows).groupby(["fold", "measure"], sort=False):
+        mean = statistics.t_interval(part.groupby(unit)["value"].mean())
+        found.append((*keys, unit, mean.n, mean.mean, mean.low, mean.high))
+    return pd.DataFrame(found, columns=["fold", "measure", "unit", "n_units", "mean", "ci_low",
+                                        "ci_high"])
