@@ -210,3 +210,16 @@ def test_a_killed_grid_loses_one_cell(base, tmp_path, monkeypatch):
     assert len(rows) == 80 and set(stability.harshest(rows)["lr_factor"]) == {10.0}
     stability.run_grid(replace(base, steps=5), cells[:1], tmp_path)
     assert len(trained) == 6  # another recipe is another cell
+
+
+def test_every_cell_is_drawn_with_its_last_loss():
+    from matplotlib.figure import Figure
+
+    cells = stability.grid([{"lr_factor": [1, 10]}, {"lr_factor": [10], "inputs": ["float16"]}])
+    losses = [[10.0, 5.0], [10.0, np.nan]]
+    rows = [{**cell, **stability.judge(trajectory(losses[cell["inputs"] == "float16"]))}
+            for cell in cells]
+    ax = stability.draw_verdicts(pd.DataFrame(rows), Figure().subplots())
+    assert sorted(text.get_text() for text in ax.texts) == ["0.50"] * 4 + ["not finite"] * 2
+    assert [label.get_text() for label in ax.get_yticklabels()] == [
+        "released, 12 blocks, clip 3", "float16, released, 12 blocks, clip 3"]

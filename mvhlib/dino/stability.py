@@ -367,13 +367,25 @@ def draw_trajectories(rows: "pd.DataFrame", axes: "np.ndarray") -> "np.ndarray":
                         linestyle="-" if depth == depths[0] else "--",
                         linewidth=1.2 if clip else 0.6)
             if column in ("activation", "grad"):
-                ax.set_yscale("log")
+                _decades(ax)
         line[0].set_ylabel(preset)
     for ax, label in zip(axes[0], DRAWN.values(), strict=True):
         ax.set_title(label)
     for ax in axes[-1]:
         ax.set_xlabel("step")
     return axes
+
+
+def _decades(ax: "Axes") -> None:
+    """A logarithmic axis with few labels, and with some where it spans less than two decades."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    ax.set_yscale("log")
+    low, high = ax.get_ylim()
+    if high < 100 * low:
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ax.yaxis.set_minor_formatter(NullFormatter())
 
 
 def draw_key(rows: "pd.DataFrame", fig) -> None:
@@ -422,6 +434,8 @@ def draw_verdicts(table: "pd.DataFrame", ax: "Axes") -> "Axes":
     ax.set_xticks(range(codes.shape[1]), [f"{NAMES[mixer]}\nlr x {rate:g}"
                                           for mixer, rate in codes.columns])
     ax.set_yticks(range(len(codes)), [_row_name(*row) for row in codes.index])
+    # Long names are wider in print than on the screen that the layout is made for.
+    ax.figure.set_layout_engine("constrained", w_pad=0.1)
     ax.figure.legend([Patch(color=colour) for colour in VERDICTS.values()], [*VERDICTS],
                      loc="outside lower center", ncols=len(VERDICTS))
     return ax
@@ -431,4 +445,4 @@ def _row_name(trunk: str, inputs: str, preset: str, depth: int, clip: float) -> 
     special = [{"state_space": "", "hybrid": "hybrid"}[trunk],
                inputs if inputs != "float32" else ""]
     return ", ".join([*filter(None, special), preset, f"{depth} blocks",
-                      f"clipped at {clip:g}" if clip else "not clipped"])
+                      f"clip {clip:g}" if clip else "no clip"])
