@@ -140,7 +140,8 @@ def trajectory(loss, rank=9.0, grad=1.0):
     return pd.DataFrame({
         "step": 2 * np.arange(n), "loss": loss, "grad_backbone": grad, "effective_rank": rank,
         "activation_0": np.linspace(1, 2, n), "activation_1": np.linspace(2, 6, n),
-        "delta_max": 0.7, "delta_median": 0.7, "pole_max": -1.0, "pole_min": -16.0, "decay_max": 0.5})
+        "delta_max": 0.7, "delta_median": 0.7, "pole_max": -1.0, "pole_min": -16.0,
+        "decay_max": 0.5})
 
 
 @pytest.mark.parametrize(("given", "verdict"), [
