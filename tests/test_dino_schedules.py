@@ -7,7 +7,7 @@ import pytest
 
 from mvhlib.artifacts import InputError
 from mvhlib.dino.config import read_settings
-from mvhlib.dino.schedules import Schedules, cosine
+from mvhlib.dino.schedules import Schedules, cosine, teacher_weights
 from mvhlib.notebook import home
 
 EPOCH = 493
@@ -80,3 +80,18 @@ def test_a_wrong_schedule_is_refused_by_name(field, value):
     settings = {"n_steps": 10, "batch": 8} | {field: value}
     with pytest.raises(InputError, match=field):
         Schedules(**settings)
+
+
+def test_teacher_weights_are_those_of_the_running_average():
+    rng = np.random.default_rng(0)
+    momentum = Schedules(n_steps=50, batch=8, momentum=0.9).tables["momentum"]
+    students, teacher = rng.standard_normal((51, 3)), None
+    for step, student in enumerate(students):
+        teacher = student if step == 0 else (
+            momentum[step - 1] * teacher + (1 - momentum[step - 1]) * student)
+    weights = teacher_weights(momentum)
+    assert weights @ students == pytest.approx(teacher, rel=1e-12)
+    assert weights.sum() == pytest.approx(1) and weights[0] == pytest.approx(momentum.prod())
+    # A constant momentum leaves (1 - m) / (1 + m) of the variance of independent noise.
+    constant = teacher_weights(np.full(4000, 0.95))
+    assert np.square(constant).sum() == pytest.approx(0.05 / 1.95)

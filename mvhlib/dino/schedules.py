@@ -40,6 +40,34 @@ def cosine(start: float, end: float, n_steps: int, *, warmup: int = 0,
     return np.concatenate([np.linspace(warmup_from, start, warmup), rest])
 
 
+def teacher_weights(momentum: np.ndarray) -> np.ndarray:
+    """Shares of the initial weights and of every step's student in the final teacher.
+
+    The teacher is ``m_t teacher + (1 - m_t) student_t`` after step t, hence the student of step t
+    is in the last teacher with ``(1 - m_t) m_(t+1) ... m_T``.
+
+    Parameters
+    ----------
+    momentum
+        m_1 ... m_T `(steps,)`.
+
+    Returns
+    -------
+    np.ndarray
+        `(steps + 1,)`, the initial weights first; sums to 1. The sum of squares is the variance
+        that is left of noise that is independent from step to step, and one over it the number of
+        students that the teacher averages.
+
+    Examples
+    --------
+    >>> teacher_weights(np.array([0.5, 0.75])).tolist()
+    [0.375, 0.375, 0.25]
+    """
+    momentum = np.asarray(momentum, float)
+    later = np.append(np.cumprod(momentum[::-1])[::-1], 1.0)
+    return np.append(later[0], (1 - momentum) * later[1:])
+
+
 @dataclass(frozen=True)
 class Schedules:
     """Everything that depends on the step, one value per step.
