@@ -158,7 +158,18 @@ def test_the_verdict_is_a_rule(given, verdict):
     found = stability.judge(given)
     assert found["verdict"] == verdict
     assert found["activation_max"] == 6 and found["activation_growth"] == 3
+    assert np.isnan(found["float16_step"])
     assert found["n_steps"] == given["step"].iloc[-1] + 1
+
+
+@pytest.mark.parametrize(("largest", "step"), [(65504.0, np.nan), (65536.0, 6), (np.nan, 6)])
+def test_the_step_that_leaves_float16(largest, step):
+    """Stated beside the verdict, and no part of it."""
+    given = trajectory([10.0] * 6)
+    given.loc[3, "activation_0"] = largest
+    found = stability.judge(given)
+    np.testing.assert_equal(float(found["float16_step"]), step)
+    assert found["verdict"] == "stable"
 
 
 def test_a_rate_without_measure_diverges(base):
@@ -182,6 +193,7 @@ def test_the_summary_counts_pairs():
     assert table["difference"].to_dict() == {1.0: 0, 10.0: 0.5, "all": 0.25}
     assert table.loc["all", ["only_mlp", "only_einfft"]].tolist() == [1, 0]
     np.testing.assert_allclose(table["activation_ratio"], 2)
+    assert table["beyond_float16_mlp"].eq(0).all()
     with pytest.raises(InputError, match="einfft, mlp"):
         stability.summarise(pd.DataFrame(rows[:1]))
 
@@ -221,6 +233,7 @@ def test_every_cell_is_drawn_with_its_last_loss():
     rows = [{**cell, **stability.judge(trajectory(losses[cell["inputs"] == "float16"]))}
             for cell in cells]
     ax = stability.draw_verdicts(pd.DataFrame(rows), Figure().subplots())
-    assert sorted(text.get_text() for text in ax.texts) == ["0.50"] * 4 + ["not finite"] * 2
+    assert sorted(text.get_text() for text in ax.texts if text.get_text()) == [
+        "0.50 | 6e+00"] * 4 + ["not finite | 6e+00"] * 2
     assert [label.get_text() for label in ax.get_yticklabels()] == [
         "released, 12 blocks, clip 3", "float16, released, 12 blocks, clip 3"]

@@ -56,6 +56,8 @@ PUBLISHED_PEAK = 0.002 * math.sqrt(1536 / 1024)
 MARGIN = 0.05
 #: Share of the logged steps that is the end of a run.
 END = 0.1
+#: The largest number that float16 holds.
+FLOAT16 = float(np.finfo(np.float16).max)
 #: Axes that make a recipe, apart from what is compared along it.
 RECIPE = ["trunk", "inputs", "preset", "depth", "clip"]
 #: What `draw_trajectories` shows, and its titles.
@@ -185,7 +187,7 @@ def round_inputs(backbone: nn.Module) -> None:
 
 
 def _rounded(x: Tensor) -> Tensor:
-    """`x` as float16 holds it, infinite beyond 65,504; the gradient passes through."""
+    """`x` as float16 holds it, infinite beyond `FLOAT16`; the gradient passes through."""
     return x + (x.detach().half().to(x.dtype) - x.detach())
 
 
@@ -263,8 +265,10 @@ def judge(trajectory: "pd.DataFrame") -> dict[str, Any]:
     dict
         ``verdict``, ``reason``, ``n_steps``; ``loss_start``, ``loss_end``, ``loss_max``;
         ``grad_max`` over parts and ``activation_max`` over blocks, each over all steps, and
-        ``activation_growth``, that of the last step over that of the first; ``delta_max``,
-        ``pole_max``, ``pole_min``, ``decay_max``; ``rank_end``.
+        ``activation_growth``, that of the last step over that of the first; ``float16_step``, the
+        first logged step at which an activation is beyond what float16 can hold (nan: none), which
+        is no part of the verdict; ``delta_max``, ``pole_max``, ``pole_min``, ``decay_max``;
+        ``rank_end``.
     """
     gradients = trajectory.filter(regex="^grad_").to_numpy()
     activations = trajectory.filter(regex=ACTIVATIONS).to_numpy().max(axis=1)
@@ -283,6 +287,7 @@ def judge(trajectory: "pd.DataFrame") -> dict[str, Any]:
             "loss_start": loss[0], "loss_end": loss[end].mean(), "loss_max": loss.max(),
             "grad_max": gradients.max(), "activation_max": activations.max(),
             "activation_growth": activations[-1] / activations[0],
+            "float16_step": trajectory["step"].where(~(activations <= FLOAT16)).min(),
             "delta_max": trajectory["delta_max"].max(), "pole_max": trajectory["pole_max"].max(),
             "pole_min": trajectory["pole_min"].min(), "decay_max": trajectory["decay_max"].max(),
             "rank_end": rank[end].mean()}
@@ -299,7 +304,8 @@ def summarise(table: "pd.DataFrame") -> "pd.DataFrame":
     pandas.DataFrame
         ``trunk, inputs, lr_factor, n_pairs``; ``diverged_einfft, diverged_mlp``: cells;
         ``difference``: share of cells that diverged, MLP less EinFFT; ``only_mlp, only_einfft``:
-        pairs in which one alone diverged; ``collapsed_*``; ``activation_ratio``, ``grad_ratio``:
+        pairs in which one alone diverged; ``collapsed_*``; ``beyond_float16_*``: cells whose
+        activations left the range of float16; ``activation_ratio``, ``grad_ratio``:
         geometric means of the largest values, MLP over EinFFT; ``pole_max``: the largest real
         part of any eigenvalue at any logged step; ``n_seeds``.
     """
@@ -323,6 +329,8 @@ def _counts(pairs: "pd.DataFrame") -> dict[str, Any]:
         for mixer in NAMES:
             failed[verdict, mixer] = pairs[f"verdict_{mixer}"] == verdict
             found[f"{verdict}_{mixer}"] = int(failed[verdict, mixer].sum())
+    for mixer in NAMES:
+        found[f"beyond_float16_{mixer}"] = int(pairs[f"float16_step_{mixer}"].notna().sum())
     mlp, einfft = failed["diverged", "mlp"], failed["diverged", "einfft"]
     found |= {"difference": float(mlp.mean() - einfft.mean()),
               "only_mlp": int((mlp & ~einfft).sum()), "only_einfft": int((einfft & ~mlp).sum())}
@@ -405,7 +413,7 @@ def draw_key(rows: "pd.DataFrame", fig) -> None:
 
 
 def draw_verdicts(table: "pd.DataFrame", ax: "Axes") -> "Axes":
-    """Draw the verdict of every cell; the number is where its loss ended, relative to its start.
+    """Draw the verdict of every cell, with its last loss over its first and its largest activation.
 
     Parameters
     ----------
@@ -415,18 +423,17 @@ def draw_verdicts(table: "pd.DataFrame", ax: "Axes") -> "Axes":
     from matplotlib.colors import ListedColormap
     from matplotlib.patches import Patch
 
-    wide = table.assign(code=table["verdict"].map([*VERDICTS].index),
-                        ratio=table["loss_end"] / table["loss_start"])
-    wide = wide.pivot(index=RECIPE, columns=["channel_mixer", "lr_factor"],
-                      values=["code", "ratio"])
+    ratio = table["loss_end"] / table["loss_start"]
+    texts = ratio.map("{:.2f}".format).where(np.isfinite(ratio), "not finite") + (
+        table["activation_max"].map(" | {:.0e}".format))
+    wide = table.assign(code=table["verdict"].map([*VERDICTS].index), text=texts).pivot(
+        index=RECIPE, columns=["channel_mixer", "lr_factor"], values=["code", "text"])
     order = [*table.drop_duplicates(RECIPE)[RECIPE].itertuples(index=False, name=None)]
-    codes, ratios = (wide[name].sort_index(axis=1).reindex(order) for name in ("code", "ratio"))
+    codes, texts = (wide[name].sort_index(axis=1).reindex(order) for name in ("code", "text"))
     ax.imshow(codes.to_numpy(float), cmap=ListedColormap(list(VERDICTS.values())),
               vmin=-0.5, vmax=len(VERDICTS) - 0.5, aspect="auto", interpolation="nearest")
-    for (i, j), ratio in np.ndenumerate(ratios.to_numpy(float)):
-        if not np.isnan(codes.iat[i, j]):
-            ax.text(j, i, f"{ratio:.2f}" if np.isfinite(ratio) else "not finite", ha="center",
-                    va="center", fontsize=6.5)
+    for (i, j), text in np.ndenumerate(texts.where(texts.notna(), "").to_numpy()):
+        ax.text(j, i, text, ha="center", va="center", fontsize=6.5)
     for axis, n in ((ax.yaxis, len(codes)), (ax.xaxis, codes.shape[1])):
         axis.set_ticks(np.arange(n + 1) - 0.5, minor=True)
     ax.grid(which="minor", color="white", linewidth=1)
