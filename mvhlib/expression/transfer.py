@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 PROTOCOLS = ("transfer", "within")
 #: In place of a group's name: the mean over all of them.
 ANY, ALL = "any other", "all"
+#: A matrix of correlations is drawn on a scale that ends here or beyond.
+LEAST_SCALE = 0.1
 #: A system is a method on an encoder, on one panel of genes.
 SYSTEM = ["method", "encoder", "panel"]
 CELL_COLUMNS = [*SYSTEM, "trained_on", "tested_on", "n_genes", "n_nan", "unit", "n_units", "mean",
@@ -198,14 +200,15 @@ def draw(values: pd.DataFrame, ax: "Axes", *, label: str, vmax: float | None = N
     label
         Of the colour bar.
     vmax
-        End of the scale, symmetric about 0; None takes the largest magnitude.
+        End of the scale, symmetric about 0; None takes the largest magnitude, and at least
+        `LEAST_SCALE`, so that nothing is no deep red.
     """
     from matplotlib.patches import Rectangle
 
     from mvhlib import plots
 
     numbers = values.to_numpy(dtype=float)
-    largest = vmax or max(float(np.nanmax(np.abs(numbers))), 1e-3)
+    largest = vmax or max(LEAST_SCALE, float(np.abs(numbers[np.isfinite(numbers)]).max(initial=0)))
     plots.heatmap(np.ma.masked_invalid(numbers), ax, vmax=largest, label=label)
     names = [str(name).replace("_", " ") for name in values.index]
     ax.set_xticks(range(len(names)), names, rotation=45 if max(map(len, names)) > 4 else 0,
