@@ -261,7 +261,7 @@ def headline(text: str, run=None, summary: "pd.DataFrame | None" = None, seeds=N
 
 
 def forest(table: "pd.DataFrame", ax: "Axes", *, by: str = "protocol", hue: str = "encoder",
-           xlabel: str = "mean Pearson r", zero: bool = True) -> "Axes":
+           xlabel: str = "mean Pearson r", zero: bool = True, snug: bool = False) -> "Axes":
     """Draw means with their intervals, one row per `by`, one colour per `hue`; see `legend_below`.
 
     Parameters
@@ -269,19 +269,29 @@ def forest(table: "pd.DataFrame", ax: "Axes", *, by: str = "protocol", hue: str 
     table
         Columns `by`, `hue`, ``mean``, ``ci_low``, ``ci_high``; rows whose ``control`` is not
         ``none`` are drawn open.
+    snug
+        Give each row the height that its own hues need. Panels side by side with one y axis want
+        equal heights.
     """
     groups, hues = list(dict.fromkeys(table[by])), list(dict.fromkeys(table[hue]))
     step = 0.7 / max(1, len(hues))
-    # Two encoders of one family share its colour and differ in the mark.
-    marks = dict(zip(hues, ["o", "s", "D", "^", "v", "P", "X", "<", ">"] * 9, strict=False))
-    for index, name in enumerate(hues):
+    held = {group: [h for h in hues if not snug or ((table[by] == group) & (table[hue] == h)).any()]
+            for group in groups}
+    # A label of two lines needs the height of three hues.
+    heights = np.array([max(len(own), min(3, len(hues))) / len(hues) for own in held.values()])
+    centres = dict(zip(groups, np.cumsum(heights) - heights / 2 - 0.5, strict=True))
+    # Encoders of one family share its colour and differ in the mark.
+    marks = dict(zip(hues, ["o", "s", "D", "^", "v", "P", "X", "<", ">", "p", "h"] * 9,
+                     strict=False))
+    for name in hues:
         for is_control in (False, True):
             rows = table[(table[hue] == name)]
             if "control" in table:
                 rows = rows[(rows["control"] != "none") == is_control]
             elif is_control:
                 continue
-            y = np.array([groups.index(group) for group in rows[by]]) + (index + 0.5) * step - 0.35
+            y = [centres[group] + (held[group].index(name) + 0.5 - len(held[group]) / 2) * step
+                 for group in rows[by]]
             error = np.abs([rows["mean"] - rows["ci_low"], rows["ci_high"] - rows["mean"]])
             ax.errorbar(rows["mean"], y, xerr=np.nan_to_num(error), fmt=marks[name], markersize=3.2,
                         capsize=1.5, linewidth=0.9, color=colour(name),
@@ -289,9 +299,9 @@ def forest(table: "pd.DataFrame", ax: "Axes", *, by: str = "protocol", hue: str 
                         label=None if is_control else label(name))
     if zero:
         ax.axvline(0, color="0.75", linewidth=0.6, zorder=0)
-    ax.set_yticks(range(len(groups)), [
+    ax.set_yticks(list(centres.values()), [
         PROTOCOLS.get(group, str(group).replace("_", " ")) for group in groups])
-    ax.set_ylim(len(groups) - 0.5, -0.5)
+    ax.set_ylim(heights.sum() - 0.5, -0.5)
     ax.set_xlabel(xlabel)
     ax.locator_params(axis="x", nbins=6)
     return ax

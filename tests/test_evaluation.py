@@ -71,6 +71,14 @@ def test_replicates_of_one_patient_are_the_unit_and_further_pairs_a_family():
     assert found["difference"].iloc[2] == pytest.approx(-0.1, abs=0.02)
 
 
+def test_remarks_name_the_protocol_and_who_saw_the_test():
+    summary = pd.DataFrame({"protocol": "section", "encoder": ["a", "b", "b"], "unit": "block",
+                            "encoder_saw_test_images": ["no", "yes", "yes"], "n_units": 59})
+    assert evaluation.remarks(summary) == (
+        "section: spots of one patient, no inference to patients. Pretrained on test images: b.")
+    assert "Pretrained" not in evaluation.remarks(summary[:1])
+
+
 class People(list):
     """Sections with a manifest, as a `Cohort` has them."""
 

@@ -520,7 +520,7 @@ def remarks(summary: pd.DataFrame) -> str:
     Parameters
     ----------
     summary
-        Columns ``protocol, unit, n_units``.
+        Columns ``protocol, encoder, encoder_saw_test_images, unit, n_units``.
     """
     said = []
     for protocol, rows in summary.groupby("protocol", sort=False):
@@ -531,6 +531,9 @@ def remarks(summary: pd.DataFrame) -> str:
                         "allows no test")
         if note:
             said.append(f"{protocol}: {'; '.join(note)}.")
+    saw = summary.loc[summary["encoder_saw_test_images"] == "yes", "encoder"]
+    if len(saw):
+        said.append(f"Pretrained on test images: {', '.join(saw.unique())}.")
     return " ".join(said)
 
 
