@@ -6,8 +6,9 @@ import pytest
 from scipy import stats
 
 from mvhlib import claims
-from mvhlib.artifacts import InputError, write_csv
+from mvhlib.artifacts import InputError, read_csv, write_csv
 from mvhlib.expression.scores import drop
+from mvhlib.notebook import home
 
 
 def test_what_the_printed_tables_imply():
@@ -150,3 +151,11 @@ def test_claims_of_all_profiles_stand_in_one_table(tmp_path):
     assert "+0.100 [+0.080, +0.120]" in text
     with pytest.raises(InputError, match="no profile"):
         claims.collect(tmp_path / "demo")
+
+
+def test_the_committed_page_is_what_the_committed_tables_say():
+    figures = home() / "figures"
+    table = claims.collect(figures)
+    committed = read_csv(figures / "claims.csv", dtype=str).fillna("")
+    pd.testing.assert_frame_equal(committed, table.astype(str))
+    assert (figures / "CLAIMS.md").read_text(encoding="utf-8") == claims.page(table)

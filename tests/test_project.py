@@ -106,6 +106,13 @@ def test_readme_numbers_are_those_of_the_committed_tables():
     text = (ROOT / "README.md").read_text()
     table = text.split("<!-- her2st -->")[1].split("<!-- end -->")[0].strip().splitlines()[2:]
     assert table == lines
+    pairs = read_csv(ROOT / "figures/her2st/05_expression/comparisons.csv")
+    pairs = pairs[pairs["family"].isin(["primary", "planned"])]
+    assert (pairs["unit"] == "section").all() and (pairs["n_units"] == 4).all()
+    table = text.split("<!-- her2st pairs -->")[1].split("<!-- end her2st pairs -->")[0]
+    assert table.strip().splitlines()[2:] == [
+        f"| {row.comparison.replace(' - ', ' less ')} | {row.difference:+.3f} | "
+        f"{row.ci_low:+.3f} to {row.ci_high:+.3f} |" for row in pairs.itertuples()]
     mob = read_csv(ROOT / "figures/mob/05_expression/summary.csv").query(
         "program == 'all' and metric == 'pcc' and control == 'none'").set_index("protocol")["mean"]
     assert f"r {mob['section']:.3f} on an unseen section and {mob['patient']:.3f}" in text
