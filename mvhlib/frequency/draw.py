@@ -125,6 +125,8 @@ def draw_slow_and_fast(over: "DataFrame", inside: "DataFrame", axes: "Sequence[A
     for y, row in enumerate(over.itertuples()):
         axes[0].plot([row.ci_low, row.ci_high], [y, y], color="black", linewidth=0.8)
     axes[0].axvline(0, color="0.6", linewidth=0.6)
+    if len(order) < 4:  # a lone bar would fill the axis
+        axes[0].set_ylim(-2, len(order) + 1)
     axes[0].set_yticks(range(len(order)), [name.replace("_", " ") for name in order])
     axes[0].set_xlabel("Moran's I over the spots")
     table = inside.pivot(index="of", columns=["low", "high"], values="mean").loc[order[::-1]]
