@@ -33,7 +33,8 @@ nav.book { font: 0.9rem sans-serif; padding: 1rem 0; }
     --jp-rendermime-table-row-background: #1e2127; --jp-rendermime-table-row-hover-background:
     #2a2e36; --jp-content-link-color: #7db7ff; --jp-mirror-editor-variable-color: #e4e4e4;
     --jp-mirror-editor-keyword-color: #6cc070; --jp-mirror-editor-string-color: #e08f8f;
-    --jp-mirror-editor-comment-color: #9ab; --jp-mirror-editor-number-color: #9ad; }
+    --jp-mirror-editor-comment-color: #9ab; --jp-mirror-editor-number-color: #9ad;
+    --jp-mirror-editor-punctuation-color: #c8ccd4; --jp-mirror-editor-operator-color: #c79be8; }
   body { background: #16181c; color: #e4e4e4; }
   a { color: #7db7ff; }
 }
