@@ -162,6 +162,19 @@ def test_benchmark_numbers_are_those_of_the_committed_table():
         assert f"{ratio:,.0f} times" in (ROOT / "README.md").read_text()
 
 
+def test_pretraining_numbers_are_those_of_the_committed_table():
+    table = read_csv(ROOT / "benchmarks/dino.csv").set_index("what")
+    text, page = ((ROOT / name).read_text() for name in ("README.md", "benchmarks/README.md"))
+    for side, images in (("64 + 32", 816), ("256 + 112", 43)):
+        row = table.loc[f"augmentation of an image, {side} px"]
+        assert row["note"].startswith(f"{images} images/s") and f"{row['ratio']:.2g} times" in page
+    for name, words in (("vit12", "0.6 images a second with ViT12"), ("mvhybrid", "0.4 with")):
+        step = table.loc[f"{name}_small_patch16_256: whole step", "note"]
+        assert words[:3] + " images/s" in step and words in text
+    days = table[table.index.str.startswith("mvhybrid_small_patch16_256: the published")]["note"]
+    assert days.iloc[0].split(" days")[0] + " days" in text
+
+
 def test_ridge_numbers_are_those_of_the_committed_table():
     table = read_csv(ROOT / "benchmarks/ridge.csv")
     text = (ROOT / "benchmarks/README.md").read_text()
