@@ -3,6 +3,7 @@
 `theory`   closed forms and bounds of poles, per unit of time and per token
 `layers`   the poles and time steps of a model, read while it sees images
 `tokens`   two-dimensional spectra of token maps; what a block does to a small wave
+`forward`  one pass of a backbone with hooks
 `noise`    noise in one band added to tiles: what moves the embedding
 `draw`     curves of many encoders in one axis
 `tissue`   how fast expression and borders vary, over spots and inside tiles

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from mvhlib.artifacts import InputError
+from mvhlib.frequency.forward import watch
 from mvhlib.frequency.theory import (
     half_life,
     mean_density,
@@ -165,27 +166,17 @@ def audit(model: "nn.Module", images: "Tensor", max_tokens: int = 256) -> list[L
     InputError
         If the model has no blocks.
     """
-    import torch
-
-    if not hasattr(model, "blocks"):
-        raise InputError("frequency.audit", "model", f"is a {type(model).__name__} without blocks",
-                         "give a mvhlib.backbones.Backbone; of a PatchEncoder, its model")
-    mixers = [(i, block.mixer) for i, block in enumerate(model.blocks)
-              if hasattr(block.mixer, "A") and hasattr(block.mixer, "delta")]
     seen: dict[int, list[Layer]] = {}
-    hooks = [mixer.register_forward_pre_hook(
-        lambda mixer, given, i=i: seen.__setitem__(i, _read(i, mixer, given[0], max_tokens)))
-        for i, mixer in mixers]
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            model.forward_features(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
-        model.train(was_training)
-    return [layer for i, _ in mixers for layer in seen[i]]
+
+    def attach(model: "nn.Module") -> list:
+        mixers = [(i, block.mixer) for i, block in enumerate(model.blocks)
+                  if hasattr(block.mixer, "A") and hasattr(block.mixer, "delta")]
+        return [mixer.register_forward_pre_hook(
+            lambda mixer, given, i=i: seen.update({i: _read(i, mixer, given[0], max_tokens)}))
+            for i, mixer in mixers]
+
+    watch(model, images, attach)
+    return [layer for i in sorted(seen) for layer in seen[i]]
 
 
 def _read(block: int, mixer: "nn.Module", x: "Tensor", max_tokens: int) -> list[Layer]:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from mvhlib.artifacts import InputError
+from mvhlib.frequency.forward import watch
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -40,26 +41,15 @@ def token_streams(model: "nn.Module", images: "Tensor") -> list["Tensor"]:
     InputError
         If the model has no blocks.
     """
-    import torch
-
-    if not hasattr(model, "blocks"):
-        raise InputError("frequency.token_streams", "model",
-                         f"is a {type(model).__name__} without blocks",
-                         "give a mvhlib.backbones.Backbone; of a PatchEncoder, its model")
     streams: list[Tensor] = []
-    hooks = [block.register_forward_pre_hook(lambda _, given: streams.append(given[0]))
-             for block in model.blocks]
-    hooks.append(model.blocks[-1].register_forward_hook(
-        lambda _, given, found: streams.append(found)))
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            model.forward_features(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
-        model.train(was_training)
+
+    def attach(model: "nn.Module") -> list:
+        fronts = [block.register_forward_pre_hook(lambda _, given: streams.append(given[0]))
+                  for block in model.blocks]
+        return [*fronts, model.blocks[-1].register_forward_hook(
+            lambda _, given, found: streams.append(found))]
+
+    watch(model, images, attach)
     return streams
 
 
