@@ -100,6 +100,18 @@ def test_one_training_is_no_claim_and_a_threshold_need_not_be_zero(tmp_path):
         assert row["verdict"] == verdict and row["measured"] == -16
 
 
+@pytest.mark.parametrize(("n_seeds", "verdict", "data"), [
+    (8, claims.NOT_SEEN, "toy, 8 seeds"), (3, claims.NOT_SEEN, "toy, 3 seeds, exploratory"),
+    (1, "not testable here: one seed, no claim", "toy")])
+def test_a_table_says_itself_how_many_trainings_are_behind_a_row(tmp_path, n_seeds, verdict, data):
+    asked = next(c for c in claims.claims() if c.claim == "as above, after a short training")
+    rows = [{"encoder": "mvhybrid-dino", "state": state, "n_seeds": n_seeds, "a_min": a}
+            for state, a in (("untrained", -16.0), ("trained", -15.9))]
+    write_csv(tmp_path / asked.lookup.table, pd.DataFrame(rows))
+    row = claims.evaluate(tmp_path, data="toy", command="make", chosen=[asked]).iloc[0]
+    assert (row["measured"], row["verdict"], row["data"]) == (-15.9, verdict, data)
+
+
 def test_what_no_table_holds_is_not_testable_and_says_why(tmp_path):
     table = claims.evaluate(tmp_path, data="toy", command="make")
     assert tuple(table.columns) == claims.COLUMNS
