@@ -72,6 +72,17 @@ def test_panels_are_deterministic_and_blind_to_spot_order(name):
     assert set(first) == set(genes.panel(name, shuffled, 40))
 
 
+def test_panels_of_overlapping_folds_are_the_same_with_a_memory():
+    sections, memory = [simulated(k) for k in range(4)], {}
+    for train in ([0, 1, 2], [1, 2, 3], [0, 3]):
+        for name in genes.COMPUTED:
+            for available in (None, sections[0].var_names[:80]):
+                given = [sections[k] for k in train]
+                assert (genes.panel(name, given, 30, available=available, memory=memory)
+                        == genes.panel(name, given, 30, available=available))
+    assert len(memory) == 8  # four sections, all genes or those that are available
+
+
 def test_hmhvg_equals_raising_m():
     sections = [simulated(3), simulated(4)]
     names = list(sections[0].var_names)

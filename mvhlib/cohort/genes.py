@@ -74,7 +74,8 @@ class Panel(list):
 
 
 def panel(name: str, adatas: Sequence["AnnData"], n_genes: int = 50, *,
-          min_spots: float = 0.1, available: Iterable[str] | None = None) -> Panel:
+          min_spots: float = 0.1, available: Iterable[str] | None = None,
+          memory: dict[Any, Any] | None = None) -> Panel:
     """Choose the genes of a panel on the given sections.
 
     Parameters
@@ -92,6 +93,9 @@ def panel(name: str, adatas: Sequence["AnnData"], n_genes: int = 50, *,
     available
         Names of genes that the test sections have as well; names tell nothing of their
         expression, so this is no peeking. None: no restriction.
+    memory
+        Keeps what was computed of each section; hand the same dict to the next panel, since folds
+        share most of their sections.
 
     Raises
     ------
@@ -114,7 +118,8 @@ def panel(name: str, adatas: Sequence["AnnData"], n_genes: int = 50, *,
         return _marker_panel(name, shared)
     if n_genes < 1:
         raise InputError(f"panel {name}", "n_genes", f"is {n_genes}", "ask for at least one gene")
-    statistics = [_statistics(adata, shared) for adata in adatas]
+    statistics = [_remembered(adata, shared, {} if memory is None else memory)
+                  for adata in adatas]
     found = np.min([table["found"].to_numpy() for table in statistics], axis=0)
     qualified = (found >= min_spots) & (found > 0)
     if not qualified.any():
@@ -234,6 +239,13 @@ def targets(adata: "AnnData", genes: Sequence[str], how: str = "log1p_cp10k") ->
     chosen = counts[:, adata.var_names.get_indexer(list(genes))]
     chosen = chosen.toarray() if hasattr(chosen, "toarray") else np.asarray(chosen)
     return normalize(chosen, how, library=library if how == "log1p_cp10k" else None)
+
+
+def _remembered(adata: "AnnData", genes: pd.Index, memory: dict[Any, Any]) -> pd.DataFrame:
+    key = (id(adata), tuple(genes))
+    if key not in memory:
+        memory[key] = (adata, _statistics(adata, genes))  # holds adata, whose id is then its own
+    return memory[key][1]
 
 
 def _statistics(adata: "AnnData", genes: pd.Index) -> pd.DataFrame:

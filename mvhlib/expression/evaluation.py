@@ -207,7 +207,7 @@ def choose_panels(cohort: "Cohort", wanted: Sequence[str], names: Sequence[str],
         those that the protocol's test sections have as well, by name only; for ``transfer`` and
         ``within`` fold by fold (see ``measured_in`` of `mvhlib.cohort.splits.make`).
     """
-    parts, known, measured = [], {}, {}
+    parts, known, measured, memory = [], {}, {}, {}
     allowed = [p for p, why in splits.possible(cohort.manifest, wanted, seed=seed,
                                                **fold_options).items() if not why]
     for protocol in allowed:
@@ -218,7 +218,7 @@ def choose_panels(cohort: "Cohort", wanted: Sequence[str], names: Sequence[str],
             stated = benchmark_genes if protocol == "hest_bench" else None
             chosen = list(stated) if stated is not None else _panel(
                 BENCHMARK_PANEL, [cohort[s].adata for s in folds["section"].unique()],
-                BENCHMARK_GENES, None)
+                BENCHMARK_GENES, None, memory)
             parts += [genes.frame(chosen, BENCHMARK_PANEL, protocol, fold)
                       for fold in folds["fold"].unique()]
             continue
@@ -231,15 +231,16 @@ def choose_panels(cohort: "Cohort", wanted: Sequence[str], names: Sequence[str],
             for name in names:
                 if (train, name, common) not in known:
                     known[train, name, common] = _panel(
-                        name, [cohort[s].adata for s in train], n_genes, common)
+                        name, [cohort[s].adata for s in train], n_genes, common, memory)
                 parts.append(genes.frame(known[train, name, common], name, protocol, fold))
     return genes.concat(parts)
 
 
-def _panel(name: str, adatas: list, n_genes: int, available: set[str] | None) -> list[str]:
+def _panel(name: str, adatas: list, n_genes: int, available: set[str] | None,
+           memory: dict) -> list[str]:
     if name in HEST_PANELS:
         return hest.k_genes(adatas, n_genes, HEST_PANELS[name], available=available)
-    return genes.panel(name, adatas, n_genes=n_genes, available=available)
+    return genes.panel(name, adatas, n_genes=n_genes, available=available, memory=memory)
 
 
 @dataclass
