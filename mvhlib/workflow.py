@@ -7,7 +7,8 @@ can be tested without running anything. A profile is a folder ``params/<profile>
                               are built on), threads
     <notebook>.yaml           what differs from the notebook's defaults; may be absent
 
-An encoder is its `source`, `weights` and `options` (see `04_embed`), and
+A notebook that compares encoders takes all of them; 07 and 08 those that their file names, if it
+does. An encoder is its `source`, `weights`, `options` and other parameters of `04_embed`, and
 
 ==============  ==================================================================================
 ``pretrain``    parameters of `03_pretrain`, which then makes its weights

@@ -376,7 +376,7 @@ def test_token_folder_reads_what_is_there_and_makes_what_is_not(tmp_path, monkey
     first = mmap.token_folder(encoder, tmp_path / "tiles", tmp_path / "tokens", ["s"], grid=2)["s"]
     np.testing.assert_array_equal(first.features, mmap.view_tokens(encoder, tiles(), grid=2))
     assert first.barcodes == names and first.features.shape == (6, 3, 5, 96)
-    monkeypatch.setattr(mmap, "view_tokens", lambda *a, **k: pytest.fail("made twice"))
+    monkeypatch.setattr(mmap.tokens, "view_tokens", lambda *a, **k: pytest.fail("made twice"))
     again = mmap.token_folder(encoder, tmp_path / "tiles", tmp_path / "tokens", ["s"], grid=2)["s"]
     np.testing.assert_array_equal(again.features, first.features)
 

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from mvhlib import statistics
-from mvhlib.artifacts import InputError
+from mvhlib.artifacts import InputError, sha256_of
 from mvhlib.cohort.genes import normalize as normalized
 from mvhlib.cohort.splits import LEAKS, spot_folds
 from mvhlib.expression import ridge
@@ -337,9 +337,7 @@ def run(sections: Iterable[Any], features: "Mapping[str, Features | np.ndarray]"
             if not chosen.any():
                 continue
             if rows.counts is not None and name not in ceilings:
-                ceilings[name] = ceiling(rows.counts, rows.library, normalize,
-                                         n_splits=ceiling_splits,
-                                         rng=_stream(seed, "ceiling", name))
+                ceilings[name] = _ceiling(rows, normalize, ceiling_splits, seed)
             measured = rows.Y[chosen][:, columns[fold]]
             predicted = predict(rows, chosen).astype(np.float32)
             names = list(genes_by_fold[fold])
@@ -599,6 +597,18 @@ def _stream(seed: int, purpose: str, name: str) -> np.random.Generator:
     """A generator that depends on seed, purpose and section alone, not on the order of work."""
     digest = hashlib.sha256(f"{purpose}/{name}".encode()).digest()
     return np.random.default_rng([seed, int.from_bytes(digest[:8], "big")])
+
+
+#: Ceilings by content: every encoder, control and protocol asks for the same ones.
+_CEILINGS: dict[str, np.ndarray] = {}
+
+
+def _ceiling(rows: _Rows, normalize: str, n_splits: int, seed: int) -> np.ndarray:
+    key = sha256_of(rows.name, rows.counts, rows.library, normalize, n_splits, seed)
+    if key not in _CEILINGS:
+        _CEILINGS[key] = ceiling(rows.counts, rows.library, normalize, n_splits=n_splits,
+                                 rng=_stream(seed, "ceiling", rows.name))
+    return _CEILINGS[key]
 
 
 def _note_programs(programs: dict[str, str], adata, genes: list[str], where: str) -> None:

@@ -1,0 +1,73 @@
+"""CMRCNet: images and expression in one space, then the most similar training spots answer.
+
+Zhang et al., arXiv 2506.08854, from its description. An image encoder and an expression head are
+trained so that the two embeddings of a spot agree (a contrastive loss with soft targets), while a
+second branch rebuilds the image's embedding from tokens of which half the numbers are masked, with
+the help of the spot's genes. To predict, the image of a new spot is embedded and the expression of
+its `k` nearest training spots is averaged: any gene that they were measured for can be asked.
+
+::
+
+    tile -> tokens (B, N, D) -> mean -> head -> image embedding (B, W)  -.
+    genes (B, G) ---------------------> head -> spot embedding (B, W)   -+-> soft-target loss
+    tokens, masked -+-> attention to gene tokens, twice refined -> mean -> ~ image embedding
+
+Where the released code and the paper's summary part ways, or the code holds what looks like a slip,
+`Settings` says so and takes the repaired form; flags restore the authors'.
+
+With a frozen encoder (`encoder=None`, samples hold tokens or features) one transformer block on top
+of its tokens is trained, which both branches share. It has to be there: with nothing shared and a
+detached target, the reconstruction could not change what is retrieved.
+
+`settings`   what the model is made of
+`losses`     soft-target contrast, reconstruction error, masks
+`network`    tokens, heads, masked reconstruction
+`samples`    features, tokens or tiles of a section, and its expression
+`estimator`  `CMRCNet` and `bleep`
+`fitted`     one fold's model with its gallery: retrieval, and questions to it
+`selected`   the authors' scores on genes chosen on the test section
+"""
+
+from mvhlib.expression.cmrcnet.estimator import (
+    METHODS,
+    PUBLISHED_TRAINING,
+    CMRCNet,
+    bleep,
+)
+from mvhlib.expression.cmrcnet.fitted import Fitted
+from mvhlib.expression.cmrcnet.losses import (
+    contrastive_terms,
+    mask_of,
+    reconstruction_error,
+    soft_targets,
+)
+from mvhlib.expression.cmrcnet.network import (
+    EMBED_BATCH,
+    FrozenTokens,
+    GeneTokens,
+    Network,
+    ProjectionHead,
+    Reconstruction,
+    Refine,
+    ResidualCrossAttention,
+    TileTokens,
+    turned,
+)
+from mvhlib.expression.cmrcnet.samples import (
+    PUBLISHED_ENCODER,
+    as_tokens,
+    inputs,
+    paired,
+    published_encoder,
+    table,
+    token_encoder,
+)
+from mvhlib.expression.cmrcnet.selected import selected_on_test
+from mvhlib.expression.cmrcnet.settings import CHOICES, Settings
+
+__all__ = ["CHOICES", "EMBED_BATCH", "METHODS", "PUBLISHED_ENCODER", "PUBLISHED_TRAINING",
+           "CMRCNet", "Fitted", "FrozenTokens", "GeneTokens", "Network", "ProjectionHead",
+           "Reconstruction", "Refine", "ResidualCrossAttention", "Settings", "TileTokens",
+           "as_tokens", "bleep", "contrastive_terms", "inputs", "mask_of", "paired",
+           "published_encoder", "reconstruction_error", "selected_on_test", "soft_targets",
+           "table", "token_encoder", "turned"]

@@ -1,0 +1,37 @@
+"""The authors' scores, whose genes are chosen on the test section, and say so."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+
+def selected_on_test(predictions: Mapping[str, Any], n: int = 50) -> pd.DataFrame:
+    """The authors' scores: genes are chosen by the truth of the section that they are scored on.
+
+    HEG are the `n` genes with the largest sum there, HVG those with the largest variance; a
+    correlation that does not exist counts as 0. Chosen on the test section, so not comparable with
+    any score on genes that were fixed before.
+
+    Parameters
+    ----------
+    predictions
+        Section -> object with ``measured`` and ``predicted``, such as `protocols.Prediction`.
+
+    Returns
+    -------
+    DataFrame
+        Columns section, genes (``HEG, selected on test`` and the like), pcc.
+    """
+    from mvhlib.expression.scores import pearson
+
+    rows = []
+    for section, prediction in predictions.items():
+        measured = np.asarray(prediction.measured, dtype=np.float64)
+        r = np.nan_to_num(pearson(measured, np.asarray(prediction.predicted, dtype=np.float64)))
+        for name, size in (("HEG", measured.sum(axis=0)), ("HVG", measured.var(axis=0))):
+            best = np.argsort(-size, kind="stable")[:n]
+            rows.append({"section": section, "genes": f"{name}, selected on test",
+                         "pcc": float(r[best].mean())})
+    return pd.DataFrame(rows)

@@ -1,0 +1,94 @@
+"""Variants of MMAP beside their reference, paired by unit."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from mvhlib import statistics
+from mvhlib.claims import JUDGED_COLUMNS, judge
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def unit_scores(scores: pd.DataFrame, unit: str, by: str = "variant") -> pd.DataFrame:
+    """Mean correlation per unit (rows) and variant (columns): over genes, then over sections."""
+    sections = scores.groupby([by, unit, "section"], sort=False)["pcc"].mean()
+    return sections.groupby([by, unit], sort=False).mean().unstack(by)
+
+
+def against(scores: pd.DataFrame, reference: str, unit: str, by: str = "variant") -> pd.DataFrame:
+    """Every variant beside the reference, paired by unit.
+
+    Parameters
+    ----------
+    scores
+        Columns of `protocols.SCORE_COLUMNS` and `by`.
+    unit
+        ``patient`` or ``study``; ``section`` where one patient's sections are all there is, which
+        says nothing of other patients.
+
+    Returns
+    -------
+    DataFrame
+        Columns variant, unit, n_units, mean, ci_low, ci_high, difference (variant - reference),
+        diff_low, diff_high, p_permutation_holm, note; Student's t intervals over units.
+    """
+    table = unit_scores(scores, unit, by)
+    others = [name for name in table.columns if name != reference]
+    tests = statistics.compare({name: (table[name], table[reference]) for name in others})
+    tests = tests.set_index("comparison")
+    rows = []
+    for name in table.columns:
+        mean = statistics.t_interval(table[name])
+        row = {by: name, "unit": unit, "n_units": mean.n, "mean": mean.mean, "ci_low": mean.low,
+               "ci_high": mean.high, "difference": 0.0, "diff_low": 0.0, "diff_high": 0.0,
+               "p_permutation_holm": np.nan, "note": "reference"}
+        if name != reference:
+            test = tests.loc[name]
+            row |= {"difference": test["difference"], "diff_low": test["ci_low"],
+                    "diff_high": test["ci_high"], "note": test["note"],
+                    "p_permutation_holm": test["p_permutation_holm"]}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def verdicts(scores: pd.DataFrame, claims: Mapping[str, tuple[str, str]], unit: str,
+             by: str = "variant") -> pd.DataFrame:
+    """Whether claims of the form "this variant is better than that one" hold here.
+
+    Parameters
+    ----------
+    claims
+        Words -> (the variant said to be better, the other one). Those with a variant that is not
+        in the scores are left out.
+
+    Returns
+    -------
+    DataFrame
+        Columns `mvhlib.claims.JUDGED_COLUMNS`; see `mvhlib.claims.judge`.
+    """
+    table = unit_scores(scores, unit, by)
+    rows = [judge(table, words, better, worse, unit=unit)
+            for words, (better, worse) in claims.items() if better in table and worse in table]
+    return pd.DataFrame(rows, columns=list(JUDGED_COLUMNS))
+
+
+def draw_differences(table: pd.DataFrame, ax: "Axes", *, by: str = "variant") -> "Axes":
+    """Draw what each variant gains over the reference, with intervals; one row per variant."""
+    from mvhlib import plots
+
+    y = np.arange(len(table))
+    low, high = table["difference"] - table["diff_low"], table["diff_high"] - table["difference"]
+    ax.axvline(0, color="0.75", linewidth=0.6, zorder=0)
+    is_reference = (table["note"] == "reference").to_numpy()
+    for part, filling in ((~is_reference, plots.colour("mmap")), (is_reference, "white")):
+        ax.errorbar(table["difference"][part], y[part], xerr=np.nan_to_num([low, high])[:, part],
+                    fmt="o", markersize=3.2, capsize=1.5, linewidth=0.9,
+                    color=plots.colour("mmap"), markerfacecolor=filling)
+    ax.set_yticks(y, table[by])
+    ax.set_ylim(len(table) - 0.5, -0.5)
+    ax.locator_params(axis="x", nbins=5)
+    return ax
