@@ -1,5 +1,5 @@
 # make figures [PROFILE=demo] [DATA=dir] [OUT=.] [SEED=0] [JOBS=2] [PYTHON=python3]
-# make test [SLOW=1] | lab | bench [OUT=dir] | book [PROFILE=demo] [OUT=.] | clean | clean-all
+# make test [SLOW=1] [JOBS=2] | lab | bench [OUT=dir] | book [PROFILE=demo] [OUT=.] | clean | clean-all
 # Every target makes .venv by itself. Variables may also come from the environment.
 
 PYTHON  ?= python3
@@ -56,7 +56,8 @@ figures: .venv/.installed
 	  --config profile="$(PROFILE)" data="$$data" seed="$(SEED)"
 
 test: .venv/.installed
-	@$(in_out); .venv/bin/python -m pytest -q -rs -p no:cacheprovider tests $(if $(SLOW),,-m "not slow")
+	@$(in_out); export OMP_NUM_THREADS="$${OMP_NUM_THREADS:-1}"; .venv/bin/python -m pytest -q -rs \
+	  -p no:cacheprovider -n "$(JOBS)" --dist loadfile tests $(if $(SLOW),,-m "not slow")
 
 lab: .venv/.installed
 	@$(in_out); .venv/bin/jupyter lab --notebook-dir="$(CURDIR)"
