@@ -546,9 +546,10 @@ def _backbone(text: str, options: dict[str, Any]) -> PatchEncoder:
         if not Path(weights).is_dir():
             raise InputError(weights, "weights", "is no directory",
                              "give weights='random' or what save_pretrained wrote")
-        architecture = _read_config(Path(weights)).get("architecture")
-        if architecture is not None and architecture != name:
-            raise InputError(weights, "architecture", f"is {architecture!r}, not {name!r}",
+        config, (wanted, _, preset) = _read_config(Path(weights)), name.partition(".")
+        architecture, own = config.get("architecture", wanted), config.get("preset", preset)
+        if architecture != wanted or preset not in ("", own):
+            raise InputError(weights, "architecture", f"is '{architecture}.{own}', not {name!r}",
                              "name the architecture of the weights, or give the directory alone")
         options.setdefault("name", name)
         return _directory(Path(weights), options)

@@ -281,6 +281,17 @@ def test_a_saved_model_gives_bit_equal_features(tmp_path):
         create_encoder(folder, device="cpu")
 
 
+def test_saved_weights_are_named_with_their_preset_or_without(tmp_path):
+    from mvhlib.backbones import create_model
+
+    create_model(f"{HYBRID}.corrected", seed=3).save_pretrained(tmp_path)
+    found = {name: create_encoder(name, device="cpu", weights=str(tmp_path)).identity
+             for name in (HYBRID, f"{HYBRID}.corrected")}
+    assert len({str(identity) for identity in found.values()}) == 1
+    with pytest.raises(InputError, match=rf"'{HYBRID}.corrected', not '{HYBRID}.released'"):
+        create_encoder(f"{HYBRID}.released", device="cpu", weights=str(tmp_path))
+
+
 def test_unknown_names_are_met_with_the_nearest(tmp_path):
     with pytest.raises(InputError, match="did you mean handmade"):
         create_encoder("hand_made")
