@@ -40,7 +40,9 @@ Simplifications that a careful user should know
 Rendering is in float64, so that another CPU's last bit practically never changes a pixel.
 """
 
+import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -600,18 +602,20 @@ def make_cohort(folder: str | Path, *, seed: int = 0, version: str = VERSION,
         genes["organ_specific"] = (is_second & genes["program"].isin(CLASSES)).astype(int)
     signs, offsets, scores = _plan_studies(_rng(seed, stream, 0), n_studies)
     looks = _appearances(scores, stain_strength, blur_strength, tone_strength)
-    sections = []
+    drawn = []
     for study in range(n_studies):
         for patient in range(patients_per_study):
             tilt = _rng(seed, stream, 2, study, patient).standard_normal(4)
             for number in range(sections_per_patient):
                 name = f"{letter}{study + 1}P{patient + 1}{'ABCDEFGHIJKLMNOPQRSTUVWXYZ'[number]}"
-                sections.append(_make_section(
+                drawn.append((
                     folder, name, recipe, genes,
                     _rng(seed, stream, 3, study, patient, number).spawn(6),
                     tilt + np.array(_ORGAN_TILTS[study % n_organs]), looks[study], signs[study],
                     offsets[study], study % n_organs))
-    return Cohort(sections)
+    # Every section has generators of its own, so that their order does not matter.
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        return Cohort(list(pool.map(lambda each: _make_section(*each), drawn)))
 
 
 def organs(cohort: Cohort) -> dict[str, str]:
