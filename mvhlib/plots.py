@@ -281,8 +281,7 @@ def forest(table: "pd.DataFrame", ax: "Axes", *, by: str = "protocol", hue: str 
     heights = np.array([max(len(own), min(3, len(hues))) / len(hues) for own in held.values()])
     centres = dict(zip(groups, np.cumsum(heights) - heights / 2 - 0.5, strict=True))
     # Encoders of one family share its colour and differ in the mark.
-    marks = dict(zip(hues, ["o", "s", "D", "^", "v", "P", "X", "<", ">", "p", "h"] * 9,
-                     strict=False))
+    marks = dict(zip(hues, "osD^vPX<>ph*d8" * 9, strict=False))
     for name in hues:
         for is_control in (False, True):
             rows = table[(table[hue] == name)]

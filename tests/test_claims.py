@@ -62,7 +62,9 @@ def test_a_direction_is_seen_where_the_whole_interval_lies_there(tmp_path, low, 
     claim = claims.Claim("P", "better", "", lookup=claims.Lookup("t/x.*.csv", "claim == 'better'",
                                                                  sign=sign))
     row = judge(tmp_path, claim, difference=0.1, ci_low=low, ci_high=high)
-    assert row["verdict"] == verdict and row["measured"] == 0.1 and row["data"] == "toy"
+    assert row["verdict"] == verdict and row["measured"] == sign * 0.1 and row["data"] == "toy"
+    if np.isfinite(low):
+        assert (row["ci_low"], row["ci_high"]) == tuple(sorted((sign * low, sign * high)))
 
 
 def test_seeds_widen_the_interval_and_one_seed_is_no_claim(tmp_path):

@@ -77,6 +77,15 @@ def test_what_is_committed_is_small_and_shows_no_tissue():
     assert sum(p.stat().st_size for p in files) < 20e6
 
 
+def test_every_link_of_a_committed_gallery_leads_somewhere():
+    files = set(tracked())
+    pages = [p for p in files if p.name == "FIGURES.md"]
+    assert len(pages) >= 8
+    for page in pages:
+        links = re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8"))
+        assert links and not [link for link in links if page.parent / link not in files], page
+
+
 def test_library_and_notebooks_name_no_folder_of_one_machine():
     folders = ("mvhlib", "notebooks", "params", "workflow")
     for path in tracked():
@@ -118,21 +127,41 @@ def test_readme_numbers_are_those_of_the_committed_tables():
     assert f"r {mob['section']:.3f} on an unseen section and {mob['patient']:.3f}" in text
 
 
-def evidence_lines():
-    """Rows of the README's table of the profile evidence, from the committed comparisons."""
-    table = read_csv(ROOT / "figures/evidence/11_ablations/comparisons.csv")
+def comparison_lines(profile, kind):
+    """Rows of the README's table of a profile with seeds, from the committed comparisons."""
+    table = read_csv(ROOT / f"figures/{profile}/11_ablations/comparisons.csv")
     rows = table[(table["measure"] == "all") & (table["protocol"] == "loso")
-                 & (table["kind"] == "named in advance")]
+                 & (table["kind"] == kind)]
     return [f"| {row.variant} less {row.reference} | {row.difference:+.3f} | "
             f"{row.seed_low:+.3f} to {row.seed_high:+.3f} | "
             f"{row.unit_low:+.3f} to {row.unit_high:+.3f} |"
             for row in rows.itertuples()]
 
 
-def test_readme_numbers_of_the_evidence_are_those_of_the_committed_table():
+@pytest.mark.parametrize(("profile", "kind"), [("evidence", "named in advance"),
+                                               ("exploratory", "exploratory")])
+def test_readme_numbers_over_seeds_are_those_of_the_committed_table(profile, kind):
     text = (ROOT / "README.md").read_text()
-    table = text.split("<!-- evidence -->")[1].split("<!-- end evidence -->")[0]
-    assert table.strip().splitlines()[2:] == evidence_lines() and evidence_lines()
+    table = text.split(f"<!-- {profile} -->")[1].split(f"<!-- end {profile} -->")[0]
+    lines = comparison_lines(profile, kind)
+    assert table.strip().splitlines()[2:] == lines and lines
+
+
+def test_readme_numbers_of_the_two_systems_and_of_stability_are_those_of_the_committed_tables():
+    text, folder = (ROOT / "README.md").read_text(), ROOT / "figures/exploratory"
+    for notebook, column, key, sign, words in (
+            ("12_mmap", "variant", "ridge", 1, "{} to {} behind ridge on one view"),
+            ("12_mmap", "variant", "ridge, 3 views", 1, "{} to {} behind ridge on its three views"),
+            ("13_cmrcnet", "comparison", "cmrcnet - ridge", -1, "{} to {} behind ridge and level")):
+        tables = [read_csv(path).set_index(column) for path in folder.glob(f"{notebook}/paired.*")]
+        behind = sorted(sign * table.loc[key, "difference"] for table in tables)
+        assert len(behind) == 3
+        assert words.format(f"{behind[0]:.3f}", f"{behind[-1]:.3f}") in text
+    cells = read_csv(folder / "11_ablations/stability.csv")
+    assert (cells["verdict"] == "stable").all() and (cells["pole_max"] < 0).all()
+    beyond = cells.loc[cells["lr_factor"] == 10, "float16_step"].notna()
+    assert f"Of {len(cells)} short trainings" in text and beyond.all()
+    assert f"every one of {len(beyond)}." in text
 
 
 def test_readme_numbers_of_survival_and_glas_are_those_of_the_committed_tables():
