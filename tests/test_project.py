@@ -204,6 +204,22 @@ def test_pretraining_numbers_are_those_of_the_committed_table():
     assert days.iloc[0].split(" days")[0] + " days" in text
 
 
+def test_retrieval_numbers_are_those_of_the_committed_table():
+    table = read_csv(ROOT / "benchmarks/retrieval.csv").set_index(["what", "candidate"])
+    text = (ROOT / "benchmarks/README.md").read_text()
+    for n in (10_000, 100_000, 1_000_000):
+        for kind in ("cells", "ivf", "hnsw"):
+            if (f"{n} vectors, one query, p50", kind) not in table.index:
+                continue
+            p50, p99, many, built = (
+                table.loc[(f"{n} vectors, {what}", kind)] for what in
+                ("one query, p50", "one query, p99", "512 queries at once, per query", "building"))
+            recall, change = re.search(r"recall@50 (\S+), change in PCC (\S+)", p50["note"]).groups()
+            assert (f"| {n:,} | {kind} | {1e3 * p50['candidate_s']:.2g} | {p50['ratio']:.1f} | "
+                    f"{1e3 * p99['candidate_s']:.2g} | {many['ratio']:.1f} | {float(recall):.3f} | "
+                    f"{change} | {built['candidate_s']:.2g} s |") in text
+
+
 def test_ridge_numbers_are_those_of_the_committed_table():
     table = read_csv(ROOT / "benchmarks/ridge.csv")
     text = (ROOT / "benchmarks/README.md").read_text()
