@@ -214,7 +214,8 @@ def test_retrieval_numbers_are_those_of_the_committed_table():
             p50, p99, many, built = (
                 table.loc[(f"{n} vectors, {what}", kind)] for what in
                 ("one query, p50", "one query, p99", "512 queries at once, per query", "building"))
-            recall, change = re.search(r"recall@50 (\S+), change in PCC (\S+)", p50["note"]).groups()
+            recall, change = re.search(r"recall@50 (\S+), change in PCC (\S+)",
+                                       p50["note"]).groups()
             assert (f"| {n:,} | {kind} | {1e3 * p50['candidate_s']:.2g} | {p50['ratio']:.1f} | "
                     f"{1e3 * p99['candidate_s']:.2g} | {many['ratio']:.1f} | {float(recall):.3f} | "
                     f"{change} | {built['candidate_s']:.2g} s |") in text
