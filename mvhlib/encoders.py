@@ -43,6 +43,7 @@ from torch import Tensor, nn
 
 from mvhlib.artifacts import InputError, read_attr, sha256_file, sha256_of
 from mvhlib.features import Features, write_features
+from mvhlib.places import choose_device
 from mvhlib.tiles.store import open_tiles
 
 #: Mean and standard deviation of H&E tiles over many cohorts, [0-1] (Kang et al., CVPR 2023).
@@ -498,7 +499,7 @@ def create_encoder(source: str | os.PathLike, **options: Any) -> PatchEncoder:
         On an unknown source or option, a missing package, or weights that do not fit.
     """
     text = os.fspath(source)
-    device = _device(options.pop("device", None))
+    device = torch.device(choose_device(options.pop("device", None), where="create_encoder"))
     if text == "handmade":
         encoder = _handmade(options)
     elif text.startswith(("timm:", "hf-hub:")):
@@ -508,16 +509,6 @@ def create_encoder(source: str | os.PathLike, **options: Any) -> PatchEncoder:
     else:
         encoder = _backbone(text, options)
     return encoder.to(device)
-
-
-def _device(device: str | None) -> torch.device:
-    asked = device or os.environ.get("MVH_DEVICE") or "auto"
-    if asked == "auto":
-        asked = "cuda" if torch.cuda.is_available() else "cpu"
-    if asked.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError("create_encoder", "device", f"{asked!r} is not there",
-                         "use cpu, or a torch with CUDA on a machine that has a GPU")
-    return torch.device(asked)
 
 
 def _handmade(options: dict[str, Any]) -> PatchEncoder:

@@ -31,6 +31,7 @@ import numpy as np
 
 from mvhlib import artifacts
 from mvhlib.artifacts import InputError
+from mvhlib.places import choose_device, home, resolve
 
 #: The parameters that every notebook starts with, in this order.
 COMMON = ("profile", "out", "data", "seed", "device")
@@ -54,17 +55,6 @@ _held = {}  # lock path -> ExitStack; a kernel that begins twice must not wait f
 
 class CheckFailed(AssertionError):
     """A check cell found that a stage did not do what it says."""
-
-
-def home() -> Path:
-    """The clone: ``MVH_HOME``, else found upward from this file."""
-    named = os.environ.get("MVH_HOME")
-    return Path(named).resolve() if named else Path(__file__).resolve().parents[1]
-
-
-def resolve(path: str | os.PathLike) -> Path:
-    """Resolve a path of a parameter: a relative one starts at the clone, whatever the cwd is."""
-    return (home() / Path(path).expanduser()).resolve()
 
 
 def stem(name: str, parameters: dict[str, Any]) -> str:
@@ -210,18 +200,8 @@ class Run:
 
     @property
     def device(self) -> str:
-        """``cpu`` or ``cuda``; ``auto`` asks ``MVH_DEVICE``, then takes a GPU if there is one."""
-        import torch
-
-        wanted = self.parameters["device"]
-        if wanted == "auto":
-            wanted = os.environ.get("MVH_DEVICE", "auto")
-        if wanted == "auto":
-            wanted = "cuda" if torch.cuda.is_available() else "cpu"
-        if wanted.startswith("cuda") and not torch.cuda.is_available():
-            raise InputError(self.name, "device", f"{wanted} is asked for and no GPU is seen",
-                             "use device auto or cpu")
-        return wanted
+        """``cpu`` or ``cuda``; see `mvhlib.places.choose_device`."""
+        return choose_device(self.parameters["device"], where=self.name)
 
     @property
     def stem(self) -> str:

@@ -32,13 +32,8 @@ import yaml
 
 from mvhlib import artifacts
 from mvhlib.artifacts import InputError
-from mvhlib.notebook import (
-    check_parameters,
-    declared_parameters,
-    home,
-    read_parameters_cell,
-    resolve,
-)
+from mvhlib.notebook import check_parameters, declared_parameters, read_parameters_cell
+from mvhlib.places import home, resolve
 
 SLUG = re.compile(r"[a-z0-9_.-]+")
 #: Methods that train on tiles, each by a notebook of its own.

@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 
 from mvhlib.artifacts import remove_tree, sha256_file
-from mvhlib.notebook import home
+from mvhlib.places import home
 
 
 def start(profile: str, out: Path, data: str = "") -> subprocess.Popen:

@@ -8,7 +8,7 @@ from scipy import stats
 from mvhlib import claims
 from mvhlib.artifacts import InputError, read_csv, write_csv
 from mvhlib.expression.scores import drop
-from mvhlib.notebook import home
+from mvhlib.places import home
 
 
 def test_what_the_printed_tables_imply():

@@ -8,7 +8,7 @@ import pytest
 from mvhlib.artifacts import InputError
 from mvhlib.dino.config import read_settings
 from mvhlib.dino.schedules import Schedules, cosine, teacher_weights
-from mvhlib.notebook import home
+from mvhlib.places import home
 
 EPOCH = 493
 STEPS = 200 * EPOCH

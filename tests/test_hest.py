@@ -21,7 +21,7 @@ from mvhlib.artifacts import InputError, read_csv
 from mvhlib.cohort import base, hest, read, splits
 from mvhlib.expression import evaluation, protocols
 from mvhlib.features import Features, read_features
-from mvhlib.notebook import home
+from mvhlib.places import home
 
 CORRECTIONS = home() / "params" / "hest_crc" / "samples.csv"
 CONTROLS = ["BLANK_0001", "NegControlProbe_00042", "NegControlCodeword_0500", "antisense_X1",

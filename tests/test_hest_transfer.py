@@ -12,7 +12,7 @@ from mvhlib.artifacts import read_csv
 from mvhlib.cohort import hest, read, splits
 from mvhlib.expression import cmrcnet, evaluation, mmap, transfer
 from mvhlib.features import Features
-from mvhlib.notebook import home
+from mvhlib.places import home
 from mvhlib.training import FitConfig
 from tests.test_hest import CONTROLS, GENES, write_csv, write_sample
 

@@ -8,7 +8,7 @@ from mvhlib import workflow
 from mvhlib.artifacts import InputError, write_csv
 from mvhlib.cohort import base, read, synthetic
 from mvhlib.expression import evaluation
-from mvhlib.notebook import home
+from mvhlib.places import home
 
 
 @pytest.fixture(scope="module")

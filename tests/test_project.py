@@ -12,7 +12,7 @@ from packaging.version import Version
 
 from mvhlib import doctor, plots
 from mvhlib.artifacts import read_csv, sha256_file
-from mvhlib.notebook import home
+from mvhlib.places import home
 
 ROOT = home()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from mvhlib import artifacts, workflow
-from mvhlib.notebook import home
+from mvhlib.places import home
 from tests import faults
 
 STAMP = home() / ".venv/.installed"

@@ -36,6 +36,7 @@ import pandas as pd
 from mvhlib.artifacts import InputError, h5_reader, read_csv
 from mvhlib.cohort.base import Cohort, ImageRef, Section, check_counts
 from mvhlib.cohort.pseudospots import is_control
+from mvhlib.places import resolve
 from mvhlib.tiles.slides import open_slide
 
 if TYPE_CHECKING:
@@ -164,8 +165,6 @@ def read_corrections(path: str | Path) -> pd.DataFrame:
     """
     found = Path(path)
     if not found.exists() and not found.is_absolute():
-        from mvhlib.notebook import resolve
-
         found = resolve(path)
     table = read_csv(found, CORRECTION_COLUMNS, dtype=str)
     named = ["group"] if "group" in table else []

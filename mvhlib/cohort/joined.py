@@ -15,6 +15,7 @@ import pandas as pd
 
 from mvhlib.artifacts import InputError, read_csv
 from mvhlib.cohort.base import Cohort, Section
+from mvhlib.places import resolve
 
 KEYS = ("source", "path", "symbols", "options")
 
@@ -61,8 +62,6 @@ def _renaming(symbols: str, where: str) -> Callable[[pd.Index], list[str]] | Non
     if not str(symbols).endswith(".csv"):
         raise InputError(where, "symbols", f"is {symbols!r}",
                          "use upper, or a csv with gene and symbol")
-    from mvhlib.notebook import resolve
-
     table = read_csv(resolve(symbols), ("gene", "symbol"), dtype=str)
     for column in ("gene", "symbol"):
         if table[column].isna().any() or table[column].duplicated().any():

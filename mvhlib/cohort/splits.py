@@ -42,6 +42,7 @@ import numpy as np
 import pandas as pd
 
 from mvhlib.artifacts import InputError, read_csv
+from mvhlib.places import resolve
 
 log = logging.getLogger(__name__)
 
@@ -211,8 +212,6 @@ def group_of(manifest: pd.DataFrame, groups: str | Mapping[str, str]) -> pd.Seri
     elif groups in manifest.columns:
         where, table = "manifest.csv", dict(zip(names, manifest[groups], strict=True))
     elif groups.endswith(".csv"):
-        from mvhlib.notebook import resolve
-
         where = resolve(groups)
         listed = read_csv(where, ("section", "group"), dtype=str)
         table = dict(zip(listed["section"], listed["group"], strict=True))

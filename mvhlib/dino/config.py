@@ -15,7 +15,7 @@ import torch
 from mvhlib.artifacts import InputError
 from mvhlib.dino.augment import ViewSettings
 from mvhlib.dino.schedules import Schedules
-from mvhlib.notebook import resolve
+from mvhlib.places import resolve
 from mvhlib.training import read_config, read_pairs
 
 DTYPES = {"float32": torch.float32, "bf16": torch.float32, "float64": torch.float64}

@@ -47,6 +47,7 @@ from mvhlib.dino.data import BatchOrder, TileSource
 from mvhlib.dino.masking import BlockMasks
 from mvhlib.dino.model import PARTS, DinoModel, parameter_groups, update_teacher
 from mvhlib.dino.monitors import effective_rank, state_space_quantiles
+from mvhlib.places import choose_device
 from mvhlib.training import TrainingStopped
 
 #: Rows of embeddings that the monitors look at; fixed, so that a log does not depend on the batch.
@@ -486,13 +487,8 @@ def open_tiles(config: Config) -> TileSource:
 
 
 def _device(wanted: str) -> torch.device:
-    if wanted == "auto":
-        wanted = os.environ.get("MVH_DEVICE", "auto")
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    if wanted.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError("pretrain", "device", f"{wanted} is asked for and no GPU is seen",
-                         "use device auto or cpu")
+    """The device of this process: under torchrun ``cuda`` is the card of its local rank."""
+    wanted = choose_device(wanted, where="pretrain")
     if wanted == "cuda":
         wanted = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     return torch.device(wanted)
