@@ -6,6 +6,7 @@ whose bytes are compared.
 """
 
 import contextlib
+import errno
 import fcntl
 import glob
 import hashlib
@@ -39,11 +40,61 @@ class InputError(ValueError):
     """
 
     def __init__(self, where: str | os.PathLike, field: str, problem: str, fix: str):
-        self.where, self.field, self.problem, self.fix = str(where), field, problem, fix
-        super().__init__(f"{where}: {field}: {problem}. Fix: {fix}.")
+        self.where, self.field, self.problem, self.fix = (
+            one_line(part) for part in (where, field, problem, fix))
+        super().__init__(f"{self.where}: {self.field}: {self.problem}. Fix: {self.fix}.")
 
     def __reduce__(self):
         return type(self), (self.where, self.field, self.problem, self.fix)
+
+
+def one_line(text: Any, longest: int = 400) -> str:
+    """Put `text` on one line of at most `longest` characters; its middle is left out beyond."""
+    line = " ".join(str(text).split())
+    if len(line) <= longest:
+        return line
+    return f"{line[:longest // 2]} ... {line[-longest // 2:]}"
+
+
+@contextlib.contextmanager
+def reading(path: str | os.PathLike, field: str = "file", problem: str = "cannot be read",
+            fix: str = "replace it by a whole file of this kind") -> Iterator[None]:
+    """Turn what a library raises over a broken file into one `InputError` that names the file.
+
+    A reader wraps the lines that parse a user's file, no more: an error of our own code behind
+    them must stay a traceback. An `InputError` raised inside passes as it is, so that a reader
+    says what it knows better.
+
+    Parameters
+    ----------
+    path
+        The file or folder that is read.
+    field
+        Column, key or dataset at fault, where it is known.
+    problem
+        What is said before the library's own words.
+    fix
+        What the user can do about it.
+
+    Raises
+    ------
+    InputError
+        For every error of the block but a lack of disk space, which is no fault of the file.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise InputError(path, field, f"{problem} ({_said(error)})", fix) from error
+    except Exception as error:
+        raise InputError(path, field, f"{problem} ({_said(error)})", fix) from error
+
+
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__}: {one_line(error, 160)}" if str(error) else type(error).__name__
 
 
 @contextlib.contextmanager
