@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mvhlib.artifacts import InputError, reading
+from mvhlib.artifacts import InputError, check_file, reading
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -302,19 +302,6 @@ def _some(values: Sequence[str], most: int = 3) -> str:
 
 def _plain(name: str) -> str:
     return re.sub(r"[\W_]+", "", name).casefold()
-
-
-def check_file(path: str | os.PathLike) -> None:
-    """Refuse what is no plain file to be read: absent, a folder, a pipe, a link to nothing."""
-    path = Path(path)
-    with reading(path):
-        if path.is_symlink() and not path.exists():
-            raise InputError(path, "file", "is a link to nothing", "mend the link")
-        if not path.exists():
-            raise InputError(path, "file", "does not exist", "check the path")
-        if not path.is_file():
-            raise InputError(path, "file", "is a folder" if path.is_dir() else "is no plain file",
-                             "give the path of a file")
 
 
 def _bytes(path: Path) -> bytes:
