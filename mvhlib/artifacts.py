@@ -59,6 +59,50 @@ def one_line(text: Any, longest: int = 400) -> str:
     return f"{line[:longest // 2]} ... {line[-longest // 2:]}"
 
 
+#: What no name may hold: separators of folders, control characters, half characters (bytes of a
+#: file name that are no UTF-8), separators of lines and paragraphs.
+_UNSAFE = re.compile("[/\\\\\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]")
+#: Bytes; file systems take 255, and endings are added.
+LONGEST_NAME = 200
+
+
+def safe_name(name: Any, where: str | os.PathLike, field: str) -> str:
+    """Return a name that can be a file's or a folder's, without the blanks around it.
+
+    Sections, patients, studies, slides, encoders and profiles come from users' tables and become
+    paths: such a name must stay in its folder, and must be no option of a command.
+
+    Parameters
+    ----------
+    name
+        As it was read.
+    where, field
+        The file, and its column or key, for the error.
+
+    Raises
+    ------
+    InputError
+        If it is no text, is blank or longer than `LONGEST_NAME` bytes, holds a slash, a backslash
+        or a control character, or begins with a dot (a hidden file is never data) or a hyphen.
+    """
+    if not isinstance(name, str):
+        raise InputError(where, field, f"is {name!r} ({type(name).__name__}), not text",
+                         "write the name in quotes")
+    stripped, problem = name.strip(), ""
+    if not stripped:
+        problem = "is blank"
+    elif found := _UNSAFE.search(stripped):
+        problem = f"is {stripped!r}, which holds {found[0]!r}"
+    elif stripped[0] in ".-":
+        problem = f"is {stripped!r}, which begins with {stripped[0]!r}"
+    elif len(stripped.encode()) > LONGEST_NAME:
+        problem = f"is {one_line(stripped, 60)!r}, longer than {LONGEST_NAME} bytes"
+    if problem:
+        raise InputError(where, field, problem, "choose a name that begins with a letter or digit "
+                         "and holds no slash, backslash or line break")
+    return stripped
+
+
 @contextlib.contextmanager
 def reading(path: str | os.PathLike, field: str = "file", problem: str = "cannot be read",
             fix: str = "replace it by a whole file of this kind") -> Iterator[None]:
