@@ -232,8 +232,8 @@ class Cohort:
         for name in number:
             other = spelt.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
             if other != name:
-                raise InputError("cohort", "section", f"{other!r} and {name!r} would be one file on "
-                                 "a disk that does not tell them apart",
+                raise InputError("cohort", "section", f"{other!r} and {name!r} would be one file "
+                                 "on a disk that does not tell them apart",
                                  "give every section its own id")
         if not sections:
             raise InputError("cohort", "section", "no section was found", "check the directory")
