@@ -23,12 +23,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from mvhlib.artifacts import InputError, safe_name
-from mvhlib.cohort.base import Cohort
+from mvhlib.cohort.base import Cohort, entries
 from mvhlib.cohort.legacy_st import (
     ImageFacts,
     check_keys,
     check_names,
-    entries,
     find_images,
     find_tables,
     is_counts,

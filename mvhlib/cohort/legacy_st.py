@@ -55,6 +55,7 @@ from mvhlib.cohort.base import (
     check_inside,
     check_mpp,
     check_scale,
+    entries,
     section_list,
 )
 from mvhlib.tables import foreign
@@ -481,23 +482,6 @@ def is_counts(path: Path) -> bool:
     except InputError:  # a broken archive is likelier a table than a note
         return path.name.endswith(".gz")
     return len(lines) > 1 and bool(re.fullmatch(POSITION, lines[1].split("\t")[0].strip('"')))
-
-
-def entries(folder: Path) -> list[Path]:
-    """What lies in a folder, by name, hidden files left out; nothing where there is no folder.
-
-    Raises
-    ------
-    InputError
-        If it is a file, a link that leads nowhere, or may not be read.
-    """
-    if not folder.is_dir():
-        if folder.is_symlink() or folder.exists():
-            raise InputError(folder, "folder", "is a link that leads nowhere" if folder.is_symlink()
-                             else "is a file", "mend the link, or put the folder itself there")
-        return []
-    with reading(folder, "folder", fix="change its permissions"):
-        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def table_suffix(path: Path) -> str | None:
