@@ -10,8 +10,8 @@ what                how it is read
 ==================  ================================================================================
 sources             a list of mappings; ``path`` leads down from DATA, over links if need be, and
                     never up
-orthologues         as `mvhlib.tables` reads users' tables, columns gene and symbol: none blank, each
-                    once; ``ENSG1`` and ``ENSG1.12`` are one gene
+orthologues         as `mvhlib.tables` reads users' tables, columns gene and symbol: none blank,
+                    each once; ``ENSG1`` and ``ENSG1.12`` are one gene
 sections            called differently in all sources, also without regard to case
 images              below DATA
 ==================  ================================================================================
