@@ -573,6 +573,9 @@ def _read_section(path: Path, data: str | Path | None) -> tuple[Section, tuple[i
             h5_sizes(stream)
         with reading(path, fix="it is probably truncated: delete it and run 01_cohort"):
             adata = anndata.read_h5ad(path)
+        for name, matrix in (("X", adata.X), *adata.layers.items()):
+            if hasattr(matrix, "indptr"):
+                check_sparse(matrix, path, name)
         check_counts(adata, path)
         check_places(adata, path)
         _check_owner(path, adata, record)

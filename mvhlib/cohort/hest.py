@@ -399,7 +399,10 @@ def _number(sample: _Sample, name: str) -> float | None:
     if value is None:
         return None
     said = str(value).strip() if isinstance(value, (str, int, float)) else ""
-    number = float(said) if _NUMBER.fullmatch(said) else math.nan
+    number = math.nan
+    if _NUMBER.fullmatch(said):
+        # pandas' own parser: it ends one step of the last digit off, and runs were keyed by that.
+        number = float(pd.to_numeric(said) if isinstance(value, str) else value)
     if not 0 < number < math.inf:
         raise InputError(sample.told_by, name, f"of {sample.name} is {value!r}",
                          "state a positive number, with a decimal point")

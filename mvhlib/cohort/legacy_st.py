@@ -17,6 +17,8 @@ tables              tab-separated; UTF-8 or UTF-16 with byte order mark; packed 
                     ragged rows are refused
 counts              one row per spot, one column per gene; a header is asked for, names once each;
                     whole numbers, not all 0
+doubled genes       refused, since nothing tells which is which; the source ``legacy_st`` sums them
+                    where it is asked to
 index of counts     ``10x13``; ``9.97x13.04``, as the ST pipeline aligns them, is rounded where
                     there is a spot file
 spot file           x, y, pixel_x, pixel_y: finite numbers; selected: 0 and 1, or TRUE and FALSE
@@ -26,7 +28,10 @@ scale               measured from the spots; a stated one must agree within a te
 image               at most one spot in twenty outside. One that was reduced is recognised by more
                     than a tenth outside, and its scale found, unless it could be a cut-out as well
 absent              image: expression-only; spot file: array positions, expression-only; labels
-refused             links that lead nowhere, two files for one section, ``pixel_x`` beyond the image
+``samples.csv``     for the source ``legacy_st``: columns section, study, patient, counts;
+                    optionally specimen, spots, image, labels (paths below DATA) and full_width_px.
+                    One file belongs to one section
+refused             links that lead nowhere, paths that leave DATA, two files for one section
 ==================  ================================================================================
 """
 
@@ -47,8 +52,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from mvhlib import tables
 from mvhlib.artifacts import InputError, reading, regular_file
 from mvhlib.cohort.base import (
+    Cohort,
     ImageRef,
     Section,
     check_counts,
@@ -58,7 +65,6 @@ from mvhlib.cohort.base import (
     entries,
     section_list,
 )
-from mvhlib.tables import foreign
 from mvhlib.tiles.slides import open_slide
 
 if TYPE_CHECKING:
@@ -131,6 +137,71 @@ class ImageFacts:
     dark_background: bool | None = None
 
 
+def read(path: str | Path, *, samples: str | Path | None = None,
+         sections: Iterable[str] | None = None, images: bool = True,
+         pitch_um: float | None = None, sum_doubled: bool = False) -> Cohort:
+    """Read sections of any laboratory, whose files a table names.
+
+    Parameters
+    ----------
+    path
+        Data directory; the paths of the table start there.
+    samples
+        The table (see the module); None takes ``samples.csv`` in `path`.
+    sections
+        Names to read; None reads all.
+    images
+        False reads every section as expression-only.
+    pitch_um
+        Distance of nearest spots [µm]; None is that of the array.
+    sum_doubled
+        Sum the columns of a gene that stands more than once, as symbols of two Ensembl ids do.
+
+    Raises
+    ------
+    InputError
+        If a file is missing or broken, or a path leaves `path`.
+    """
+    root = Path(path)
+    file = Path(samples) if samples is not None else root / "samples.csv"
+    table = tables.read_table(file, ("section", "study", "patient", "counts"))
+    for column in ("section", "study", "patient", "counts"):
+        tables.names(table, column, file, unique=column in ("section", "counts"))
+    for column in ("specimen", "spots", "image", "labels", "full_width_px"):
+        if column not in table:
+            table[column] = ""
+    widths = tables.numbers(table, "full_width_px", file, above=0, missing=True, unit="px")
+    rows = {row["section"]: row | {"full_width_px": width} for row, width in
+            zip(table.to_dict("records"), widths, strict=True)}
+    for column in ("spots", "image", "labels"):
+        twice = [name for name, n in Counter(table[column]).items() if name and n > 1]
+        if twice:
+            raise InputError(file, column, f"{twice[0]!r} stands more than once",
+                             "give every section its own file")
+
+    def below(row: Mapping[str, Any], column: str) -> Path | None:
+        if not row[column]:
+            return None
+        way = Path(row[column])
+        if way.is_absolute() or ".." in way.parts:
+            raise InputError(file, column, f"is {row[column]!r}, which leads out of {root}",
+                             "put the file, or a link to it, into the data directory")
+        return regular_file(root / way, column)
+
+    made = []
+    for name in check_names(rows, sections, root) if sections is not None else rows:
+        row = rows[name]
+        width = row["full_width_px"]
+        made.append(make_section(
+            name, root=root, counts=below(row, "counts"), spot_file=below(row, "spots"),
+            image=below(row, "image") if images else None, study=row["study"],
+            patient=row["patient"], specimen=row["specimen"] or row["patient"],
+            source="legacy_st", labels=below(row, "labels"),
+            facts=ImageFacts(full_width_px=width) if width > 0 else None, pitch_um=pitch_um,
+            sum_doubled=sum_doubled))
+    return Cohort(made)
+
+
 def read_lines(path: Path) -> list[str]:
     """Rows of a tab-separated table as text, each with as many cells as the others.
 
@@ -158,7 +229,7 @@ def read_lines(path: Path) -> list[str]:
         raise InputError(path, "file", f"has more than {LARGEST_TABLE // 2**20} MB, which no table "
                          "of one section has", "give one section's table")
     wide = content[:2] in (b"\xff\xfe", b"\xfe\xff")
-    if not wide and (kind := foreign(content)):
+    if not wide and (kind := tables.foreign(content)):
         raise InputError(path, "file", f"is {kind}", "give a tab-separated text file")
     try:
         text = content.decode("utf-16" if wide else "utf-8-sig")
@@ -209,8 +280,13 @@ def read_table(path: Path, **options) -> pd.DataFrame:
         return pd.read_csv(io.StringIO("\n".join(lines)), sep="\t", **options)
 
 
-def read_counts(path: Path) -> "AnnData":
+def read_counts(path: Path, sum_doubled: bool = False) -> "AnnData":
     """Read a count table: one row per spot (index ``XxY``), one column per gene.
+
+    Parameters
+    ----------
+    sum_doubled
+        Sum the columns of a gene that stands more than once, at the place of the first.
 
     Returns
     -------
@@ -255,6 +331,11 @@ def read_counts(path: Path) -> "AnnData":
                          "give a table of numbers")
     names = body.index.to_series().fillna("").astype(str).str.strip()
     counts = sparse.csr_matrix(body.to_numpy())
+    if sum_doubled and len(set(genes)) < len(genes):
+        code, first = pd.factorize(np.array(genes, dtype=object))
+        onto = sparse.csr_matrix((np.ones(len(code), dtype=counts.dtype),
+                                  (np.arange(len(code)), code)))
+        counts, genes = (counts @ onto).tocsr(), list(first)
     with warnings.catch_warnings():  # names that repeat: check_counts refuses them
         warnings.simplefilter("ignore", UserWarning)
         adata = AnnData(obs=pd.DataFrame(index=pd.Index(names.to_numpy(), dtype=object)),
@@ -531,7 +612,8 @@ def find_images(root: Path, names: Iterable[str], depth: int = 3) -> dict[str, P
 def make_section(name: str, *, root: Path, counts: Path, spot_file: Path | None,
                  image: Path | None, study: str, patient: str, specimen: str, source: str,
                  labels: Path | None = None, facts: ImageFacts | None = None,
-                 pitch_um: float | None = None, mpp: float | None = None) -> Section:
+                 pitch_um: float | None = None, mpp: float | None = None,
+                 sum_doubled: bool = False) -> Section:
     """Make a section of its files; counts are read at first use.
 
     Parameters
@@ -548,6 +630,8 @@ def make_section(name: str, *, root: Path, counts: Path, spot_file: Path | None,
         Distance of nearest spots [µm]; see `measure_lattice`.
     mpp
         Micrometres per pixel of the spot file [µm/px]; None measures it.
+    sum_doubled
+        See `read_counts`.
 
     Raises
     ------
@@ -597,7 +681,7 @@ def make_section(name: str, *, root: Path, counts: Path, spot_file: Path | None,
                         "be stretched", name, lattice.anisotropy)
 
     def load() -> "AnnData":
-        adata = _join(read_counts(counts), spots, counts, spot_file, scale)
+        adata = _join(read_counts(counts, sum_doubled), spots, counts, spot_file, scale)
         adata.uns["lattice"] = {
             "kind": "square", "n_neighs": 4, "spot_um": SPOT_UM,
             "pitch_um": lattice.pitch_um if lattice else PITCH_UM,
