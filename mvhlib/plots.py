@@ -8,6 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mvhlib import lattice
+from mvhlib.artifacts import InputError
+from mvhlib.standardise import standardise
+
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
@@ -161,8 +165,6 @@ def map_values(prediction: "AnnData", genes) -> "pd.DataFrame":
     """
     import pandas as pd
 
-    from mvhlib.expression.spatial import residual
-
     columns = [list(prediction.var_names).index(gene) for gene in genes]
     measured, predicted = (np.asarray(prediction.layers[layer][:, columns], float)
                            for layer in ("measured", "predicted"))
@@ -172,6 +174,27 @@ def map_values(prediction: "AnnData", genes) -> "pd.DataFrame":
         "gene": gene, "spot": list(prediction.obs_names), "x_px": x, "y_px": y,
         "measured": measured[:, k], "predicted": predicted[:, k], "residual": left[:, k]})
         for k, gene in enumerate(genes)], ignore_index=True)
+
+
+def residual(measured: np.ndarray, predicted: np.ndarray, *,
+             standardised: bool = False) -> np.ndarray:
+    """Measured less predicted, positive where the tissue expresses more than its image suggests.
+
+    Parameters
+    ----------
+    measured, predicted
+        `(T, G)`.
+    standardised
+        Bring both to mean 0 and standard deviation 1 per gene first. An offset between studies
+        then does not colour the whole map; constant genes become 0.
+    """
+    measured, predicted = np.asarray(measured, np.float64), np.asarray(predicted, np.float64)
+    if measured.shape != predicted.shape:
+        raise InputError("residual", "shape", f"measured {measured.shape}, predicted "
+                         f"{predicted.shape}", "give the same spots and genes in one order")
+    if standardised:
+        measured, predicted = standardise(measured), standardise(predicted)
+    return measured - predicted
 
 
 def measured_predicted(adata: "AnnData", prediction: "AnnData", genes, axes, *, img: bool = False,
@@ -214,10 +237,8 @@ def measured_predicted(adata: "AnnData", prediction: "AnnData", genes, axes, *, 
 
 def _filling(adata: "AnnData") -> float:
     """Size at which spots all but touch, relative to their own."""
-    from scipy.spatial import cKDTree
-
     places = np.asarray(adata.obsm["spatial"], float)
-    pitch = np.median(cKDTree(places).query(places, k=2)[0][:, 1])
+    pitch = lattice.pitch(places)
     library = next(iter(adata.uns["spatial"].values()))
     return max(1.0, 0.9 * pitch / float(library["scalefactors"]["spot_diameter_fullres"]))
 

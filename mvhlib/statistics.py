@@ -8,6 +8,7 @@ is said instead of a p-value.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,9 +21,6 @@ PERCENTILE_FROM = 30
 
 #: Up to so many pairs every flip of signs is enumerated.
 ENUMERATE_TO = 16
-
-#: Sides of a block for the spatial bootstrap [spots].
-BLOCK_SPOTS = 5
 
 IMPOSSIBLE = "no test possible at this n"
 
@@ -68,6 +66,98 @@ def t_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
     mean = float(values.mean())
     half = stats.t.ppf(0.5 + confidence / 2, n - 1) * values.std(ddof=1) / np.sqrt(n)
     return Interval(mean, mean - half, mean + half, n, "t")
+
+
+def unit_means(scores: pd.DataFrame, unit: str, *, by: Sequence[str] = (), value: str = "pcc",
+               within: Sequence[str] = (), over: str = "mean") -> pd.Series:
+    """Average scores to one number per unit of inference: genes, then sections, then units.
+
+    A section counts once whatever it measured, and a unit once however many sections it has. Genes
+    without a score (NaN) are left out.
+
+    Parameters
+    ----------
+    scores
+        One row per gene of a section, or per section; columns `unit`, ``section``, `value`, those
+        of `by` and of `within`.
+    unit
+        Column of the unit of inference: ``study``, ``patient``, or ``section`` where replicates of
+        one patient are all there is.
+    by
+        Columns that are kept apart, such as ``encoder``.
+    value
+        Column that is averaged.
+    within
+        Columns that are averaged within a section before sections are, such as ``fold`` where a
+        section is scored by several.
+    over
+        How genes are put together within a section: ``mean`` or ``median``.
+
+    Returns
+    -------
+    pd.Series
+        Indexed by `by` and `unit`, sorted; ``.unstack(by)`` gives a column per series.
+    """
+    section = list(dict.fromkeys([*by, unit, "section"]))
+    means = scores.groupby([*section, *within])[value].agg(over)
+    if within:
+        means = means.groupby(section).mean()
+    return means.groupby([*by, unit]).mean()
+
+
+def unit_table(scores: pd.DataFrame, unit: str, *, by: Sequence[str] = (), value: str = "pcc",
+               within: Sequence[str] = (), over: str = "mean",
+               confidence: float = 0.95) -> pd.DataFrame:
+    """Mean over units with Student's interval at their number.
+
+    Parameters
+    ----------
+    scores, unit, by, value, within, over
+        See `unit_means`.
+
+    Returns
+    -------
+    pd.DataFrame
+        Columns of `by`, then ``unit, n_units, mean, ci_low, ci_high``; rows in the order in which
+        `scores` names them first. The interval is NaN at one unit.
+    """
+    means = unit_means(scores, unit, by=by, value=value, within=within, over=over)
+    order = list(dict.fromkeys(zip(*(scores[name] for name in by), strict=True))) if by else [()]
+    rows = []
+    for keys in order:
+        own = means.loc[keys] if by else means
+        rows.append((*keys, *unit_row(own, unit, confidence).values()))
+    return pd.DataFrame(rows, columns=[*by, "unit", "n_units", "mean", "ci_low", "ci_high"])
+
+
+def unit_row(values: Sequence[float], unit: str, confidence: float = 0.95) -> dict[str, Any]:
+    """One number per unit as the cells of a table: unit, n_units, mean, ci_low, ci_high."""
+    found = t_interval(values, confidence)
+    return {"unit": unit, "n_units": found.n, "mean": found.mean, "ci_low": found.low,
+            "ci_high": found.high}
+
+
+def combine(*sources: Interval) -> Interval:
+    """The interval of one mean that several independent sources of chance move.
+
+    Half-widths add as the root of the sum of their squares, as independent errors do: another
+    seed of the training and another study, say. Either interval alone covers too little, and the
+    wider of the two still does (`benchmarks/coverage.csv`).
+
+    Parameters
+    ----------
+    sources
+        Intervals around the same mean, one per source.
+
+    Returns
+    -------
+    Interval
+        NaN bounds where a source allows no interval; ``n`` is the smallest of theirs.
+    """
+    half = np.sqrt(sum(((each.high - each.low) / 2) ** 2 for each in sources))
+    mean = sources[0].mean
+    return Interval(mean, mean - half, mean + half, min(each.n for each in sources),
+                    "root of summed squares")
 
 
 def bootstrap_t_interval(values: Sequence[float], confidence: float = 0.95, *,
@@ -124,43 +214,6 @@ def percentile_interval(values: Sequence[float], confidence: float = 0.95, *,
     tail = stats.norm.cdf(-np.sqrt(n / (n - 1)) * stats.t.ppf(0.5 + confidence / 2, n - 1))
     low, high = np.quantile(means, [tail, 1 - tail])
     return Interval(float(values.mean()), float(low), float(high), len(values), "percentile")
-
-
-def spatial_blocks(coords: np.ndarray, side_spots: int = BLOCK_SPOTS,
-                   least: int = 4) -> np.ndarray:
-    """Assign the spots of one section to square blocks.
-
-    Parameters
-    ----------
-    coords
-        `(T, 2)`, any unit.
-    side_spots
-        Side of a block in distances between neighbouring spots; halved (by ones) until there are
-        `least` blocks.
-    least
-        Blocks wanted at least.
-
-    Returns
-    -------
-    np.ndarray
-        Label per spot, 0 to the number of blocks less one.
-    """
-    from scipy.spatial import cKDTree
-
-    coords = np.asarray(coords, dtype=np.float64)
-    if len(coords) < 2:
-        return np.zeros(len(coords), dtype=np.int64)
-    pitch = float(np.median(cKDTree(coords).query(coords, k=2)[0][:, 1]))
-    if pitch == 0:
-        raise InputError("spatial blocks", "coordinates", "several spots lie on one point",
-                         "give one place per spot")
-    start = coords.min(axis=0) - pitch / 2
-    for side in range(side_spots, 0, -1):
-        cell = np.floor((coords - start) / (side * pitch)).astype(np.int64)
-        labels = np.unique(cell, axis=0, return_inverse=True)[1].ravel()
-        if labels.max() + 1 >= least:
-            break
-    return labels
 
 
 def spatial_block_bootstrap(estimate: float, statistic: Callable[[list[np.ndarray]], np.ndarray],
@@ -332,6 +385,53 @@ def compare(pairs: Mapping[str, tuple[Sequence[float], Sequence[float]]], *,
     frame.insert(8, "p_wilcoxon_holm", holm(frame["p_wilcoxon"]))
     frame.insert(9, "p_permutation_holm", holm(frame["p_permutation"]))
     return frame
+
+
+#: Columns of a verdict by `judge`.
+JUDGED_COLUMNS = ("claim", "better", "worse", "unit", "n_units", "difference", "ci_low", "ci_high",
+                  "verdict")
+
+
+def judge(units: pd.DataFrame, words: str, better: str, worse: str | None = None, *,
+          unit: str = "patient") -> dict[str, Any]:
+    """Whether the arm that authors call better is better here, unit by unit.
+
+    Parameters
+    ----------
+    units
+        One row per unit of inference, one column per arm.
+    words
+        The claim, as it stands in the table.
+    better, worse
+        Arms; None takes the best of the others, a rival chosen by its result, which favours it a
+        little.
+    unit
+        Its name; a verdict over sections speaks of these patients alone.
+
+    Returns
+    -------
+    dict
+        `JUDGED_COLUMNS`: Student's interval of the paired difference, one by one and not corrected
+        for their number; the verdict is ``as claimed`` or ``the other way`` where it leaves zero
+        out, else ``not decided``, and says so where no test is possible at this n.
+    """
+    rival = worse or str(units.mean().drop(better).idxmax())
+    gap = t_interval(units[better] - units[rival])
+    verdict = ("as claimed" if gap.low > 0 else "the other way" if gap.high < 0
+               else "not decided")
+    if verdict != "not decided":
+        verdict += " on these sections" if unit == "section" else ""
+        few = smallest_p(gap.n) > 0.05
+        verdict += f", {IMPOSSIBLE}" if few else ""
+    values = (words, better, rival, unit, gap.n, gap.mean, gap.low, gap.high, verdict)
+    return dict(zip(JUDGED_COLUMNS, values, strict=True))
+
+
+def sentence(judged: Mapping[str, Any]) -> str:
+    """A row of `judge` to be read."""
+    return (f"{judged['claim']}: {judged['verdict']} ({judged['better']} less {judged['worse']} "
+            f"{judged['difference']:+.3f} [{judged['ci_low']:+.3f}, {judged['ci_high']:+.3f}], "
+            f"{judged['n_units']} {judged['unit']}s)")
 
 
 def coverage(interval: Callable[[np.ndarray, np.random.Generator], Interval], n_clusters: int, *,
@@ -686,7 +786,8 @@ def toroidal_null(measured: Sequence[np.ndarray], predicted: Sequence[np.ndarray
     measured, predicted
         As in `permutation_null`.
     positions
-        Integer row and column of every spot, `(T_s, 2)`, per section; see `array_positions`. On a
+        Integer row and column of every spot, `(T_s, 2)`, per section; see
+        `mvhlib.lattice.array_positions`. On a
         hexagonal array columns count half pitches, so that row and column have one parity.
     confidence
         Share of the null between ``low`` and ``high``.
@@ -717,77 +818,6 @@ def toroidal_null(measured: Sequence[np.ndarray], predicted: Sequence[np.ndarray
                              f"{min_overlap:.0%} of the spots", "lower min_overlap")
         draws.append(rng.choice(scores[1:], size=n_draws))
     return _null(observed, draws, confidence, "toroidal shift" if wrap else "random shift")
-
-
-def array_positions(coords: np.ndarray) -> np.ndarray:
-    """Row and column on the array from spot centres, whatever the image's rotation and jitter.
-
-    Steps between neighbours are rounded to the array's directions and added up along a walk from
-    spot to spot, so that neither drift nor a small rotation adds up to a wrong row; islands are
-    placed by a linear fit to the largest piece.
-
-    Parameters
-    ----------
-    coords
-        `(T, 2)`, any unit.
-
-    Returns
-    -------
-    np.ndarray
-        `(T, 2)` int64 from 0. On a hexagonal array (Visium) columns count half pitches and
-        ``row + column`` is even, as Visium's own ``array_row`` and ``array_col`` have it.
-
-    Raises
-    ------
-    InputError
-        If two spots fall on one place.
-    """
-    from scipy.sparse import coo_matrix, csgraph
-    from scipy.spatial import cKDTree
-
-    from mvhlib.expression.spatial import lattice
-
-    coords = np.asarray(coords, dtype=np.float64)
-    order = lattice(coords)
-    tree = cKDTree(coords)
-    pitch = float(np.median(tree.query(coords, k=2)[0][:, 1]))
-    a, b = tree.query_pairs(1.3 * pitch, output_type="ndarray").T
-    step = coords[b] - coords[a]
-    turn = np.angle(np.exp(1j * order * np.arctan2(step[:, 1], step[:, 0])).sum()) / order
-    # Directions of a row and of the next row, in array units; multiples of the turn's period.
-    if order == 4:
-        axes, units = (0.0, np.pi / 2), np.array([[0, 1], [1, 0]])
-    else:
-        axes, units = (0.0, np.pi / 3), np.array([[0, 2], [1, 1]])
-    frame = pitch * np.array([[np.cos(turn + angle), np.sin(turn + angle)] for angle in axes])
-    hops = np.rint(step @ np.linalg.inv(frame)).astype(np.int64)
-    n = len(coords)
-    links = coo_matrix((np.ones(2 * len(a)), (np.r_[a, b], np.r_[b, a])), shape=(n, n)).tocsr()
-    _, piece = csgraph.connected_components(links, directed=False)
-    largest = np.flatnonzero(piece == np.bincount(piece).argmax())
-    hop = {(i, j): h for i, j, h in zip(a.tolist(), b.tolist(), hops, strict=True)}
-    walked, before = csgraph.breadth_first_order(links, largest[0], directed=False)
-    index = np.zeros((n, 2), dtype=np.int64)
-    for spot in walked[1:].tolist():
-        last = int(before[spot])
-        index[spot] = index[last] + (hop[last, spot] if (last, spot) in hop
-                                     else -hop[spot, last])
-    known = np.c_[coords[largest], np.ones(len(largest))]
-    if np.linalg.matrix_rank(known - known.mean(axis=0)) >= 2:
-        fit = np.linalg.lstsq(known, index[largest].astype(np.float64), rcond=None)[0]
-    else:  # one row of spots says nothing of the other direction
-        linear = np.linalg.inv(frame)
-        fit = np.vstack([linear, -coords[largest[0]] @ linear])
-    islands = piece != piece[largest[0]]
-    index[islands] = np.rint(np.c_[coords[islands], np.ones(islands.sum())] @ fit).astype(np.int64)
-    places = index @ units
-    places -= places.min(axis=0)
-    if order == 6:
-        places[:, 1] += places[0].sum() % 2  # the parity that the walk's start was given
-    if len(np.unique(places, axis=0)) < n:
-        raise InputError("array positions", "coordinates", "put two spots on one place of the "
-                         "array", "give the array's own rows and columns")
-    return places
 
 
 def _paired_maps(measured, predicted, positions=None):

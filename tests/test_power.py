@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
+from mvhlib import lattice
 from mvhlib import statistics as st
 from mvhlib.artifacts import InputError
 
@@ -125,7 +126,7 @@ def test_array_positions_undo_rotation_jitter_and_holes(degrees):
                                    ("hexagonal", hexagonal(18, 14))):
         keep = rng.random(len(places)) < 0.9
         seen = (coords[keep] + rng.normal(0, 5, (keep.sum(), 2))) @ turn + 3000
-        found = st.array_positions(seen)
+        found = lattice.array_positions(seen)
         assert (found.min(axis=0) >= 0).all() and found.dtype == np.int64
         # The array is found up to its own symmetry: steps between spots keep their lengths.
         scale = np.array([1.0, 1.0])
@@ -142,12 +143,12 @@ def test_array_positions_undo_rotation_jitter_and_holes(degrees):
 def test_array_positions_place_islands_and_refuse_doubles():
     places = square(12)
     keep = ~np.isin(places[:, 1], (6, 7))  # a gap of two columns
-    found = st.array_positions(50.0 * places[keep].astype(float))
+    found = lattice.array_positions(50.0 * places[keep].astype(float))
     steps = found - found[0], places[keep] - places[keep][0]
     assert np.linalg.norm(steps[0], axis=1) == pytest.approx(np.linalg.norm(steps[1], axis=1))
     twice = np.r_[100.0 * square(6), [[210.0, 210.0]]]
     with pytest.raises(InputError, match="one place"):
-        st.array_positions(twice)
+        lattice.array_positions(twice)
 
 
 def brute_force(truth, guess, places, min_overlap):

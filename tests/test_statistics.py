@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from mvhlib import lattice
 from mvhlib import statistics as st
 from mvhlib.artifacts import InputError
 
@@ -84,14 +85,14 @@ def test_all_intervals_cover_at_full_repetitions(n_clusters, skew):
 def test_blocks_cover_a_section_in_squares():
     x, y = np.meshgrid(np.arange(20), np.arange(10))
     coords = np.stack([x.ravel(), y.ravel()], axis=1) * 200.0 + 1e5
-    labels = st.spatial_blocks(coords, side_spots=5)
+    labels = lattice.spatial_blocks(coords, side_spots=5)
     assert labels.max() + 1 == 8 and (np.bincount(labels) == 25).all()
     for block in range(8):
         assert np.ptp(coords[labels == block], axis=0).max() == 800
-    small = st.spatial_blocks(coords[(x.ravel() < 4) & (y.ravel() < 4)], side_spots=5)
+    small = lattice.spatial_blocks(coords[(x.ravel() < 4) & (y.ravel() < 4)], side_spots=5)
     assert small.max() + 1 >= 4
     with pytest.raises(InputError):
-        st.spatial_blocks(np.zeros((5, 2)))
+        lattice.spatial_blocks(np.zeros((5, 2)))
 
 
 def _autocorrelated(rng, side, block):
@@ -104,7 +105,7 @@ def test_block_bootstrap_covers_where_spots_as_units_do_not():
     rng = np.random.default_rng(11)
     x, y = np.meshgrid(np.arange(30), np.arange(30))
     coords = np.stack([x.ravel(), y.ravel()], axis=1).astype(float)
-    labels = st.spatial_blocks(coords)
+    labels = lattice.spatial_blocks(coords)
     member = np.eye(labels.max() + 1)[:, labels]
     hits, naive = 0, 0
     n_repetitions = 300

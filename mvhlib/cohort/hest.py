@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from mvhlib import lattice
 from mvhlib.artifacts import InputError, h5_reader, read_csv
 from mvhlib.cohort.base import Cohort, ImageRef, Section, check_counts
 from mvhlib.cohort.pseudospots import is_control
@@ -411,14 +412,12 @@ def _is_control(genes: pd.Index) -> np.ndarray:
 
 def _lattice(name: str, technology: str, centers: np.ndarray, mpp: float | None) -> dict[str, Any]:
     """Kind of the array, and its pitch as measured from the centres."""
-    from scipy.spatial import cKDTree
-
     hexagonal = technology == "Visium"
     record: dict[str, Any] = {"kind": "hexagonal" if hexagonal else "square",
                               "n_neighs": 6 if hexagonal else 4, "coordinates": "pixel"}
     pitch = np.nan
     if len(centers) > 1 and mpp is not None:
-        pitch = float(np.median(cKDTree(centers).query(centers, k=2)[0][:, 1])) * mpp
+        pitch = lattice.pitch(centers) * mpp
         record["pitch_um"] = pitch
         if technology in ("Visium", "Xenium") and \
                 abs(pitch - PITCH_UM) > PITCH_TOLERANCE * PITCH_UM:

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mvhlib import statistics
+from mvhlib import standardise, statistics
 from mvhlib.artifacts import InputError, h5_reader, read_attr, sha256_file, sha256_of
 from mvhlib.downstream import probe
 from mvhlib.training import Fit, FitConfig, fit, keyed_generator
@@ -363,7 +363,7 @@ def _moments(bags: Bags, rows: np.ndarray, size: int) -> tuple[np.ndarray, np.nd
             n, first, second = n + len(part), first + moved.sum(0), second + (moved**2).sum(0)
     spread = np.sqrt(np.maximum(second / n - (first / n) ** 2, 0))
     # A feature that does not vary in training is left as it is, and not blown up in testing.
-    varies = spread > 1e-6 * np.maximum(np.abs(shift + first / n), 1e-12)
+    varies = standardise.varies(spread, np.abs(shift + first / n))
     return ((shift + first / n).astype(np.float32),
             np.where(varies, spread, 1.0).astype(np.float32))
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from mvhlib import statistics
+from mvhlib import standardise, statistics
 from mvhlib.artifacts import InputError
 
 if TYPE_CHECKING:
@@ -245,14 +245,13 @@ class LogisticProbe:
         """One prediction function per penalty, each started from the one before."""
         from sklearn.linear_model import LogisticRegression
 
-        mean, spread = X.mean(axis=0), X.std(axis=0)
         # Constant on the training side: no information there, and arbitrary scale on the test side.
-        varies = spread > 1e-9 * np.maximum(np.abs(X).max(axis=0), 1e-300)
+        scale = standardise.fit(X)
 
-        def standardise(values):
-            return (values[:, varies] - mean[varies]) / spread[varies]
+        def scaled(values):
+            return scale(values)[:, scale.varies]
 
-        z, found = standardise(X), []
+        z, found = scaled(X), []
         model = LogisticRegression(max_iter=2000, warm_start=True)
         columns = np.searchsorted(self.classes_, np.unique(labels))
         for penalty in penalties:
@@ -261,7 +260,7 @@ class LogisticProbe:
             weight, bias = model.coef_.copy(), model.intercept_.copy()
 
             def predict(values, weight=weight, bias=bias):
-                score = standardise(values) @ weight.T + bias
+                score = scaled(values) @ weight.T + bias
                 if len(columns) == 2:  # scikit-learn keeps one column for two classes
                     score = np.concatenate([np.zeros_like(score), score], axis=1)
                 score = np.exp(score - score.max(axis=1, keepdims=True))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from mvhlib import artifacts, statistics
+from mvhlib import artifacts, lattice, statistics
 from mvhlib.artifacts import InputError
 from mvhlib.cohort import genes, hest, splits
 from mvhlib.expression import protocols, ridge
@@ -271,6 +271,11 @@ class Evaluation:
     method: str = "ridge"
     members: dict[Hashable, str] = field(default_factory=dict)
 
+    def unit_means(self, unit: str, over: str = "mean") -> pd.Series:
+        """Correlation of the first panel, one number per unit; see `statistics.unit_means`."""
+        own = self.scores[self.scores["panel"] == self.scores["panel"].iloc[0]]
+        return statistics.unit_means(own, unit, over=over)
+
     def write(self, folder: str | Path) -> list[Path]:
         """Write the files that the module's head lists; return the tables' paths."""
         folder = Path(folder)
@@ -404,8 +409,7 @@ def drops(scores: pd.DataFrame, *, random: str = "random10_section", loso: str =
     both = pd.concat([both.assign(program="all"), both[both["program"].fillna("") != ""]])
     rows = []
     for keys, part in both.groupby(["method", "encoder", "panel", "program"], sort=False):
-        sections = part.groupby(["protocol", unit, "section"])["pcc"].mean()
-        units = sections.groupby(["protocol", unit]).mean().unstack("protocol")
+        units = statistics.unit_means(part, unit, by=["protocol"]).unstack("protocol")
         gap = statistics.t_interval(units[random] - units[loso])
         means = units.mean()
         rows.append((*keys, means[random], means[loso], gap.mean, gap.low, gap.high, gap.n,
@@ -453,8 +457,7 @@ def comparisons(scores: pd.DataFrame, primary: Sequence[str], *, protocol: str =
                     "secondary": [(first, name) for name in others if name not in rivals],
                     "planned": [(a, b) for a, b in planned if {a, b} <= set(there)]}
         for unit in units:
-            means = part.groupby(list(dict.fromkeys(["encoder", unit, "section"])))[
-                "pcc"].mean().groupby(["encoder", unit]).mean().unstack("encoder")
+            means = statistics.unit_means(part, unit, by=["encoder"]).unstack("encoder")
             for family, named in families.items():
                 pairs = {f"{a} - {b}": (means[a], means[b]) for a, b in named}
                 if pairs:
@@ -475,7 +478,7 @@ def encoder_correlation(scores: pd.DataFrame, pair: Sequence[str], *, protocol: 
     NaN where one of them was not scored, or fewer than three units are left.
     """
     rows = scores[(scores["control"] == "none") & (scores["protocol"] == protocol)]
-    means = rows.groupby(["encoder", unit])["pcc"].mean().unstack(unit)
+    means = statistics.unit_means(rows, unit, by=["encoder"]).unstack(unit)
     if not set(pair) <= set(means.index) or means.shape[1] < 3:
         return float("nan")
     return statistics.score_correlation(means.loc[pair[0]], means.loc[pair[1]]).mean
@@ -496,7 +499,7 @@ def nulls(result: "Evaluation", *, n_draws: int = 199, seed: int = 0) -> pd.Data
     rng = np.random.default_rng(seed)
     found = [statistics.permutation_null(measured, predicted, n_draws=n_draws, rng=rng)]
     try:
-        positions = [statistics.array_positions(part.coords) for part in maps]
+        positions = [lattice.array_positions(part.coords) for part in maps]
     except InputError:
         positions = None
     if positions is not None:

@@ -71,9 +71,7 @@ def unit_means(scores: pd.DataFrame, unit: str = "patient") -> pd.DataFrame:
 
     ``section`` as the unit is for replicates of one patient and says nothing of another one.
     """
-    keys = ["system", *dict.fromkeys([unit, "section"])]
-    sections = scores.groupby(keys, sort=False)["pcc"].mean()
-    return sections.groupby(["system", unit], sort=False).mean().unstack("system")[
+    return statistics.unit_means(scores, unit, by=["system"]).unstack("system")[
         list(dict.fromkeys(scores["system"]))]
 
 
@@ -150,11 +148,9 @@ def table(scores: pd.DataFrame, unit: str = "patient") -> pd.DataFrame:
     facts = scores.drop_duplicates("system").set_index("system")
     rows = []
     for name in ranking.ranks.index:
-        found = statistics.t_interval(means[name])
         row = {"system": name, **facts.loc[name, ["method", "encoder",
                                                   "encoder_saw_test_images"]],
-               "unit": unit, "n_units": found.n, "n_genes": scores["gene"].nunique(),
-               "mean": found.mean, "ci_low": found.low, "ci_high": found.high,
+               "n_genes": scores["gene"].nunique(), **statistics.unit_row(means[name], unit),
                "mean_rank": ranking.ranks[name], "behind": np.nan, "behind_low": np.nan,
                "behind_high": np.nan, "p_holm": np.nan, "note": "best mean rank"}
         if name != best:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from mvhlib import statistics
+from mvhlib import spots, standardise, statistics
 from mvhlib.artifacts import InputError
 from mvhlib.cohort.genes import marker_sets
 from mvhlib.expression.scores import is_constant, pearson
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 
 #: A gene set is scored from so many measured genes on.
 LEAST_GENES = 3
-
-#: Labels that name no tissue class.
-NO_CLASS = ("undetermined", "nan", "")
 
 #: Principal components that clusters are sought in.
 COMPONENTS = 20
@@ -149,9 +146,8 @@ def set_scores(values: np.ndarray, genes: Sequence[str], sets: Mapping[str, Sequ
     if values.ndim != 2 or values.shape[1] != len(genes):
         raise InputError("gene sets", "values", f"shape {values.shape} for {len(genes)} genes",
                          "name every column")
-    varies = ~is_constant(values)
-    spread = np.where(varies, values.std(axis=0), 1.0)
-    z = np.where(varies, (values - values.mean(axis=0)) / spread, 0.0)
+    scale = standardise.fit(values)
+    varies, z = scale.varies, scale(values)
     if signs is not None:
         z = z * np.array([float(signs.get(gene, 1.0)) for gene in genes])
     column = {gene: number for number, gene in enumerate(genes) if varies[number]}
@@ -437,11 +433,10 @@ def _standard(values: np.ndarray) -> np.ndarray:
     if values.ndim != 2 or not np.isfinite(values).all():
         raise InputError("structure", "values", f"shape {values.shape} or not finite",
                          "give (spots, features) without NaN")
-    varies = ~is_constant(values)
-    if not varies.any():
+    scale = standardise.fit(values)
+    if not scale.varies.any():
         raise InputError("structure", "values", "do not vary", "give expression or features")
-    values = values[:, varies]
-    return (values - values.mean(axis=0)) / values.std(axis=0)
+    return scale(values)[:, scale.varies]
 
 
 def localise(sources: Mapping[str, Mapping[str, np.ndarray]],
@@ -502,7 +497,7 @@ def _classes(section: str, labels: Sequence[Any], n: int) -> tuple[np.ndarray, n
         raise InputError(section, "labels", f"are {len(values)} for {n} spots",
                          "give one label per spot, None where there is none")
     names = np.array(["" if pd.isna(value) else str(value) for value in values], dtype=str)
-    return names, ~np.isin(names, NO_CLASS)
+    return names, ~np.isin(names, spots.NO_CLASS)
 
 
 def align(predictions: Mapping[str, Any], labels: Mapping[str, pd.Series],
@@ -548,9 +543,7 @@ def align(predictions: Mapping[str, Any], labels: Mapping[str, pd.Series],
             if section in each:
                 sources[name][section] = rows_of(each[section], kept)
         if section in labels:
-            series = pd.Series(labels[section]).astype(object).reindex(kept)
-            found[section] = np.array([None if pd.isna(value) else str(value)
-                                       for value in series], dtype=object)
+            found[section] = spots.classes(section, kept, labels[section])
     return sources, found
 
 
@@ -617,15 +610,12 @@ def class_auroc(values: Mapping[str, np.ndarray], labels: Mapping[str, Sequence[
     known_names = {name for each in labels.values() for name in set(map(str, each))}
     if positive not in known_names:
         raise InputError("auroc", "positive", f"no spot is {positive!r}",
-                         f"use one of {sorted(known_names - set(NO_CLASS))[:8]}")
+                         f"use one of {sorted(known_names - set(spots.NO_CLASS))[:8]}")
 
     def read(name: str, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         classes, known = _classes(name, labels[name], len(matrix))
         matrix = np.asarray(matrix, dtype=np.float64)
-        constant = is_constant(matrix)
-        spread = np.where(constant, 1.0, matrix.std(axis=0))
-        z = np.where(constant, 0.0, (matrix - matrix.mean(axis=0)) / spread)
-        return z[known], classes[known] == positive
+        return standardise.standardise(matrix)[known], classes[known] == positive
 
     learn = {name: read(name, matrix) for name, matrix in train.items() if name in labels}
     found = []
@@ -715,10 +705,8 @@ def summarise(table: pd.DataFrame, value: str, units: Mapping[str, str] | None =
     if unit.isna().any():
         raise InputError("structure", "units", f"lack {sorted(set(table['section'][unit.isna()]))}",
                          "name every section's patient")
-    rows = []
-    for keys, part in table.assign(_unit=unit).groupby(list(by), sort=False):
-        found = statistics.t_interval(part.groupby("_unit")[value].mean(), confidence)
-        rows.append((*keys, value, found.mean, found.low, found.high, found.n,
-                     part["section"].nunique()))
-    return pd.DataFrame(rows, columns=[*by, "metric", "mean", "ci_low", "ci_high", "n_units",
-                                       "n_sections"])
+    found = statistics.unit_table(table.assign(unit=unit), "unit", by=list(by), value=value,
+                                  confidence=confidence)
+    sections = table.groupby(list(by), sort=False)["section"].nunique()
+    found = found.assign(metric=value, n_sections=sections.to_numpy())
+    return found[[*by, "metric", "mean", "ci_low", "ci_high", "n_units", "n_sections"]]

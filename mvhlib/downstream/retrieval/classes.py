@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator, ClassifierMixin
 
+from mvhlib import standardise
 from mvhlib.artifacts import InputError
 from mvhlib.expression.site import Rows
 
@@ -188,10 +189,9 @@ class Prototypes(ClassifierMixin, BaseEstimator):
                              "give one row per label, and at least one")
         if not np.isfinite(X).all():
             raise InputError("Prototypes", "X", "holds NaN or infinity", "embed the tiles again")
-        self.mean_ = X.mean(axis=0)
-        spread = X.std(axis=0) if self.scale else np.ones(X.shape[1])
-        varies = spread > 1e-12 * np.maximum(np.abs(X).max(axis=0), 1e-300)
-        self.spread_ = np.where(varies, spread, np.inf)
+        scale = standardise.fit(X)
+        self.mean_ = scale.mean
+        self.spread_ = scale.spread if self.scale else np.where(scale.varies, 1.0, np.inf)
         self.classes_, code = np.unique(y, return_inverse=True)
         z = self.transform(X)
         self.prototypes_ = np.stack([z[code == k].mean(axis=0) for k in range(len(self.classes_))])

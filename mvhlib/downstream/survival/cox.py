@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator
 
+from mvhlib import standardise
 from mvhlib.artifacts import InputError
 from mvhlib.cohort.clinical import grouped_folds
 
@@ -34,11 +35,11 @@ class _Design:
 
         design = cls()
         if covariates is not None:
-            spread = covariates.std(axis=0)
-            if (spread < 1e-9).any():
-                raise InputError("cox", "covariates", f"column {int(spread.argmin())} does not "
-                                 "vary among the training patients", "leave it out")
-            design.covariates = covariates.mean(axis=0), spread
+            scale = standardise.fit(covariates)
+            if not scale.varies.all():
+                raise InputError("cox", "covariates", f"column {int(scale.varies.argmin())} does "
+                                 "not vary among the training patients", "leave it out")
+            design.covariates = scale.mean, scale.spread
         if image is not None:
             largest = min(n_components, len(image) - 1, image.shape[1])
             fitted = PCA(largest, svd_solver="full").fit(image)

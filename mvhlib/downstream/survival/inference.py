@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from mvhlib import statistics
+from mvhlib import standardise, statistics
 from mvhlib.artifacts import InputError
 from mvhlib.downstream.survival.cox import SEPARATES
 from mvhlib.downstream.survival.evaluation import Evaluation
@@ -198,7 +198,7 @@ def hazard_ratios(values: pd.DataFrame, table: pd.DataFrame, *, adjust: Sequence
     rows = []
     for name in values:
         column = values[name].to_numpy(float)
-        if column.std() < 1e-12:
+        if not standardise.fit(column[:, None]).varies[0]:
             rows.append((name, np.nan, np.nan, np.nan, np.nan))
             continue
         frame = table.assign(**{"value_": (column - column.mean()) / column.std()})
