@@ -12,7 +12,7 @@ import mvhlib
 #: From the ground up. A row may import from rows below it and, within the row, from its left.
 FLOORS = (
     ("files, errors, places", "artifacts places progress tables"),
-    ("numbers", "standardise lattice statistics neighbours"),
+    ("numbers", "standardise lattice statistics power nulls neighbours"),
     ("loops and pictures", "training plots"),
     ("pixels", "tiles"),
     ("networks", "backbones dino"),

@@ -455,7 +455,6 @@ def attention_auroc(attention: Mapping[str, np.ndarray], planted: Mapping[str, n
         If a slide has no truth, or one of another number of tiles.
     """
     import pandas as pd
-    from scipy.stats import rankdata
 
     rows = []
     for slide, weight in attention.items():
@@ -463,11 +462,10 @@ def attention_auroc(attention: Mapping[str, np.ndarray], planted: Mapping[str, n
         if len(truth) != len(weight):
             raise InputError("mil", f"truth of {slide}", f"has {len(truth)} tiles of {len(weight)}",
                              "give one truth per tile, in the order of the features")
-        n = int(truth.sum())
-        if 0 < n < len(truth):
-            above = rankdata(weight)[truth].sum() - n * (n + 1) / 2
-            rows.append({"slide": slide, "n_tiles": len(truth), "n_planted": n,
-                         "auroc": above / (n * (len(truth) - n))})
+        score = statistics.auroc(weight, truth)
+        if np.isfinite(score):
+            rows.append({"slide": slide, "n_tiles": len(truth), "n_planted": int(truth.sum()),
+                         "auroc": score})
     return pd.DataFrame(rows, columns=["slide", "n_tiles", "n_planted", "auroc"])
 
 
@@ -480,8 +478,8 @@ def attention_row(per_slide: "pd.DataFrame", units: Mapping[str, str], *, datase
     """
     import pandas as pd
 
-    owner = per_slide["slide"].map(dict(units))
-    found = statistics.t_interval(per_slide["auroc"].groupby(owner).mean())
+    owned = per_slide.assign(section=per_slide["slide"], unit=per_slide["slide"].map(dict(units)))
+    found = statistics.t_interval(statistics.unit_means(owned, "unit", value="auroc"))
     return pd.DataFrame([{
         "dataset": dataset, "encoder": encoder, "classifier": "mil", "split": split,
         "metric": "attention_auroc", "unit": unit, "n_units": found.n, "mean": found.mean,

@@ -23,6 +23,8 @@ from mvhlib.artifacts import InputError
 from mvhlib.cohort import genes, hest, splits
 from mvhlib.expression import protocols, ridge
 from mvhlib.expression.scores import drop
+from mvhlib.nulls import permutation_null, toroidal_null
+from mvhlib.power import score_correlation
 
 if TYPE_CHECKING:
     from mvhlib.cohort import Cohort
@@ -481,7 +483,7 @@ def encoder_correlation(scores: pd.DataFrame, pair: Sequence[str], *, protocol: 
     means = statistics.unit_means(rows, unit, by=["encoder"]).unstack(unit)
     if not set(pair) <= set(means.index) or means.shape[1] < 3:
         return float("nan")
-    return statistics.score_correlation(means.loc[pair[0]], means.loc[pair[1]]).mean
+    return score_correlation(means.loc[pair[0]], means.loc[pair[1]]).mean
 
 
 def nulls(result: "Evaluation", *, n_draws: int = 199, seed: int = 0) -> pd.DataFrame:
@@ -497,13 +499,13 @@ def nulls(result: "Evaluation", *, n_draws: int = 199, seed: int = 0) -> pd.Data
     maps = [part for part in result.predictions.values() if part.coords is not None]
     measured, predicted = [part.measured for part in maps], [part.predicted for part in maps]
     rng = np.random.default_rng(seed)
-    found = [statistics.permutation_null(measured, predicted, n_draws=n_draws, rng=rng)]
+    found = [permutation_null(measured, predicted, n_draws=n_draws, rng=rng)]
     try:
         positions = [lattice.array_positions(part.coords) for part in maps]
     except InputError:
         positions = None
     if positions is not None:
-        found.append(statistics.toroidal_null(measured, predicted, positions, n_draws=n_draws,
+        found.append(toroidal_null(measured, predicted, positions, n_draws=n_draws,
                                               wrap=False, rng=rng))
     return pd.DataFrame([{"protocol": result.job.protocol, "method": result.method,
                           "encoder": result.job.encoder, "null": null.method,

@@ -547,24 +547,6 @@ def align(predictions: Mapping[str, Any], labels: Mapping[str, pd.Series],
     return sources, found
 
 
-def auroc(score: np.ndarray, positive: np.ndarray) -> float:
-    """Area under the ROC curve: how often a positive spot scores above a negative one, ties half.
-
-    NaN where there is one kind of spot only (Hanley and McNeil, Radiology 1982).
-    """
-    from scipy.stats import rankdata
-
-    score, positive = np.asarray(score, dtype=np.float64), np.asarray(positive, dtype=bool)
-    if score.shape != positive.shape or not np.isfinite(score).all():
-        raise InputError("auroc", "score", "does not fit the labels or is not finite",
-                         "give one number per spot")
-    n = int(positive.sum())
-    if n in (0, len(positive)):
-        return float("nan")
-    rank = rankdata(score)
-    return float((rank[positive].sum() - n * (n + 1) / 2) / (n * (len(positive) - n)))
-
-
 def class_auroc(values: Mapping[str, np.ndarray], labels: Mapping[str, Sequence[Any]],
                 positive: str, *, source: str = "", train: Mapping[str, np.ndarray] | None = None,
                 groups: Mapping[str, str] | None = None, penalty: float = 1.0) -> pd.DataFrame:
@@ -639,43 +621,8 @@ def class_auroc(values: Mapping[str, np.ndarray], labels: Mapping[str, Sequence[
                                  "give the same genes in one order")
             if Y.any() and not Y.all():
                 model = LogisticRegression(C=penalty, class_weight="balanced", max_iter=2000)
-                score = auroc(model.fit(X, Y).decision_function(x), y)
+                score = statistics.auroc(model.fit(X, Y).decision_function(x), y)
         found.append(row | {"auroc": score})
-    return pd.DataFrame(found, columns=list(AUROC_COLUMNS))
-
-
-def marker_auroc(values: Mapping[str, np.ndarray], genes: Sequence[str], markers: Sequence[str],
-                 labels: Mapping[str, Sequence[Any]], positive: str, *,
-                 source: str = "") -> pd.DataFrame:
-    """AUROC of one tissue class by the mean z-score of markers chosen in advance; no fit.
-
-    Parameters
-    ----------
-    values, genes
-        Section -> `(T, G)`, and the names of the columns.
-    markers
-        Genes that rise in the class; at least one must be among `genes`.
-    labels, positive, source
-        See `class_auroc`; ``trained_on`` is ``markers``.
-    """
-    here = [gene for gene in markers if gene in set(genes)]
-    if not here:
-        raise InputError("auroc", "markers", f"none of {list(markers)[:5]} is predicted",
-                         "choose markers of the panel, or a panel with the markers")
-    found = []
-    for section, matrix in values.items():
-        if section not in labels:
-            continue
-        names, known = _classes(section, labels[section], len(matrix))
-        y = names[known] == positive
-        if y.all() or not y.any():
-            continue
-        score = set_scores(matrix, genes, {"markers": here}, least_genes=1)
-        found.append({"source": source, "section": section, "positive": positive,
-                      "trained_on": "markers", "n_spots": int(known.sum()),
-                      "n_positive": int(y.sum()),
-                      "auroc": np.nan if score.empty else auroc(
-                          score["markers"].to_numpy()[known], y)})
     return pd.DataFrame(found, columns=list(AUROC_COLUMNS))
 
 
@@ -686,7 +633,7 @@ def summarise(table: pd.DataFrame, value: str, units: Mapping[str, str] | None =
     Parameters
     ----------
     table
-        From `score_sets`, `localise`, `class_auroc` or `marker_auroc`.
+        From `score_sets`, `localise` or `class_auroc`.
     value
         Column to average, for instance ``auroc``.
     units

@@ -264,23 +264,19 @@ def stratified_logrank(time: np.ndarray, event: np.ndarray, high: np.ndarray,
     InputError
         If no stratum has patients of both groups at risk at an event.
     """
+    from statsmodels.duration.survfunc import survdiff
+
     time, event, high = np.asarray(time, float), np.asarray(event, int), np.asarray(high, bool)
-    strata = np.zeros(len(time)) if strata is None else np.asarray(strata)
-    excess = variance = 0.0
-    for stratum in pd.unique(strata):
-        own = strata == stratum
-        t, d, g = time[own], event[own], high[own]
-        for moment in np.unique(t[d == 1]):
-            at_risk, dies = t >= moment, (t == moment) & (d == 1)
-            n, m, deaths = at_risk.sum(), (at_risk & g).sum(), dies.sum()
-            excess += (dies & g).sum() - deaths * m / n
-            if n > 1:
-                variance += deaths * (m / n) * (1 - m / n) * (n - deaths) / (n - 1)
-    if variance <= 0:
+    strata = np.zeros(len(time), dtype=int) if strata is None else np.asarray(strata)
+    together = any((high[rows] & (time[rows] >= moment)).any()
+                   and (~high[rows] & (time[rows] >= moment)).any()
+                   for stratum in pd.unique(strata) for rows in [strata == stratum]
+                   for moment in time[rows & (event == 1)])
+    if not together:
         raise InputError("log-rank", "groups", "are never at risk together",
                          "look at the cut: one group may be empty")
-    chi2 = excess**2 / variance
-    return {"chi2": float(chi2), "df": 1, "p": float(stats.chi2.sf(chi2, 1))}
+    chi2, p = survdiff(time, event, high.astype(int), strata=strata)
+    return {"chi2": float(chi2), "df": 1, "p": float(p)}
 
 
 def calibration(risks: pd.DataFrame, horizon: float) -> pd.DataFrame:

@@ -27,9 +27,12 @@ def harrell_c(time: np.ndarray, event: np.ndarray, risk: np.ndarray) -> float:
 
     NaN where no pair is comparable. It depends on how patients were censored; see `uno_c`.
     """
+    from lifelines.utils import concordance_index
+
     time, event, risk = (np.asarray(values, float) for values in (time, event, risk))
-    pairs = comparable_pairs(time, event)
-    return float((pairs * higher_risk(risk)).sum() / pairs.sum()) if pairs.any() else float("nan")
+    if not comparable_pairs(time, event).any():
+        return float("nan")
+    return float(concordance_index(time, -risk, event))
 
 
 @dataclass
