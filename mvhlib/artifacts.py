@@ -151,7 +151,7 @@ def write_csv(path: str | os.PathLike, frame) -> Path:
     Text that a spreadsheet would run as a formula (it begins with ``=``, ``+``, ``-``, ``@`` or a
     control character) gets an apostrophe in front, and so does text that begins with apostrophes
     and goes on like that; `read_csv` takes that one apostrophe off again, so that every value comes
-    back as it was. Numbers are no text. A lone ``-``, ``+42 %`` and ``-10 to 0`` stay as they are:
+    back as it was. Numbers are no text. ``-``, ``-4``, ``+42 %`` and ``-10 to 0`` stay as they are:
     nothing in them can be run.
     """
     import csv
@@ -180,7 +180,7 @@ def write_csv(path: str | os.PathLike, frame) -> Path:
 #: What a spreadsheet takes for the beginning of a formula; apostrophes of ours may stand before it.
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
 _SHARE = r"[+-]?\d+(\.\d+)?"
-_PROSE = re.compile(rf"-|{_SHARE} to {_SHARE}|{_SHARE}[+-]\d+(\.\d+)?j|"
+_PROSE = re.compile(rf"-|-\d+(\.\d+)?|{_SHARE} to {_SHARE}|{_SHARE}[+-]\d+(\.\d+)?j|"
                     rf"{_SHARE} ?%( \(\w+\))?(, {_SHARE} ?%( \(\w+\))?)*", re.ASCII)
 
 
