@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -216,7 +217,7 @@ def read_csv(path: str | os.PathLike, columns: tuple[str, ...] = (), **options):
     ==================  ============================================================================
     encoding            UTF-8 alone, commas, double quotes
     rows                one cell for each column; longer and shorter ones are refused
-    columns             named, each once
+    columns             each once
     `NAME_COLUMNS`      text, so that section ``007`` stays; blank is NaN, and ``NA`` is a gene
     `NUMBER_COLUMNS`    numbers or blank (NaN); text is refused
     other columns       as pandas takes them
@@ -299,11 +300,10 @@ def _header(path: Path, content: bytes) -> list[str]:
     except csv.Error as error:
         raise InputError(path, f"row {line + 1}", f"cannot be read ({error})",
                          "close the quote, or make the table again") from error
-    twice = sorted({name for name in header if header.count(name) > 1}) if len(
-        set(header)) < len(header) else []
-    if twice or "" in header:
-        raise InputError(path, "columns", f"{', '.join(twice[:3])} stands more than once" if twice
-                         else "one has no name", "name every column, each once")
+    twice = [name for name, n in Counter(header).items() if n > 1]
+    if twice:
+        raise InputError(path, "columns", f"{', '.join(twice[:3]) or 'a blank one'} stands more "
+                         "than once", "keep one, or rename the others")
     return [_unguarded(name) for name in header]
 
 
