@@ -133,7 +133,7 @@ def read(kind: str, folder: str | os.PathLike, n_classes: int = 2) -> list[Label
                          f"{_some([image.name for image in without])}", "label every image")
     for image in images:
         safe_name(image.name, image.path, "name")
-    _one_file_each(folder, images)
+    one_file_each(folder, images)
     nobody = [image.name for image in images if not image.patient]
     if nobody and len(nobody) < len(images):
         raise InputError(folder, "patient", f"is empty for {_some(nobody)}",
@@ -144,15 +144,23 @@ def read(kind: str, folder: str | os.PathLike, n_classes: int = 2) -> list[Label
     return images
 
 
-def _one_file_each(folder: Path, images: Sequence[LabelledImage]) -> None:
-    """Refuse links by which one file is an image of two classes or two patients."""
+def one_file_each(where: str | os.PathLike, images: Sequence[LabelledImage],
+                  of: Sequence[str] = ("label", "patient")) -> None:
+    """Refuse links by which one file is an image of two classes (or two patients).
+
+    Parameters
+    ----------
+    of
+        Attributes that two images of one file must share.
+    """
     first: dict[str, LabelledImage] = {}
     for image in images:
         other = first.setdefault(os.path.realpath(image.path), image)
-        if (other.label, other.patient) != (image.label, image.patient):
-            raise InputError(folder, "images", f"{other.name} and {image.name} are one file, of "
-                             f"{_some(sorted({other.label, image.label}))}",
-                             "give it one label and one patient")
+        for name in of:
+            said = {getattr(other, name), getattr(image, name)}
+            if len(said) > 1:
+                raise InputError(where, name, f"is {_some(sorted(said))} for one file, which is "
+                                 f"both {other.name} and {image.name}", f"give it one {name}")
 
 
 def _read_folder(folder: Path) -> list[LabelledImage]:
@@ -290,17 +298,19 @@ def _find_table(folder: Path, columns: Sequence[str]) -> "tuple[Path, pd.DataFra
     candidates = sorted(path for pattern in ("*.csv", "*/*.csv") for path in folder.glob(pattern)
                         if not any(part.startswith(".") for part in
                                    path.relative_to(folder).parts))
-    fitting, broken = {}, []
+    read, broken = {}, []
     for path in candidates:
         try:
-            table = tables.read_table(path, any_row=True)
+            read[path] = tables.read_table(path, any_row=True)
         except InputError as error:
             broken.append(error)
-            continue
-        if set(columns) <= set(table.columns):
-            fitting[path] = table
+    fitting = {path: table for path, table in read.items() if set(columns) <= set(table.columns)}
     if not fitting and broken:
         raise broken[0]
+    if not fitting and len(read) == 1:  # the only one: its columns may be misspelt
+        [(path, table)] = read.items()
+        if any(name.casefold() in map(str.casefold, table.columns) for name in columns):
+            tables.check_columns(path, list(table.columns), columns)
     if len(fitting) != 1:
         problem = (f"are two: {[path.name for path in fitting]}" if fitting else
                    f"is not there: no csv has the columns {list(columns)}; "
