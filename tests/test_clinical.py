@@ -143,7 +143,9 @@ def test_any_csv(tmp_path):
 
 
 @pytest.mark.parametrize(("text", "number"), [
-    ("Stage I", 1), ("Stage IIA", 2), ("stage iiic", 3), ("IV", 4), ("Stage IVB", 4), ("0", 0),
+    ("Stage I", 1), ("Stage IIA", 2), ("UICC III", 3), ("Stadium IV", 4), ("stage_ii", 2),
+    ("2A", 2), (3.5, None), ("5", None), ("T3", None), ("stage iiic", 3),
+    ("IV", 4), ("Stage IVB", 4), ("0", 0),
     (3, 3), ("[Discrepancy]", None), ("[Not Available]", None), ("N/A", None), (None, None)])
 def test_stages(text, number):
     found = clinical.stage_number(text)
@@ -238,6 +240,8 @@ def test_slides_csv_keeps_names_and_reads_whole_words(tmp_path):
     ("d,P4,5,1,X,50,h,1", "sex: row 5 is 'h'"),
     ("d,P4,5,1,X,50,M,1", "sex: row 5 is 'M' beside 'mujer'"),
     ("d,P4,5,1,X,50,male,3.5", "stage: row 5 is '3.5' and no stage"),
+    ("d,../P4,5,1,X,50,male,1", "patient, row 5: "), ("d/e,P4,5,1,X,50,male,1", "slide, row 5: "),
+    ("d,P4,3650,1,X,50,male,1", "time: is 304 years for patient P4.*unit"),
     ("d,P4,5,1,X,50,male,T3", "stage: row 5 is 'T3' and no stage"),
     ("d,007,11,1,X,50,male,II", r"time_months: disagrees .*'007'\] \(rows \[2, 5\]\)")])
 def test_what_slides_csv_must_not_hold(tmp_path, row, said):
@@ -321,3 +325,14 @@ def test_the_tables_of_other_publishers_are_read(shared):
     assert (both["gender"] == both["Gender"]).all()
     known = both.dropna(subset=["ajcc_pathologic_tumor_stage", "Pathologic Stage"])
     assert (known["ajcc_pathologic_tumor_stage"] == known["Pathologic Stage"]).mean() > 0.99
+
+
+def test_a_column_of_which_nothing_is_known_is_no_covariate(tmp_path):
+    header = "slide,patient,time_months,event,age,sex"
+    found = clinical.read_slides(slides_csv(tmp_path, ["a,P1,5,1,NA,M", "b,P2,6,0,,F"], header))
+    assert found.covariates == ("male",) and len(found.complete().table) == 2
+    assert "nothing is known of age, which is left out" in found.notes
+    with pytest.raises(InputError, match="only: is 'COAD'"):
+        clinical.read_slides(tmp_path, only="COAD")
+    with pytest.raises(InputError, match="file: is 3"):
+        clinical.read("table", tmp_path, "os", file=3)

@@ -71,7 +71,9 @@ def test_packed_tables_and_rows_as_an_editor_shows_them(tmp_path):
     (b"PK\x03\x04" + bytes(9), "Excel workbook"), (b"\x89HDF\r\n\x1a\n", "an h5 file"),
     ("<!DOCTYPE html><html>", "a web page"), ("version https://git-lfs.github.com/spec", "Git LFS"),
     ("sep=|\nname|age\n1|2\n", "row 1: says that the separator is '|'"),
-    (PLAIN + "P3,1," + "x" * 200_000 + "\n", "row 4: cannot be read")])
+    (PLAIN + "P3,1," + "x" * 200_000 + "\n", "row 4: cannot be read"),
+    ("name" + "," * 30_000 + "\n", "columns: are more than 20000"),
+    (PLAIN + "P3,1,2\n" * (tables.LARGEST // 7), "has more than 16 MB")])
 def test_what_is_no_table(tmp_path, content, said):
     refused(lambda path: tables.read_table(path, ("name",)), put(tmp_path, content), said)
 

@@ -25,9 +25,10 @@ What is read of their columns, upper or lower case; any other cell is refused wi
 column     accepted
 =========  =========================================================================================
 patient    text, so that ``007`` stays; every TCGA barcode is cut to its first 12 characters; none
-           may be blank, ``NA`` or the like
+           may be blank, ``NA`` or the like, or hold a slash (`mvhlib.artifacts.safe_name`)
 slide      text; of one patient alone, whom a TCGA barcode in its name must not contradict
-time       finite numbers; blank or ``NA`` leaves the patient out, and a note says so
+time       finite numbers, up to a hundred years; blank or ``NA`` leaves the patient out, and a note
+           says so
 event      0 and 1, ``alive`` and ``dead``, ``yes`` and ``no``, cBioPortal's ``1:DECEASED`` and what
            else stands in `EVENTS`; blank or ``NA`` as for the time
 sex        ``male``, ``female``, M, F, and the same in other languages (`SEXES`); or not known
@@ -38,8 +39,8 @@ site       text; none may be blank
 =========  =========================================================================================
 
 What is not known (`mvhlib.tables.NOT_KNOWN`) is NaN, and `Clinical.complete` leaves it out with a
-note. A table of several TCGA studies (COAD and READ count as one) is refused unless ``only`` says
-which are meant.
+note; a column of which nothing is known is no covariate. A table of several TCGA studies (COAD and
+READ count as one) is refused unless ``only`` says which are meant.
 
 ``event`` is 1 where it was seen and 0 where the patient was censored; the layouts above that say
 ``censorship`` mean the opposite (1 is censored). Times are months of 365.25 / 12 days.
@@ -59,6 +60,9 @@ from mvhlib.artifacts import InputError
 
 SOURCES = ("panther", "survpath", "slides", "table")
 DAYS_PER_MONTH = 365.25 / 12
+
+#: No patient is followed for a hundred years: such a time is in another unit.
+LONGEST_MONTHS = 1200.0
 
 #: Days in one unit of time of a table.
 UNITS = {"days": 1.0, "months": DAYS_PER_MONTH, "months30": 30.0, "years": 365.25}
@@ -185,7 +189,10 @@ def read(source: str, folder: str | os.PathLike, endpoint: str, **options) -> Cl
     if source == "table":
         if "file" not in options:
             raise InputError(folder, "file", "is not named", "pass file=<name of the csv>")
-        path = Path(folder) / options.pop("file")
+        file = options.pop("file")
+        if not isinstance(file, str | os.PathLike):
+            raise InputError(folder, "file", f"is {file!r}", "pass file=<name of the csv>")
+        path = Path(folder) / file
         return read_table(path, endpoint=endpoint, **options)
     readers = {"panther": read_panther, "survpath": read_survpath, "slides": read_slides}
     if source not in readers:
@@ -411,9 +418,9 @@ def stage_number(text: object) -> float:
     """1 to 4 of ``Stage IIIB``, ``III``, ``2A`` or 3; NaN of anything else."""
     if isinstance(text, (int, float, np.number)):
         return float(text) if float(text) in (0, 1, 2, 3, 4) else float("nan")
-    found = re.fullmatch(r"(?:(?:(?:ajcc|uicc|pathologic|clinical) )?(?:stage|stadium|stade|"
+    found = re.fullmatch(r"(?:(?:ajcc|uicc|pathologic|clinical) )?(?:(?:stage|stadium|stade|"
                          r"estadio|stadio) )?(0|IS|I{1,3}|IV|[1-4])(?:[A-C][0-9]?|\.0)?",
-                         " ".join(str(text).split()), flags=re.IGNORECASE)
+                         " ".join(re.split(r"[\s_]+", str(text).strip())), flags=re.IGNORECASE)
     return _ROMAN[found[1].upper()] if found else float("nan")
 
 
@@ -579,7 +586,7 @@ def _parsed(path, given: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFra
         if ours == "patient":
             out[ours] = _patients(path, given, column)
         elif ours in ("slide", "site"):
-            out[ours] = tables.names(given, column, path)
+            out[ours] = tables.names(given, column, path, safe=ours == "slide")
         elif ours in ("time", "log_hazard"):
             out[ours] = tables.numbers(given, column, path, missing=True)
         elif ours == "event":
@@ -602,7 +609,7 @@ def _as_written(values: pd.Series, text: pd.Series) -> pd.Series:
 
 
 def _patients(path, given: pd.DataFrame, column: str) -> pd.Series:
-    return tables.names(given, column, path).map(patient_of)
+    return tables.names(given, column, path, safe=True).map(patient_of)
 
 
 def _events(path, given: pd.DataFrame, column: str, words: Mapping[str, float]) -> pd.Series:
@@ -639,6 +646,8 @@ def _stages(path, given: pd.DataFrame, column: str) -> pd.Series:
 
 def _chosen(path, given: pd.DataFrame, only: Mapping[str, object] | None) -> pd.DataFrame:
     """The rows that hold the values which `only` names, of one cancer unless it says otherwise."""
+    if only is not None and not isinstance(only, Mapping):
+        raise InputError(path, "only", f"is {only!r}", "map a column to the values that are meant")
     for column, values in (only or {}).items():
         tables.check_columns(path, list(given.columns), (column,))
         kept = {str(value) for value in ([values] if isinstance(values, str | int | float)
@@ -711,15 +720,25 @@ def _with_outcome(where, clinical: Clinical, not_positive: str = "refuse") -> Cl
     if not_positive not in ("refuse", "drop"):
         raise InputError(where, "not_positive", f"is {not_positive!r}", "use refuse or drop")
     table, notes = clinical.table, list(clinical.notes)
+    empty = [name for name in clinical.covariates if table[name].isna().all()]
+    if empty:
+        notes.append(f"nothing is known of {', '.join(empty)}, which is left out")
+        clinical = replace(clinical, covariates=tuple(
+            name for name in clinical.covariates if name not in empty))
+    late = table["time_months"] > LONGEST_MONTHS
+    if late.any():
+        raise InputError(where, "time", f"is {table['time_months'][late].iloc[0] / 12:.0f} years "
+                         f"for patient {table['patient'][late].iloc[0]}", "look at the unit: days "
+                         "need unit=days")
     has = table["time_months"].notna() & table["event"].notna()
     if not has.all():
         notes.append(f"{int((~has).sum())} of {len(has)} patients have no {clinical.endpoint}")
     table = table[has]
     if not_positive == "drop":
-        late = table["time_months"] > 0
-        if not late.all():
-            notes.append(f"{int((~late).sum())} patients have a time of zero or less")
-        table = table[late]
+        positive = table["time_months"] > 0
+        if not positive.all():
+            notes.append(f"{int((~positive).sum())} patients have a time of zero or less")
+        table = table[positive]
     table = table.assign(event=table["event"].astype(int))
     check_outcomes(where, table)
     return clinical._only(table, notes)
