@@ -9,7 +9,7 @@ import pytest
 from scipy import sparse
 
 from mvhlib.artifacts import InputError
-from mvhlib.cohort import genes, hest
+from mvhlib.cohort import genes
 
 
 def section(counts, names, dense=False) -> anndata.AnnData:
@@ -250,15 +250,3 @@ def test_a_users_list_is_read_strictly(tmp_path):
         path.write_text(content)
         with pytest.raises(InputError, match=said):
             genes.panel(str(path), [adata])
-
-
-@pytest.mark.parametrize("content", [
-    '{"genes": "ABC"}', '{"genes": []}', '{"genes": {"A": 1}}', '{"genes": ["A", 1]}', "[]", "{",
-    '{"genes": ["A", "A"]}', '{"genes": ["A", ""]}', '"genes"', "[" * 100_000])
-def test_genes_of_a_task_are_a_list_of_names(tmp_path, content):
-    file = tmp_path / "var_50genes.json"
-    file.write_text('{"genes": ["A", "NA"]}')
-    assert hest.bench_genes(tmp_path) == ["A", "NA"]
-    file.write_text(content)
-    with pytest.raises(InputError, match="genes: "):
-        hest.bench_genes(tmp_path)

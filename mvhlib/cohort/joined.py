@@ -13,9 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from mvhlib import tables
-from mvhlib.artifacts import InputError
-from mvhlib.cohort import genes
+from mvhlib.artifacts import InputError, read_csv
 from mvhlib.cohort.base import Cohort, Section
 from mvhlib.places import resolve
 
@@ -32,9 +30,8 @@ def read(path: str | Path, *, sources: Sequence[Mapping[str, Any]]) -> Cohort:
     sources
         One mapping each: ``source`` (a reader of `mvhlib.cohort.read`), ``path`` (below `path`),
         optionally ``options`` of that reader, and ``symbols``: ``upper``, or a csv with the columns
-        gene and symbol, each of which stands once (relative to the clone, read by
-        `mvhlib.tables.read_table`). Versions of Ensembl ids (``.12``) are passed over; genes that
-        the table lacks keep their names, so that libraries stay whole.
+        gene and symbol (relative to the clone). Versions of Ensembl ids (``.12``) are passed over;
+        genes that the table lacks keep their names, so that libraries stay whole.
 
     Raises
     ------
@@ -65,10 +62,11 @@ def _renaming(symbols: str, where: str) -> Callable[[pd.Index], list[str]] | Non
     if not str(symbols).endswith(".csv"):
         raise InputError(where, "symbols", f"is {symbols!r}",
                          "use upper, or a csv with gene and symbol")
-    where = resolve(symbols)
-    table = tables.read_table(where, ("gene", "symbol"))
-    for column in ("gene", "symbol"):  # orthologues are one to one, and a gene may be called NA
-        genes.names(table, column, where, unique=True)
+    table = read_csv(resolve(symbols), ("gene", "symbol"), dtype=str)
+    for column in ("gene", "symbol"):
+        if table[column].isna().any() or table[column].duplicated().any():
+            raise InputError(symbols, column, "is empty in a row, or stands more than once",
+                             "keep orthologues that are one to one")
     symbol_of = dict(zip(table["gene"], table["symbol"], strict=True))
 
     def rename(names: pd.Index) -> list[str]:
