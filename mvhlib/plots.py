@@ -428,8 +428,8 @@ def principal_plane(embeddings: "dict[str, np.ndarray]", manifest: "pd.DataFrame
     Returns
     -------
     DataFrame
-        Columns section, study, patient, pc1, pc2. The sign of a component is fixed by its
-        largest loading, since it is arbitrary.
+        Columns section, study, patient (``not named`` where nobody says), pc1, pc2. The sign of a
+        component is fixed by its largest loading, since it is arbitrary.
     """
     import pandas as pd
     from sklearn.decomposition import PCA
@@ -443,7 +443,7 @@ def principal_plane(embeddings: "dict[str, np.ndarray]", manifest: "pd.DataFrame
     owner = manifest.set_index("section")
     names = np.repeat(list(embeddings), [len(e) for e in embeddings.values()])
     return pd.DataFrame({"section": names, "study": owner.loc[names, "study"].to_numpy(),
-                         "patient": owner.loc[names, "patient"].to_numpy(),
+                         "patient": owner.loc[names, "patient"].fillna("not named").to_numpy(),
                          "pc1": plane[:, 0], "pc2": plane[:, 1]})
 
 

@@ -645,8 +645,12 @@ def leak(random: Scores, grouped: Scores, *, confidence: float = 0.95, n_boot: i
 
 
 def in_two_units(labels: Sequence[str], units: Sequence[str]) -> np.ndarray:
-    """Rows `(n,)` whose class is found in two patients or more: the others cannot be held out."""
-    found = pd.DataFrame({"label": list(labels), "unit": list(units)})
+    """Rows `(n,)` whose class is found in two patients or more: the others cannot be held out.
+
+    Where nobody says who a row is of (blank or NaN), the row itself is the unit.
+    """
+    owners = [("row", at) if pd.isna(unit) or unit == "" else unit for at, unit in enumerate(units)]
+    found = pd.DataFrame({"label": list(labels), "unit": pd.Series(owners, dtype=object)})
     return (found.groupby("label")["unit"].transform("nunique") > 1).to_numpy()
 
 
