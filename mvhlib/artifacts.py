@@ -277,12 +277,12 @@ def h5_reader(path: str | os.PathLike) -> Iterator[Any]:
         If the file is missing, a folder, empty, truncated or no h5 file, if it holds a link to
         another file or one that leads nowhere, or if the block fails.
     """
-    with _h5_open(path) as stream, reading(path, fix=_MAKE_AGAIN):
+    with h5_opened(path) as stream, reading(path, fix=_MAKE_AGAIN):
         yield stream
 
 
 @contextlib.contextmanager
-def _h5_open(path: str | os.PathLike) -> Iterator[Any]:
+def h5_opened(path: str | os.PathLike) -> Iterator[Any]:
     """Open and look through an h5 file as `h5_reader`; errors of the block stay what they are."""
     import h5py
 
