@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -58,6 +59,50 @@ def one_line(text: Any, longest: int = 400) -> str:
     return f"{line[:longest // 2]} ... {line[-longest // 2:]}"
 
 
+#: What no name may hold: separators of folders, control characters, half characters (bytes of a
+#: file name that are no UTF-8), separators of lines and paragraphs.
+_UNSAFE = re.compile("[/\\\\\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]")
+#: Bytes; file systems take 255, and endings are added.
+LONGEST_NAME = 200
+
+
+def safe_name(name: Any, where: str | os.PathLike, field: str) -> str:
+    """Return a name that can be a file's or a folder's, without the blanks around it.
+
+    Sections, patients, studies, slides, encoders and profiles come from users' tables and become
+    paths: such a name must stay in its folder, and must be no option of a command.
+
+    Parameters
+    ----------
+    name
+        As it was read.
+    where, field
+        The file, and its column or key, for the error.
+
+    Raises
+    ------
+    InputError
+        If it is no text, is blank or longer than `LONGEST_NAME` bytes, holds a slash, a backslash
+        or a control character, or begins with a dot (a hidden file is never data) or a hyphen.
+    """
+    if not isinstance(name, str):
+        raise InputError(where, field, f"is {name!r} ({type(name).__name__}), not text",
+                         "write the name in quotes")
+    stripped, problem = name.strip(), ""
+    if not stripped:
+        problem = "is blank"
+    elif found := _UNSAFE.search(stripped):
+        problem = f"is {stripped!r}, which holds {found[0]!r}"
+    elif stripped[0] in ".-":
+        problem = f"is {stripped!r}, which begins with {stripped[0]!r}"
+    elif len(stripped.encode()) > LONGEST_NAME:
+        problem = f"is {one_line(stripped, 60)!r}, longer than {LONGEST_NAME} bytes"
+    if problem:
+        raise InputError(where, field, problem, "choose a name that begins with a letter or digit "
+                         "and holds no slash, backslash or line break")
+    return stripped
+
+
 @contextlib.contextmanager
 def reading(path: str | os.PathLike, field: str = "file", problem: str = "cannot be read",
             fix: str = "replace it by a whole file of this kind") -> Iterator[None]:
@@ -99,6 +144,19 @@ def _said(error: BaseException) -> str:
     return f"{type(error).__name__}: {one_line(error, 160)}" if str(error) else type(error).__name__
 
 
+def check_file(path: str | os.PathLike) -> None:
+    """Refuse what is no plain file to be read: absent, a folder, a pipe, a link to nothing."""
+    path = Path(path)
+    with reading(path):
+        if path.is_symlink() and not path.exists():
+            raise InputError(path, "file", "is a link to nothing", "mend the link")
+        if not path.exists():
+            raise InputError(path, "file", "does not exist", "check the path")
+        if not path.is_file():
+            raise InputError(path, "file", "is a folder" if path.is_dir() else "is no plain file",
+                             "give the path of a file")
+
+
 @contextlib.contextmanager
 def atomic(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it into place if the block succeeds.
@@ -134,25 +192,178 @@ def write_json(path: str | os.PathLike, content: Any) -> Path:
 
 
 def write_csv(path: str | os.PathLike, frame) -> Path:
-    """Write a data frame without its index; floats with nine significant digits."""
+    """Write a data frame without its index; floats with nine significant digits.
+
+    Text that a spreadsheet would run as a formula (it begins with ``=``, ``+``, ``-``, ``@`` or a
+    control character) gets an apostrophe in front, and so does text that begins with apostrophes
+    and goes on like that; `read_csv` takes that one apostrophe off again, so that every value comes
+    back as it was. Numbers are no text. A lone ``-``, ``+42 %`` and ``-10 to 0`` stay as they are:
+    nothing in them can be run.
+    """
+    import csv
+
+    guarded, returns = frame, False
+    for at, kind in enumerate(frame.dtypes):
+        if kind.kind != "O":
+            continue
+        texts = {value for value in frame.iloc[:, at] if isinstance(value, str)}
+        # Unquoted, a carriage return would end the row for whoever reads the file.
+        returns = returns or any("\r" in text for text in texts)
+        runs = {text for text in texts if _runs(text)}
+        if runs:
+            guarded = frame.copy(deep=False) if guarded is frame else guarded
+            guarded.isetitem(at, [f"'{value}" if isinstance(value, str) and value in runs else value
+                                  for value in frame.iloc[:, at]])
+    if any(isinstance(column, str) and _runs(column) for column in frame.columns):
+        guarded = guarded.set_axis([f"'{column}" if isinstance(column, str) and _runs(column)
+                                    else column for column in frame.columns], axis=1)
     with atomic(path) as temporary:
-        frame.to_csv(temporary, index=False, float_format=FLOAT_FORMAT, lineterminator="\n")
+        guarded.to_csv(temporary, index=False, float_format=FLOAT_FORMAT, lineterminator="\n",
+                       quoting=csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL)
     return Path(path)
 
 
+#: What a spreadsheet takes for the beginning of a formula; apostrophes of ours may stand before it.
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
+_SHARE = r"[+-]?\d+(\.\d+)?"
+_PROSE = re.compile(rf"-|{_SHARE} to {_SHARE}|{_SHARE}[+-]\d+(\.\d+)?j|"
+                    rf"{_SHARE} ?%( \(\w+\))?(, {_SHARE} ?%( \(\w+\))?)*", re.ASCII)
+
+
+def _runs(text: str) -> bool:
+    """Whether a cell needs an apostrophe, lest a spreadsheet runs it or `read_csv` strips it."""
+    return bool(_FORMULA.match(text)) and not _PROSE.fullmatch(text)
+
+
+def _unguarded(value: Any) -> Any:
+    """A cell without the apostrophe that `write_csv` put in front."""
+    return value[1:] if isinstance(value, str) and value[:1] == "'" and _FORMULA.match(
+        value) else value
+
+
+#: Columns of the run folder that hold names: text, whatever they look like.
+NAME_COLUMNS = frozenset((
+    "section", "study", "patient", "specimen", "slide", "image", "site", "donor", "sample",
+    "barcode", "gene", "symbol", "program", "panel", "protocol", "fold", "role", "group",
+    "trained_on", "tested_on", "encoder", "method", "member", "label", "system", "variant",
+    "dataset", "source", "split", "unit", "pool", "metric", "control", "classifier", "claim"))
+#: Columns of the run folder that hold numbers, or nothing where one is not known.
+NUMBER_COLUMNS = frozenset((
+    "n_spots", "n_genes", "n_tiles", "n_units", "n_nan", "mpp", "source_mpp", "tile_px", "tile_um",
+    "image_width_px", "image_height_px", "rank", "pcc", "mae", "mse", "ceiling", "mean", "ci_low",
+    "ci_high"))
+
+
 def read_csv(path: str | os.PathLike, columns: tuple[str, ...] = (), **options):
-    """Read a csv and check that it has `columns`; names stay text (``NA`` is a gene as well)."""
+    """Read a table of the run folder, as `write_csv` writes it; users' own: `mvhlib.tables`.
+
+    ==================  ============================================================================
+    what                how it is read
+    ==================  ============================================================================
+    encoding            UTF-8 alone, commas, double quotes
+    rows                one cell for each column; longer and shorter ones are refused
+    columns             named, each once
+    `NAME_COLUMNS`      text, so that section ``007`` stays; blank is NaN, and ``NA`` is a gene
+    `NUMBER_COLUMNS`    numbers or blank (NaN); text is refused
+    other columns       as pandas takes them
+    ``'=SUM``           the apostrophe that `write_csv` puts before a formula is taken off
+    ==================  ============================================================================
+
+    Parameters
+    ----------
+    columns
+        Columns that must be there.
+    **options
+        Of `pandas.read_csv`; ``dtype`` goes before the rules above.
+
+    Raises
+    ------
+    InputError
+        If there is no such file, it is no text of this kind, or a column is lacking, doubled or not
+        of its kind.
+    """
+    import io
+
     import pandas as pd
 
     path = Path(path)
-    if not path.exists():
-        raise InputError(path, "file", "does not exist", "check the path")
-    frame = pd.read_csv(path, keep_default_na=False, na_values=[""], **options)
-    missing = [column for column in columns if column not in frame.columns]
+    check_file(path)
+    with reading(path):
+        content = path.read_bytes()
+    header = _header(path, content)
+    missing = [column for column in columns if column not in header]
     if missing:
-        raise InputError(path, "columns", f"lacks {missing}; has {list(frame.columns)}",
+        raise InputError(path, "columns", f"lacks {missing}; has {header}",
                          "add or rename the columns")
+    kinds = options.pop("dtype", {})
+    if isinstance(kinds, dict):
+        kinds = {column: str for column in header if column in NAME_COLUMNS} | kinds
+    with reading(path, fix="make the table again, or mend the cell"):
+        frame = pd.read_csv(io.BytesIO(content), **{
+            "keep_default_na": False, "na_values": [""], "dtype": kinds, "encoding": "utf-8-sig",
+            "low_memory": False} | options)
+    for column in header if isinstance(kinds, dict) else ():
+        if column in NUMBER_COLUMNS - set(kinds) and frame[column].dtype.kind == "O":
+            wrong = pd.to_numeric(frame[column], errors="coerce").isna() & frame[column].notna()
+            if wrong.any():
+                raise InputError(path, str(column), f"row {int(wrong.to_numpy().argmax()) + 2} is "
+                                 f"{str(frame[column][wrong].iloc[0])[:60]!r} and no number",
+                                 "make the table again, or mend the cell")
+    if b"'" in content:
+        for at in range(frame.shape[1]):
+            if frame.dtypes.iloc[at].kind == "O":
+                frame.isetitem(at, frame.iloc[:, at].map(_unguarded))
+        frame.columns = [_unguarded(column) for column in frame.columns]
     return frame
+
+
+def _header(path: Path, content: bytes) -> list[str]:
+    """Column names of a table of the run folder, once all of its rows are as wide as these."""
+    import csv
+    import io
+
+    if not content.strip():
+        raise InputError(path, "file", "is empty", "make it again")
+    if b"\0" in content:
+        raise InputError(path, "file", "holds a byte of zero: it is no text, or UTF-16",
+                         "save it as UTF-8, or make it again")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[:error.start].count(b"\n") + 1
+        raise InputError(path, f"row {line}", f"holds the byte 0x{content[error.start]:02x}, which "
+                         "is no UTF-8", "save the table as UTF-8, or make it again") from error
+    header: list[str] = []
+    line = 0
+    try:
+        header = next(row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row)
+        for line, width in _widths(text):
+            if width not in (0, len(header)):
+                raise InputError(path, f"row {line}", f"has {width} cells for {len(header)} "
+                                 "columns", "give every row one cell per column, or make the table "
+                                 "again")
+    except csv.Error as error:
+        raise InputError(path, f"row {line + 1}", f"cannot be read ({error})",
+                         "close the quote, or make the table again") from error
+    twice = sorted({name for name in header if header.count(name) > 1}) if len(
+        set(header)) < len(header) else []
+    if twice or "" in header:
+        raise InputError(path, "columns", f"{', '.join(twice[:3])} stands more than once" if twice
+                         else "one has no name", "name every column, each once")
+    return [_unguarded(name) for name in header]
+
+
+def _widths(text: str) -> Iterator[tuple[int, int]]:
+    """Last line and number of cells of every row of a csv; a blank row has none."""
+    import csv
+    import io
+
+    if '"' in text or "\r" in text:
+        rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+        yield from ((rows.line_num, len(row)) for row in rows)
+    else:  # counting commas says the same, ten times as fast
+        yield from ((line, row.count(",") + 1 if row else 0)
+                    for line, row in enumerate(text.split("\n"), 1))
 
 
 def sha256_file(path: str | os.PathLike) -> str:
