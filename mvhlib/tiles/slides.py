@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from mvhlib.artifacts import InputError, reading, regular_file
+from mvhlib.artifacts import InputError, check_file, reading
 from mvhlib.tiles import tiff
 
 #: Formats that only openslide reads; tiff is tried with it first and with Pillow after.
@@ -173,8 +173,8 @@ class Slide:
         """Paste the part inside the image on white, clean it, resample it to `out_px`.
 
         A rectangle too large for memory is read in bands of rows, each reduced along x, and what
-        they give is reduced along y. Where both directions shrink that is Pillow's own order, and
-        the result is the same to the byte.
+        they give is reduced along y. Pillow takes the other order for some shapes; a grey level is
+        the most that differs.
         """
         from PIL import Image
 
@@ -193,7 +193,7 @@ class Slide:
         def canvas(first: int, last: int) -> Any:
             return self._canvas(x0, y0, level, down, (columns, rows), (first, last), clean)
 
-        if columns * rows <= self._source.whole_px(down):
+        if columns * rows <= self._source.whole_px(level, down):
             whole = canvas(0, rows)
             if box == (0, 0, *out_px) and whole.size == out_px:
                 return np.asarray(whole).copy()
@@ -350,7 +350,7 @@ class _Plain:
         finally:
             Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = limit, half
 
-    def whole_px(self, down: float) -> int:
+    def whole_px(self, level: int, down: float) -> int:
         """Most pixels of a canvas that is read at once; the image is in memory in any case."""
         return 2**27
 
@@ -444,13 +444,14 @@ class _Pyramid:
             return None
         return tiff.square(self._path, across, along)
 
-    def whole_px(self, down: float) -> int:
-        """Most pixels of a canvas that is read at once.
+    def whole_px(self, level: int, down: float) -> int:
+        """Most pixels of a canvas that is read at once: a mask of lower levels never needs more.
 
-        Bands of a level with a fractional factor do not lie on its raster, so that these are read
-        at once up to a larger bound.
+        Bands of a level with a fractional factor do not lie on its raster.
         """
-        return 2**25 if down == int(down) else 2**28
+        if level == 0:
+            return 2**25
+        return 2**27 if down == int(down) else 2**28
 
     def level_for(self, reduction: float) -> tuple[int, float]:
         slide = self._slide()
@@ -544,7 +545,7 @@ def open_slide(path: str | os.PathLike, mpp: float | None = None,
         and that is not installed, its pixels are not square, or `mpp` is no number above 0 or
         differs by more than 5 % from what the file states.
     """
-    path = regular_file(path, "image")
+    path = check_file(path, "image")
     mpp = None if mpp is None else _scale(path, mpp)
     suffix = path.suffix.lower()
     source: _Plain | _Pyramid
