@@ -145,17 +145,40 @@ def _said(error: BaseException) -> str:
     return f"{type(error).__name__}: {one_line(error, 160)}" if str(error) else type(error).__name__
 
 
-def check_file(path: str | os.PathLike) -> None:
-    """Refuse what is no plain file to be read: absent, a folder, a pipe, a link to nothing."""
+def check_file(path: str | os.PathLike, field: str = "file") -> Path:
+    """Return `path` if it is a file, or a link to one; otherwise say what it is instead.
+
+    Parameters
+    ----------
+    path
+        A path that the user named.
+    field
+        What the error calls it.
+
+    Raises
+    ------
+    InputError
+        If nothing is there, a link leads nowhere or in a circle, or it is a folder, a pipe or a
+        device.
+    """
     path = Path(path)
-    with reading(path):
-        if path.is_symlink() and not path.exists():
-            raise InputError(path, "file", "is a link to nothing", "mend the link")
-        if not path.exists():
-            raise InputError(path, "file", "does not exist", "check the path")
-        if not path.is_file():
-            raise InputError(path, "file", "is a folder" if path.is_dir() else "is no plain file",
-                             "give the path of a file")
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        if isinstance(error, OSError) and path.is_symlink():
+            way = ("runs in a circle" if error.errno == errno.ELOOP
+                   else "does not exist")
+            raise InputError(path, field, f"is a link to {os.readlink(path)}, which {way}",
+                             "mend the link, or put the file itself there") from None
+        if isinstance(error, PermissionError):
+            raise InputError(path, field, "may not be read by this user",
+                             "change its permissions") from None
+        raise InputError(path, field, "does not exist", "check the path") from None
+    if stat.S_ISDIR(mode):
+        raise InputError(path, field, "is a folder", "name a file in it")
+    if not stat.S_ISREG(mode):
+        raise InputError(path, field, "is a pipe or a device", "copy its content to a file")
+    return path
 
 
 @contextlib.contextmanager
@@ -435,45 +458,6 @@ _MAKE_AGAIN = ("it is probably truncated or damaged: delete it and make it again
                "from its source")
 
 
-def regular_file(path: str | os.PathLike, field: str = "file", where: str = "") -> Path:
-    """Return `path` if it is a file, or a link to one; otherwise say what it is instead.
-
-    Parameters
-    ----------
-    path
-        A path that the user named.
-    field
-        What the error calls it.
-    where
-        Said in front of the path's own name, for a file that another file names.
-
-    Raises
-    ------
-    InputError
-        If nothing is there, a link leads nowhere or in a circle, or it is a folder, a pipe or a
-        device.
-    """
-    path = Path(path)
-    shown = where or path
-    try:
-        mode = path.stat().st_mode
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        if isinstance(error, OSError) and path.is_symlink():
-            way = ("runs in a circle" if error.errno == errno.ELOOP
-                   else "does not exist")
-            raise InputError(shown, field, f"is a link to {os.readlink(path)}, which {way}",
-                             "mend the link, or put the file itself there") from None
-        if isinstance(error, PermissionError):
-            raise InputError(shown, field, "may not be read by this user",
-                             "change its permissions") from None
-        raise InputError(shown, field, "does not exist", "check the path") from None
-    if stat.S_ISDIR(mode):
-        raise InputError(shown, field, "is a folder", "name a file in it")
-    if not stat.S_ISREG(mode):
-        raise InputError(shown, field, "is a pipe or a device", "copy its content to a file")
-    return path
-
-
 @contextlib.contextmanager
 def h5_reader(path: str | os.PathLike) -> Iterator[Any]:
     """Open an h5 file for reading; whatever is wrong with it is one clear error.
@@ -488,16 +472,16 @@ def h5_reader(path: str | os.PathLike) -> Iterator[Any]:
         If the file is missing, a folder, empty, truncated or no h5 file, if it holds a link to
         another file or one that leads nowhere, or if the block fails.
     """
-    with _h5_open(path) as stream, reading(path, fix=_MAKE_AGAIN):
+    with h5_opened(path) as stream, reading(path, fix=_MAKE_AGAIN):
         yield stream
 
 
 @contextlib.contextmanager
-def _h5_open(path: str | os.PathLike) -> Iterator[Any]:
+def h5_opened(path: str | os.PathLike) -> Iterator[Any]:
     """Open and look through an h5 file as `h5_reader`; errors of the block stay what they are."""
     import h5py
 
-    path = regular_file(path)
+    path = check_file(path)
     if path.stat().st_size == 0:
         raise InputError(path, "file", "is empty", _MAKE_AGAIN)
     try:

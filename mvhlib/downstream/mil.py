@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from mvhlib import standardise, statistics
-from mvhlib.artifacts import InputError, h5_reader, read_attr, sha256_file, sha256_of
+from mvhlib.artifacts import InputError, h5_array, h5_reader, read_attr, sha256_file, sha256_of
 from mvhlib.downstream import probe
 from mvhlib.training import Fit, FitConfig, fit, keyed_generator
 
@@ -156,7 +156,7 @@ class Bags:
     def _dataset(stream):
         for name in ("features", "embeddings"):
             if name in stream:
-                return stream[name]
+                return h5_array(stream, name, read=False)
         raise InputError(stream.filename, "features", f"is missing; the file has {sorted(stream)}",
                          "make the file by 04_embed")
 
