@@ -67,7 +67,8 @@ _UNSAFE = re.compile("[/\\\\\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]")
 LONGEST_NAME = 200
 
 
-def safe_name(name: Any, where: str | os.PathLike, field: str) -> str:
+def safe_name(name: Any, where: str | os.PathLike, field: str,
+              longest: int = LONGEST_NAME) -> str:
     """Return a name that can be a file's or a folder's, without the blanks around it.
 
     Sections, patients, studies, slides, encoders and profiles come from users' tables and become
@@ -79,11 +80,13 @@ def safe_name(name: Any, where: str | os.PathLike, field: str) -> str:
         As it was read.
     where, field
         The file, and its column or key, for the error.
+    longest
+        Bytes that it may have; more than `LONGEST_NAME` where no file is named after it.
 
     Raises
     ------
     InputError
-        If it is no text, is blank or longer than `LONGEST_NAME` bytes, holds a slash, a backslash
+        If it is no text, is blank or longer than `longest`, holds a slash, a backslash
         or a control character, or begins with a dot (a hidden file is never data) or a hyphen.
     """
     if not isinstance(name, str):
@@ -96,8 +99,8 @@ def safe_name(name: Any, where: str | os.PathLike, field: str) -> str:
         problem = f"is {stripped!r}, which holds {found[0]!r}"
     elif stripped[0] in ".-":
         problem = f"is {stripped!r}, which begins with {stripped[0]!r}"
-    elif len(stripped.encode()) > LONGEST_NAME:
-        problem = f"is {one_line(stripped, 60)!r}, longer than {LONGEST_NAME} bytes"
+    elif len(stripped.encode()) > longest:
+        problem = f"is {one_line(stripped, 60)!r}, longer than {longest} bytes"
     if problem:
         raise InputError(where, field, problem, "choose a name that begins with a letter or digit "
                          "and holds no slash, backslash or line break")
@@ -607,6 +610,20 @@ def h5_array(stream: Any, name: str, *, kind: str = "number", ndim: int | tuple[
             raise InputError(where, label, f"holds NaN or infinity in {bad} of {values.size} "
                              "values", "make the file again from finite numbers")
         return values
+
+
+def h5_sizes(stream: Any) -> None:
+    """Refuse an open file of which a dataset declares more than the file can hold.
+
+    For files that another library reads as a whole: it would ask for the memory first.
+    """
+    import h5py
+
+    where, nodes = os.fsdecode(stream.file.filename), []
+    stream.visititems(lambda name, node: nodes.append((name, node)))
+    for name, node in nodes:
+        if isinstance(node, h5py.Dataset) and node.shape is not None:
+            _check_size(where, name, node)
 
 
 def _kind(node: Any) -> str:

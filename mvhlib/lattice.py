@@ -20,6 +20,12 @@ SQUARE, HEXAGONAL = 4, 6
 BLOCK_SPOTS = 5
 
 
+def nearest(coords: np.ndarray) -> np.ndarray:
+    """Distance of each spot to the nearest other one, `(T,)`, in the unit of `coords`."""
+    coords = np.asarray(coords, dtype=np.float64)
+    return cKDTree(coords).query(coords, k=2)[0][:, 1]
+
+
 def pitch(coords: np.ndarray) -> float:
     """Distance of neighbouring spots: the median over spots of that to the nearest one.
 
@@ -33,8 +39,7 @@ def pitch(coords: np.ndarray) -> float:
     float
         In the unit of `coords`; 0 where most spots share a point with another one.
     """
-    coords = np.asarray(coords, dtype=np.float64)
-    return float(np.median(cKDTree(coords).query(coords, k=2)[0][:, 1]))
+    return float(np.median(nearest(coords)))
 
 
 def neighbours_on(coords: np.ndarray) -> int:
