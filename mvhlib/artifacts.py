@@ -191,6 +191,30 @@ def write_json(path: str | os.PathLike, content: Any) -> Path:
     return write_text(path, json.dumps(content, indent=1, sort_keys=True, default=_plain) + "\n")
 
 
+#: Bytes of a JSON file that is read; ours are kilobytes, an executed notebook's figures some MB.
+LARGEST_JSON = 200_000_000
+
+
+def read_json(path: str | os.PathLike, kind: type = dict) -> Any:
+    """Read a JSON file whose outermost value is of `kind`.
+
+    Raises
+    ------
+    InputError
+        If it is no file, no JSON in UTF-8, too large, nested too deeply, or another kind.
+    """
+    path = regular_file(path)
+    with reading(path, "content", "is no readable JSON", "delete it and make it again"):
+        if path.stat().st_size > LARGEST_JSON:
+            raise InputError(path, "size", f"is over {LARGEST_JSON // 10**6} MB",
+                             "delete it and make it again")
+        content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, kind):
+        raise InputError(path, "content", f"is a {type(content).__name__}, not a {kind.__name__}",
+                         "delete it and make it again")
+    return content
+
+
 def write_csv(path: str | os.PathLike, frame) -> Path:
     """Write a data frame without its index; floats with nine significant digits.
 
