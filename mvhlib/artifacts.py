@@ -103,6 +103,24 @@ def safe_name(name: Any, where: str | os.PathLike, field: str) -> str:
     return stripped
 
 
+def safe_path(path: Any, where: str | os.PathLike, field: str) -> str:
+    """Return a path that the user gave, as it is, if it can be said in one line.
+
+    Raises
+    ------
+    InputError
+        If it is blank, or holds a line break, another control character, or bytes that are no
+        UTF-8.
+    """
+    text = os.fspath(path)
+    if not text.strip():
+        raise InputError(where, field, f"is {text!r}", "name a file or a folder")
+    if found := _UNSAFE.search(text.replace("/", "").replace("\\", "")):
+        raise InputError(where, field, f"is {text!r}, which holds {found[0]!r}",
+                         "rename the folder, or make a link with a plain name to it")
+    return text
+
+
 @contextlib.contextmanager
 def reading(path: str | os.PathLike, field: str = "file", problem: str = "cannot be read",
             fix: str = "replace it by a whole file of this kind") -> Iterator[None]:

@@ -99,10 +99,21 @@ def declared_parameters(source: str) -> dict[str, tuple[str, Any]]:
 
 
 def given_parameters(source: str) -> dict[str, Any]:
-    """Read the cell that papermill injects: name -> value."""
-    return {target.id: ast.literal_eval(node.value)
-            for node in ast.parse(source).body if isinstance(node, ast.Assign)
-            for target in node.targets if isinstance(target, ast.Name)}
+    """Read the cell that papermill injects: name -> value.
+
+    Raises
+    ------
+    InputError
+        If a value is no literal: papermill writes NaN and infinities as calls.
+    """
+    given = {}
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            name = node.targets[0].id
+            with artifacts.reading("injected parameters", name, f"is {ast.unparse(node.value)}",
+                                   "give a number, text, list or mapping"):
+                given[name] = ast.literal_eval(node.value)
+    return given
 
 
 def check_parameters(name: str, declared: dict[str, tuple[str, Any]],
@@ -379,10 +390,9 @@ def begin(name: str, namespace: dict[str, Any]) -> Run:
                 values[key]):
             raise InputError(name, key, f"is {values[key]!r}", "take off the blanks around it")
     check_seed(values["seed"], name)
-    for key in ("out", "data"):
-        if not values[key].isprintable():
-            raise InputError(name, key, f"is {values[key]!r}", "name a folder without line breaks "
-                             "and other control characters")
+    artifacts.safe_path(values["out"], name, "out")
+    if values["data"]:
+        artifacts.safe_path(values["data"], name, "data")
     run = Run(name, values)
     if run.data is not None and not run.data.is_dir():
         raise InputError(run.data, "data", "is not a directory",
