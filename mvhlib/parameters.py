@@ -19,65 +19,70 @@ or 50 levels                   are used
 """
 
 import difflib
+import functools
 import math
 import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
-
-import yaml
+from typing import TYPE_CHECKING, Any
 
 from mvhlib.artifacts import InputError, one_line, reading, regular_file
+
+if TYPE_CHECKING:
+    import yaml
 
 LARGEST_KB, MOST_VALUES, DEEPEST = 500, 100_000, 50
 #: Integers beyond it have no place in an array.
 LARGEST_INT = 2**63 - 1
-#: Text of a key or value that is read as a whole number; 007 is a name.
-_WHOLE = re.compile(r"[-+]?(0|[1-9][0-9_]*)")
+#: Values that are read as whole numbers (007 is a name) and as decimal ones.
+_WHOLE = re.compile(r"[-+]?(0|[1-9][0-9_]*)\Z")
+_DECIMAL = re.compile(
+    r"(?:[-+]?[0-9][0-9_]*\.[0-9_]*(?:[eE][-+][0-9]+)?|\.[0-9][0-9_]*(?:[eE][-+][0-9]+)?"
+    r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))\Z")
 _TAG = "tag:yaml.org,2002:"
 
 
-class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader without dates, octal and sexagesimal numbers, and doubled keys."""
+@functools.cache
+def _loader() -> type:
+    """PyYAML's safe loader without dates, octal and sexagesimal numbers, and doubled keys.
 
-    def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict[str, Any]:
-        if not isinstance(node, yaml.MappingNode):
-            raise yaml.constructor.ConstructorError(
-                None, None, "names and values are expected here", node.start_mark)
-        seen: dict[str, int] = {}
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(
-                    None, None, "a list or a mapping is no name", key.start_mark)
-            if key.tag == f"{_TAG}merge":
-                continue
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"{key.value!r} stands in line {seen[key.value]} already",
-                    key.start_mark)
-            seen[key.value] = key.start_mark.line + 1
-        self.flatten_mapping(node)
-        return {key.value: self.construct_object(value, deep=True) for key, value in node.value}
+    Made when it is first asked for: encoders check their options on machines without PyYAML.
+    """
+    import yaml
 
-    def construct_yaml_map(self, node: yaml.Node) -> dict[str, Any]:
-        return self.construct_mapping(node)
+    def refusal(problem: str, node: yaml.Node) -> yaml.constructor.ConstructorError:
+        return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict[str, Any]:
+            if not isinstance(node, yaml.MappingNode):
+                raise refusal("names and values are expected here", node)
+            seen: dict[str, int] = {}
+            for key, _ in node.value:
+                if not isinstance(key, yaml.ScalarNode):
+                    raise refusal("a list or a mapping is no name", key)
+                if key.tag == f"{_TAG}merge":
+                    continue
+                if key.value in seen:
+                    raise refusal(f"{key.value!r} stands in line {seen[key.value]} already", key)
+                seen[key.value] = key.start_mark.line + 1
+            self.flatten_mapping(node)
+            return {key.value: self.construct_object(value, deep=True)
+                    for key, value in node.value}
 
-# None stands for every other tag, and refuses it.
-_Loader.yaml_constructors = {
-    tag: constructor for tag, constructor in yaml.SafeLoader.yaml_constructors.items()
-    if tag is None or tag.removeprefix(_TAG) in ("str", "int", "float", "bool", "null", "seq")}
-_Loader.add_constructor(f"{_TAG}map", _Loader.construct_yaml_map)
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers
-            if tag not in (f"{_TAG}timestamp", f"{_TAG}int", f"{_TAG}float")]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-_Loader.add_implicit_resolver(f"{_TAG}float", re.compile(
-    r"(?:[-+]?(?:[0-9][0-9_]*)\.[0-9_]*(?:[eE][-+][0-9]+)?|\.[0-9][0-9_]*(?:[eE][-+][0-9]+)?"
-    r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))\Z"), list("-+0123456789."))
-_Loader.add_implicit_resolver(f"{_TAG}int", re.compile(_WHOLE.pattern + r"\Z"),
-                              list("-+0123456789"))
+    # None stands for every other tag, and refuses it.
+    Loader.yaml_constructors = {
+        tag: constructor for tag, constructor in yaml.SafeLoader.yaml_constructors.items()
+        if tag is None or tag.removeprefix(_TAG) in ("str", "int", "float", "bool", "null", "seq")}
+    Loader.add_constructor(f"{_TAG}map", Loader.construct_mapping)
+    changed = [f"{_TAG}{kind}" for kind in ("timestamp", "int", "float")]
+    Loader.yaml_implicit_resolvers = {
+        first: [pair for pair in resolvers if pair[0] not in changed]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+    Loader.add_implicit_resolver(f"{_TAG}float", _DECIMAL, list("-+0123456789."))
+    Loader.add_implicit_resolver(f"{_TAG}int", _WHOLE, list("-+0123456789"))
+    return Loader
 
 
 def parse_yaml(text: str | bytes, where: str | os.PathLike, field: str = "content") -> Any:
@@ -95,6 +100,8 @@ def parse_yaml(text: str | bytes, where: str | os.PathLike, field: str = "conten
     InputError
         If it is no YAML, or too large.
     """
+    import yaml
+
     if isinstance(text, bytes):
         try:
             text = text.decode("utf-8-sig")
@@ -105,7 +112,7 @@ def parse_yaml(text: str | bytes, where: str | os.PathLike, field: str = "conten
                              "save the file as UTF-8") from error
     with reading(where, field, "is no YAML", "mend it"):
         try:
-            loader = _Loader(text)
+            loader = _loader()(text)
             try:
                 node = loader.get_single_node()
                 if node is None:
@@ -125,12 +132,14 @@ def parse_yaml(text: str | bytes, where: str | os.PathLike, field: str = "conten
                              "mend it: write `name: value`, with blanks and no tabs") from error
 
 
-def _measure(node: yaml.Node, where: str | os.PathLike, field: str) -> None:
+def _measure(node: "yaml.Node", where: str | os.PathLike, field: str) -> None:
     """Refuse a document that is too large once its anchors are followed, or that holds itself."""
+    import yaml
+
     sizes: dict[int, int] = {}
     inside: set[int] = set()
 
-    def size(part: yaml.Node, depth: int) -> int:
+    def size(part: "yaml.Node", depth: int) -> int:
         if id(part) in inside or depth > DEEPEST:
             raise InputError(where, field, f"is nested in more than {DEEPEST} levels",
                              "write it flat")

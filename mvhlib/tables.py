@@ -97,6 +97,26 @@ def read_table(path: str | os.PathLike, columns: Sequence[str] = (), *,
     """
     import pandas as pd
 
+    names, body, separator = read_rows(path, columns, any_row=any_row)
+    frame = pd.DataFrame({name: pd.Series([row[at] for _, row in body], dtype=object)
+                          for at, name in enumerate(names)})
+    frame.index = pd.Index([line for line, _ in body], name="line", dtype="int64")
+    comma = separator != "," and any(
+        _COMMA.fullmatch(cell) and not _THOUSANDS.fullmatch(cell) for _, row in body
+        for cell in row)
+    frame.attrs = {"separator": separator, "decimal": "," if comma else "."}
+    return frame
+
+
+def read_rows(path: str | os.PathLike, columns: Sequence[str] = (), *, any_row: bool = False
+              ) -> tuple[list[str], list[tuple[int, list[str]]], str]:
+    """What `read_table` reads, for machines without pandas.
+
+    Returns
+    -------
+    names, rows, separator
+        Columns; for each row its line [from 1] and one cell for each column; what stands between.
+    """
     path = Path(path)
     text = _text(path, _bytes(path))
     separator, rows = _rows(path, text, columns)
@@ -127,14 +147,7 @@ def read_table(path: str | os.PathLike, columns: Sequence[str] = (), *,
     check_columns(path, names, columns)
     if not body and not any_row:
         raise InputError(path, "rows", "are none below the header", "give one row or more")
-    frame = pd.DataFrame({name: pd.Series([row[at] for _, row in body], dtype=object)
-                          for name, at in zip(names, kept, strict=True)})
-    frame.index = pd.Index([line for line, _ in body], name="line", dtype="int64")
-    comma = separator != "," and any(
-        _COMMA.fullmatch(cell) and not _THOUSANDS.fullmatch(cell) for _, row in body
-        for cell in row)
-    frame.attrs = {"separator": separator, "decimal": "," if comma else "."}
-    return frame
+    return names, [(line, [row[at] for at in kept]) for line, row in body], separator
 
 
 def check_columns(path: str | os.PathLike, present: Sequence[str], needed: Iterable[str]) -> None:
