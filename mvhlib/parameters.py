@@ -13,7 +13,7 @@ a key twice, two documents     refused with the line
 bytes that are no UTF-8        refused: Latin-1 and UTF-16 have to be saved anew
 tags such as ``!!python/...``  refused
 a link to nothing, a folder    refused: only a file that is not there means the defaults
-over 500 kB, 100,000 values,   refused; values that anchors repeat are counted as often as they
+over 200 kB, 100,000 values,   refused; values that anchors repeat are counted as often as they
 or 50 levels                   are used
 =============================  ================================================================
 """
@@ -32,7 +32,7 @@ from mvhlib.artifacts import InputError, one_line, reading, regular_file
 if TYPE_CHECKING:
     import yaml
 
-LARGEST_KB, MOST_VALUES, DEEPEST = 500, 100_000, 50
+LARGEST_KB, MOST_VALUES, DEEPEST = 200, 100_000, 50
 #: Integers beyond it have no place in an array.
 LARGEST_INT = 2**63 - 1
 #: Values that are read as whole numbers (007 is a name) and as decimal ones.
@@ -55,6 +55,11 @@ def _loader() -> type:
         return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
     class Loader(yaml.SafeLoader):
+        def fetch_flow_collection_start(self, token: type) -> None:
+            if self.flow_level >= DEEPEST:  # looking ahead in it would take seconds
+                raise RecursionError
+            super().fetch_flow_collection_start(token)
+
         def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict[str, Any]:
             if not isinstance(node, yaml.MappingNode):
                 raise refusal("names and values are expected here", node)
