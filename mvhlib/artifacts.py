@@ -107,6 +107,24 @@ def safe_name(name: Any, where: str | os.PathLike, field: str,
     return stripped
 
 
+def safe_path(path: Any, where: str | os.PathLike, field: str) -> str:
+    """Return a path that the user gave, as it is, if it can be said in one line.
+
+    Raises
+    ------
+    InputError
+        If it is blank, or holds a line break, another control character, or bytes that are no
+        UTF-8.
+    """
+    text = os.fspath(path)
+    if not text.strip():
+        raise InputError(where, field, f"is {text!r}", "name a file or a folder")
+    if found := _UNSAFE.search(text.replace("/", "").replace("\\", "")):
+        raise InputError(where, field, f"is {text!r}, which holds {found[0]!r}",
+                         "rename the folder, or make a link with a plain name to it")
+    return text
+
+
 @contextlib.contextmanager
 def reading(path: str | os.PathLike, field: str = "file", problem: str = "cannot be read",
             fix: str = "replace it by a whole file of this kind") -> Iterator[None]:
@@ -216,6 +234,30 @@ def write_text(path: str | os.PathLike, text: str) -> Path:
 def write_json(path: str | os.PathLike, content: Any) -> Path:
     """Write `content` as JSON with sorted keys, so that equal content gives equal bytes."""
     return write_text(path, json.dumps(content, indent=1, sort_keys=True, default=_plain) + "\n")
+
+
+#: Bytes of a JSON file that is read; ours are kilobytes, an executed notebook's figures some MB.
+LARGEST_JSON = 200_000_000
+
+
+def read_json(path: str | os.PathLike, kind: type = dict) -> Any:
+    """Read a JSON file whose outermost value is of `kind`.
+
+    Raises
+    ------
+    InputError
+        If it is no file, no JSON in UTF-8, too large, nested too deeply, or another kind.
+    """
+    path = regular_file(path)
+    with reading(path, "content", "is no readable JSON", "delete it and make it again"):
+        if path.stat().st_size > LARGEST_JSON:
+            raise InputError(path, "size", f"is over {LARGEST_JSON // 10**6} MB",
+                             "delete it and make it again")
+        content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, kind):
+        raise InputError(path, "content", f"is a {type(content).__name__}, not a {kind.__name__}",
+                         "delete it and make it again")
+    return content
 
 
 def write_csv(path: str | os.PathLike, frame) -> Path:

@@ -42,9 +42,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mvhlib.artifacts import InputError, read_attr, sha256_file, sha256_of
+from mvhlib.artifacts import InputError, read_attr, read_json, sha256_file, sha256_of
 from mvhlib.backbones.backbone import LUNIT_MEAN, LUNIT_STD
 from mvhlib.features import Features, write_features
+from mvhlib.parameters import check_seed, fits
 from mvhlib.places import choose_device
 from mvhlib.progress import bar as progress_bar
 from mvhlib.tiles.store import open_tiles
@@ -548,7 +549,7 @@ def _backbone(text: str, options: dict[str, Any]) -> PatchEncoder:
         return _directory(Path(weights), options)
     if options.get("preset") not in (None, "released") and "." not in name:
         name = f"{name}.{options.pop('preset')}"
-    title, mpp, seed = options.pop("name", name), _mpp(options), int(options.pop("seed", 0))
+    title, mpp, seed = options.pop("name", name), _mpp(options), _seed(options)
     input_px, precision = options.pop("input_px", None), _precision(options)
     model = backbones.create_model(name, seed=seed, **options)
     return _network(title, model, mpp, input_px, precision, is_random=True, config={})
@@ -574,15 +575,19 @@ def _directory(folder: Path, options: dict[str, Any]) -> PatchEncoder:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
+    """An encoder's ``config.json``, and in it, where it is, whom the weights have seen."""
     path = folder / "config.json"
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise InputError(folder, "config.json", "is missing",
                          "give a directory that save_pretrained wrote")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(path, "file", f"is no JSON ({error})", "copy it again from its source"
-                         ) from error
+    config = read_json(path)
+    saw = config.get("pretrained_on")
+    if saw is not None and not (isinstance(saw, dict) and all(
+            isinstance(names, list) and all(isinstance(name, str) for name in names)
+            for names in saw.values())):
+        raise InputError(path, "pretrained_on", f"is {saw!r}", "list names of sections, patients "
+                         "and studies, or copy it again from its source")
+    return config
 
 
 def _network(name: str, model: nn.Module, mpp: float | None, input_px: int | None,
@@ -615,7 +620,7 @@ def _timm(text: str, options: dict[str, Any]) -> PatchEncoder:
     except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision of another torch
         raise InputError("create_encoder", "source", f"{text!r} needs timm ({error})",
                          "pip install timm, with a torchvision built for your torch") from error
-    weights, seed = options.pop("weights", "pretrained"), int(options.pop("seed", 0))
+    weights, seed = options.pop("weights", "pretrained"), _seed(options)
     if weights not in ("pretrained", "random"):
         raise InputError("create_encoder", "weights", f"is {weights!r}",
                          "timm models take 'pretrained' or 'random'")
@@ -643,7 +648,14 @@ def _timm(text: str, options: dict[str, Any]) -> PatchEncoder:
 
 def _mpp(options: dict[str, Any]) -> float | None:
     mpp = options.pop("mpp", None)
+    if mpp is not None and not (fits(mpp, "float") and mpp > 0):
+        raise InputError("create_encoder", "mpp", f"is {mpp!r}",
+                         "give micrometres per pixel, above 0")
     return None if mpp is None else float(mpp)
+
+
+def _seed(options: dict[str, Any]) -> int:
+    return check_seed(options.pop("seed", 0), "create_encoder")
 
 
 def _precision(options: dict[str, Any]) -> torch.dtype:
