@@ -15,17 +15,23 @@ side S differs between releases (224, older ones 256), so it is read and never a
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mvhlib.artifacts import InputError, h5_reader, h5_writer, read_attr, sha256_file
 from mvhlib.tiles.cut import Tiles
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: Columns of ``tiles/manifest.csv``, see `manifest_row`.
+MANIFEST_COLUMNS = ("section", "n_tiles", "tile_px", "tile_um", "mpp", "source_mpp", "padded_max",
+                    "sha256")
 
 def write_tiles(path: str | os.PathLike, tiles: Tiles, barcodes: Sequence[str] | None = None,
                 key: str = "") -> None:
@@ -153,6 +159,14 @@ def manifest_row(path: str | os.PathLike) -> dict[str, Any]:
                 "tile_um": head.tile_um, "mpp": head.mpp, "source_mpp": head.source_mpp,
                 "padded_max": float(head.outside.max(initial=0)),
                 "sha256": read_attr(path, "key") or sha256_file(path)}
+
+
+def manifest(folder: str | os.PathLike, names: Iterable[str]) -> "pd.DataFrame":
+    """``tiles/manifest.csv``: `manifest_row` of every name; no row, but the columns, for none."""
+    import pandas as pd
+
+    rows = [manifest_row(Path(folder) / f"{name}.h5") for name in names]
+    return pd.DataFrame(rows, columns=list(MANIFEST_COLUMNS))
 
 
 def _scale(path: Any, stream: Any, img: Any, side: int, tile_um: float | None
