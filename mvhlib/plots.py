@@ -429,10 +429,11 @@ def principal_plane(embeddings: "dict[str, np.ndarray]", manifest: "pd.DataFrame
     from sklearn.preprocessing import StandardScaler
 
     stacked = np.concatenate(list(embeddings.values())).astype(np.float64)
-    fitted = PCA(2, svd_solver="full")
+    fitted = PCA(min(2, *stacked.shape), svd_solver="full")
     plane = fitted.fit_transform(StandardScaler().fit_transform(stacked))
     largest = np.abs(fitted.components_).argmax(axis=1)
-    plane *= np.sign(fitted.components_[np.arange(2), largest])
+    plane *= np.sign(fitted.components_[np.arange(len(largest)), largest])
+    plane = np.pad(plane, ((0, 0), (0, 2 - plane.shape[1])))  # one tile has no second component
     owner = manifest.set_index("section")
     names = np.repeat(list(embeddings), [len(e) for e in embeddings.values()])
     return pd.DataFrame({"section": names, "study": owner.loc[names, "study"].to_numpy(),

@@ -21,7 +21,7 @@ from mvhlib.places import home
 #: Sizes of a walk: as small as every notebook can bear.
 SMALL = {
     "01_cohort": {"source": "visium", "n_genes": 8, "protocols": ["random10_section", "loso"]},
-    "02_tiles": {"tile_px": 32}, "04_embed": {},
+    "02_tiles": {"tile_px": 64}, "04_embed": {},
     "03_pretrain": {"encoder": "mvh", "backbone": "mvhybrid_micro_patch8_64", "steps": 2,
                     "batch": 8, "n_local": 2, "prototypes": 32, "koleo_group": 4, "save_every": 2},
     "05_expression": {"encoders": ["handmade"], "primary": [], "centred": [], "n_draws": 9},
