@@ -17,6 +17,7 @@ import re
 import shutil
 import stat
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -197,7 +198,7 @@ def write_csv(path: str | os.PathLike, frame) -> Path:
     Text that a spreadsheet would run as a formula (it begins with ``=``, ``+``, ``-``, ``@`` or a
     control character) gets an apostrophe in front, and so does text that begins with apostrophes
     and goes on like that; `read_csv` takes that one apostrophe off again, so that every value comes
-    back as it was. Numbers are no text. A lone ``-``, ``+42 %`` and ``-10 to 0`` stay as they are:
+    back as it was. Numbers are no text. ``-``, ``-4``, ``+42 %`` and ``-10 to 0`` stay as they are:
     nothing in them can be run.
     """
     import csv
@@ -226,7 +227,7 @@ def write_csv(path: str | os.PathLike, frame) -> Path:
 #: What a spreadsheet takes for the beginning of a formula; apostrophes of ours may stand before it.
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
 _SHARE = r"[+-]?\d+(\.\d+)?"
-_PROSE = re.compile(rf"-|{_SHARE} to {_SHARE}|{_SHARE}[+-]\d+(\.\d+)?j|"
+_PROSE = re.compile(rf"-|-\d+(\.\d+)?|{_SHARE} to {_SHARE}|{_SHARE}[+-]\d+(\.\d+)?j|"
                     rf"{_SHARE} ?%( \(\w+\))?(, {_SHARE} ?%( \(\w+\))?)*", re.ASCII)
 
 
@@ -262,7 +263,7 @@ def read_csv(path: str | os.PathLike, columns: tuple[str, ...] = (), **options):
     ==================  ============================================================================
     encoding            UTF-8 alone, commas, double quotes
     rows                one cell for each column; longer and shorter ones are refused
-    columns             named, each once
+    columns             each once
     `NAME_COLUMNS`      text, so that section ``007`` stays; blank is NaN, and ``NA`` is a gene
     `NUMBER_COLUMNS`    numbers or blank (NaN); text is refused
     other columns       as pandas takes them
@@ -345,11 +346,10 @@ def _header(path: Path, content: bytes) -> list[str]:
     except csv.Error as error:
         raise InputError(path, f"row {line + 1}", f"cannot be read ({error})",
                          "close the quote, or make the table again") from error
-    twice = sorted({name for name in header if header.count(name) > 1}) if len(
-        set(header)) < len(header) else []
-    if twice or "" in header:
-        raise InputError(path, "columns", f"{', '.join(twice[:3])} stands more than once" if twice
-                         else "one has no name", "name every column, each once")
+    twice = [name for name, n in Counter(header).items() if n > 1]
+    if twice:
+        raise InputError(path, "columns", f"{', '.join(twice[:3]) or 'a blank one'} stands more "
+                         "than once", "keep one, or rename the others")
     return [_unguarded(name) for name in header]
 
 
