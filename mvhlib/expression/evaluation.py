@@ -593,8 +593,8 @@ def scored(folder: str | Path, protocol: str, method: str, encoder: str) -> tupl
     -------
     tuple
         Protocol and encoder of scores that are there; and "", or a sentence that says what is shown
-        instead and why. Another encoder stands in only where one alone was scored. Both are "" where
-        05 could score nothing, and the sentence says why.
+        instead and why. Another encoder stands in only where one alone was scored. Both are ""
+        where 05 could score nothing, and the sentence says why.
 
     Raises
     ------

@@ -170,6 +170,18 @@ def manifest(folder: str | os.PathLike, names: Iterable[str]) -> "pd.DataFrame":
     return pd.DataFrame(rows, columns=list(MANIFEST_COLUMNS))
 
 
+def pictures(folder: str | os.PathLike, names: Iterable[str], tiles: Iterable[int]
+             ) -> np.ndarray | None:
+    """Pixels of single tiles, `(n, S, S, 3)`: of file ``<name>.h5`` each the tile of that number.
+
+    None where a file is not there: features may come without tiles.
+    """
+    wanted = [(Path(folder) / f"{name}.h5", tile) for name, tile in zip(names, tiles, strict=True)]
+    if not all(path.exists() for path, _ in wanted):
+        return None
+    return np.stack([read_tiles(path).img[tile] for path, tile in wanted])
+
+
 def _scale(path: Any, stream: Any, img: Any, side: int, tile_um: float | None
            ) -> tuple[float, float]:
     """Side of a tile [µm] and scale of level 0 [µm/px], from our attributes or HEST's."""
