@@ -47,6 +47,11 @@ SMALL = {
     "15_transfer": {"encoders": ["handmade"], "organs": {}},
 }
 
+#: Notebooks in the order in which one needs another.
+ORDER = ("01_cohort", "02_tiles", "03_pretrain", "04_embed", "05_expression", "06_spatial_maps",
+         "07_classification", "08_retrieval", "10_frequency", "11_ablations", "12_mmap",
+         "13_cmrcnet", "14_leaderboard", "15_transfer")
+
 
 def walk(name: str, out: Path, **given) -> str:
     """Run every cell of a notebook; return what it printed.

@@ -13,7 +13,7 @@ Files, below ``expression/<protocol>/<method>/<encoder>/``::
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -181,6 +181,25 @@ def jobs(manifest: pd.DataFrame, wanted: Sequence[str], encoders: Mapping[str, f
             else:
                 planned.append(Job(protocol, encoder, folds))
     return planned, pd.DataFrame(reasons, columns=LEFT_OUT_COLUMNS)
+
+
+def first_possible(manifest: pd.DataFrame, wanted: Sequence[str], resolution: Mapping[str, Any],
+                   panels: pd.DataFrame, seed: int = 0) -> tuple[str, list[Job], pd.DataFrame]:
+    """The first of the protocols that the cohort allows and that 01 chose genes for.
+
+    Returns
+    -------
+    tuple
+        Protocol ("" where there is none), its jobs, and what is left out of those tried (see
+        `jobs`).
+    """
+    reasons = []
+    for protocol in dict.fromkeys(wanted):
+        planned, left_out = jobs(manifest, [protocol], resolution, seed=seed)
+        reasons.append(left_out)
+        if planned and (panels["protocol"] == protocol).any():
+            return protocol, planned, pd.concat(reasons, ignore_index=True)
+    return "", [], pd.concat(reasons, ignore_index=True)
 
 
 def choose_panels(cohort: "Cohort", wanted: Sequence[str], names: Sequence[str], n_genes: int,
@@ -502,7 +521,8 @@ def nulls(result: "Evaluation", *, n_draws: int = 199, seed: int = 0) -> pd.Data
     maps = [part for part in result.predictions.values() if part.coords is not None]
     measured, predicted = [part.measured for part in maps], [part.predicted for part in maps]
     rng = np.random.default_rng(seed)
-    if not result.scores.loc[result.scores["control"] == "none", "pcc"].notna().any():
+    if not any((np.ptp(t, axis=0) * np.ptp(p, axis=0)).any()
+               for t, p in zip(measured, predicted, strict=True)):
         return pd.DataFrame(columns=list(NULL_COLUMNS))
     found = [statistics.permutation_null(measured, predicted, n_draws=n_draws, rng=rng)]
     try:
@@ -554,6 +574,15 @@ def leaks(summary: pd.DataFrame, least: float = 0.05) -> pd.DataFrame:
                       high, verdict))
     return pd.DataFrame(found, columns=["protocol", "encoder", "panel", "unit", "n_units", "mean",
                                         "low", "high", "verdict"])
+
+
+def with_panels(planned: Sequence[Job], panels: pd.DataFrame) -> tuple[list[Job], pd.DataFrame]:
+    """Those jobs whose protocol 01 chose genes for; and what is left out, as `jobs` says it."""
+    there = set(panels["protocol"])
+    lacking = dict.fromkeys(job.protocol for job in planned if job.protocol not in there)
+    return [job for job in planned if job.protocol in there], pd.DataFrame(
+        [(protocol, "all", f"01_cohort chose no genes for {protocol}; name it in its `protocols`")
+         for protocol in lacking], columns=LEFT_OUT_COLUMNS)
 
 
 def nobody_imaged(manifest: pd.DataFrame) -> str:

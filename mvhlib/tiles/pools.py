@@ -43,6 +43,25 @@ def tiled(run: "Run", pools: Sequence[str]) -> dict[str, pd.DataFrame]:
             for pool, path in there.items()}
 
 
+def there(run: "Run", pool: str) -> bool:
+    """Whether the table of a pool's owners is there.
+
+    Where it is not, but the notebook that makes it has run, the data set has none: that is printed.
+
+    Raises
+    ------
+    InputError
+        If that notebook has not run.
+    """
+    _, table, _, _, _, made_by = POOLS[pool]
+    if run.path(table).exists():
+        return True
+    if not run.path("provenance", f"{made_by}.json").exists():
+        run.need(run.path(table), made_by=made_by)
+    print(f"There is no {table}: this data set has none, and what is asked of it is left out.")
+    return False
+
+
 def owners(run: "Run", pool: str) -> tuple[pd.DataFrame, str]:
     """Who each section, slide or image of a pool belongs to.
 
