@@ -18,7 +18,7 @@ import shutil
 import stat
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,28 @@ class InputError(ValueError):
 
     def __reduce__(self):
         return type(self), (self.where, self.field, self.problem, self.fix)
+
+
+class TooFew(InputError):
+    """Nothing is wrong, there is too little of it: a notebook leaves this part out and says so."""
+
+
+def where_enough(items: Iterable[Any], function: Callable[[Any], Any]
+                 ) -> tuple[dict[Any, Any], list[str]]:
+    """Call `function` for every item; where it says `TooFew`, go on with the others.
+
+    Returns
+    -------
+    tuple
+        Item -> result, of those that had enough; and why the others are left out, a sentence each.
+    """
+    done, reasons = {}, []
+    for item in items:
+        try:
+            done[item] = function(item)
+        except TooFew as error:
+            reasons.append(f"{item} is left out: {error.where}: {error.field} {error.problem}.")
+    return done, reasons
 
 
 def one_line(text: Any, longest: int = 400) -> str:
@@ -248,7 +270,7 @@ def read_json(path: str | os.PathLike, kind: type = dict) -> Any:
     InputError
         If it is no file, no JSON in UTF-8, too large, nested too deeply, or another kind.
     """
-    path = regular_file(path)
+    path = check_file(path)
     with reading(path, "content", "is no readable JSON", "delete it and make it again"):
         if path.stat().st_size > LARGEST_JSON:
             raise InputError(path, "size", f"is over {LARGEST_JSON // 10**6} MB",

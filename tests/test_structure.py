@@ -313,3 +313,16 @@ def test_measured_expression_of_real_sections_places_invasive_cancer(shared):
     assert len(table) == 2 and table["auroc"].mean() > 0.7
     placed = structure.localise({"measured": values}, labels)
     assert placed["ari"].mean() > 0.1
+
+
+def test_genes_that_vary_and_classes_that_are_not_there():
+    rng = np.random.default_rng(0)
+    measured = rng.normal(size=(12, 3))
+    measured[:, 1] = 2.0
+    part = anndata.AnnData(measured, layers={"measured": measured,
+                                             "predicted": rng.normal(size=(12, 3))})
+    part.var_names = ["a", "constant", "b"]
+    assert structure.varying({"s": part}) == ["a", "b"]
+    found = structure.class_aurocs({"measured": {"s": measured}}, {"s": ["x"] * 6 + ["y"] * 6},
+                                   "tumour")
+    assert found.empty and list(found.columns) == list(structure.AUROC_COLUMNS)

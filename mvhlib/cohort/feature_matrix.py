@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from mvhlib.artifacts import InputError, h5_array, h5_reader, one_line, reading, regular_file
+from mvhlib.artifacts import InputError, check_file, h5_array, h5_reader, one_line, reading
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -329,7 +329,7 @@ def _part(folder: Path, *names: str) -> Path:
     for name in names:
         for path in (folder / f"{name}.gz", folder / name):
             if path.exists() or path.is_symlink():
-                return regular_file(path)
+                return check_file(path)
     raise InputError(folder, names[0], "is missing",
                      f"copy the folder as a whole: matrix.mtx, features.tsv and barcodes.tsv, "
                      f"gzipped or not; it holds {sorted(p.name for p in folder.iterdir())[:6]}")

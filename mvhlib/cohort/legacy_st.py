@@ -47,7 +47,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from mvhlib.artifacts import InputError, reading, regular_file
+from mvhlib.artifacts import InputError, check_file, reading
 from mvhlib.cohort.base import (
     ImageRef,
     Section,
@@ -142,7 +142,7 @@ def read_lines(path: Path) -> list[str]:
     InputError
         If the file is missing, no text, truncated, unreasonably large or ragged.
     """
-    path = regular_file(path)
+    path = check_file(path)
     with reading(path):
         with open(path, "rb") as stream:
             content = stream.read(LARGEST_TABLE + 1)
@@ -576,7 +576,7 @@ def make_section(name: str, *, root: Path, counts: Path, spot_file: Path | None,
             pitch = PITCH_UM if pitch_um is None else _positive(pitch_um, name, "pitch_um")
             lattice = Lattice(pitch / check_mpp(mpp, spot_file), pitch, 1.0, False)
         mpp = lattice.mpp if mpp is None else mpp
-        with open_slide(regular_file(image, "image")) as slide:
+        with open_slide(check_file(image, "image")) as slide:
             size = (slide.width, slide.height)
         facts = facts or ImageFacts()
         if facts.full_width_px is not None:

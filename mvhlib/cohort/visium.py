@@ -38,7 +38,7 @@ import numpy as np
 import pandas as pd
 
 from mvhlib import tables
-from mvhlib.artifacts import InputError, reading, regular_file, safe_name
+from mvhlib.artifacts import InputError, check_file, reading, safe_name
 from mvhlib.cohort import pseudospots
 from mvhlib.cohort.base import Cohort, ImageRef, Section
 from mvhlib.cohort.feature_matrix import GeneNames, open_packed, read_lines, read_matrix
@@ -227,7 +227,7 @@ def _first(folder: Path, names: tuple[str, ...]) -> Path | None:
     for name in names:
         path = folder / name
         if path.is_symlink() and not path.exists():
-            regular_file(path)
+            check_file(path)
         if path.exists():
             return path
     return None
@@ -398,7 +398,7 @@ def _read_positions(folder: Path) -> pd.DataFrame:
     path = _first(folder, POSITION_FILES)
     if path is None:
         raise InputError(folder, "tissue_positions", "does not exist", _COPY_SPATIAL)
-    regular_file(path)
+    check_file(path)
     if path.suffix == ".parquet":
         with reading(path, "table", fix=_TRUNCATED):
             table = pd.read_parquet(path)
@@ -501,7 +501,7 @@ def _read_scalefactors(folder: Path) -> dict[str, Any]:
     path = folder / "scalefactors_json.json"
     if not path.exists() and not path.is_symlink():
         raise InputError(path, "file", "does not exist", _COPY_SPATIAL)
-    regular_file(path)
+    check_file(path)
     with reading(path, problem="is no JSON", fix="copy it again from the Space Ranger output"):
         found = json.loads(path.read_text(encoding="utf-8-sig"))
     if not isinstance(found, dict):
@@ -699,7 +699,7 @@ def _reduced(spatial: Path) -> dict[str, Path]:
     for size in ("hires", "lowres"):
         path = _first(spatial, (f"tissue_{size}_image.png", f"tissue_{size}_image.jpg"))
         if path is not None:
-            found[size] = regular_file(path, "image")
+            found[size] = check_file(path, "image")
     return found
 
 
@@ -724,7 +724,7 @@ def _full_image(row: dict[str, Any], root: Path) -> Path:
     path = root / str(row["image"])
     if not path.exists() and not path.is_symlink():
         raise InputError(path, "image", "does not exist", "correct the path of the full image")
-    return regular_file(path, "image")
+    return check_file(path, "image")
 
 
 def _size(path: Path) -> tuple[int, int]:
@@ -991,7 +991,7 @@ def _read_transcripts(path: Path, places: tuple[str, str], min_qv: float) -> tup
 
 def _read_alignment(path: Path) -> np.ndarray:
     """Matrix `(3, 3)` from H&E pixels to pixels of the morphology image."""
-    regular_file(path, "alignment")
+    check_file(path, "alignment")
     fix = "export the H&E image alignment from Xenium Explorer again"
     with reading(path, "alignment", "is no 3 x 3 matrix", fix):
         matrix = np.loadtxt(path, delimiter=",", encoding="utf-8-sig", max_rows=100)
@@ -1011,7 +1011,7 @@ def _xenium_px_um(folder: Path) -> float:
     path = _first(folder, ("experiment.xenium",))
     if path is None:
         return XENIUM_PX_UM
-    regular_file(path)
+    check_file(path)
     with reading(path, problem="is no JSON", fix="copy it again from the Xenium output"):
         found = json.loads(path.read_text(encoding="utf-8-sig"))
     value = found.get("pixel_size", XENIUM_PX_UM) if isinstance(found, dict) else None
@@ -1039,7 +1039,7 @@ def _check_he(path: Path, mpp: float) -> None:
 
 def _xenium_section(name: str, folder: Path, root: Path, row: dict[str, Any], spot_um: float,
                     min_counts: int, min_qv: float) -> Section:
-    path = regular_file(_first(folder, TRANSCRIPT_FILES))
+    path = check_file(_first(folder, TRANSCRIPT_FILES))
     image = _full_image(row, root) if "image" in row else None
     he = {"he_x", "he_y"} <= set(_columns(path))
     mpp, to_he, px_um = row.get("mpp"), None, _xenium_px_um(folder)

@@ -335,6 +335,17 @@ def cluster_order(correlation: np.ndarray) -> np.ndarray:
     return leaves_list(optimal_leaf_ordering(linkage(condensed, "average"), condensed))
 
 
+def varying(predictions: Mapping[str, Any]) -> list[str]:
+    """Genes that vary in every section, in the truth and in the prediction."""
+    shared: dict[str, int] = {}
+    for section, prediction in predictions.items():
+        measured, predicted, names = _maps(section, prediction)
+        still = ~(is_constant(measured) | is_constant(predicted))
+        for name, keep in zip(names, still, strict=True):
+            shared[name] = shared.get(name, 0) + bool(keep)
+    return [name for name, count in shared.items() if count == len(predictions)]
+
+
 def co_expression(predictions: Mapping[str, Any], genes: Sequence[str] | None = None, *,
                   n_permutations: int = 999, seed: int = 0) -> CoExpression:
     """Compare gene-gene correlations of truth and prediction, within sections.
@@ -624,6 +635,20 @@ def class_auroc(values: Mapping[str, np.ndarray], labels: Mapping[str, Sequence[
                 score = statistics.auroc(model.fit(X, Y).decision_function(x), y)
         found.append(row | {"auroc": score})
     return pd.DataFrame(found, columns=list(AUROC_COLUMNS))
+
+
+def class_aurocs(sources: Mapping[str, Mapping[str, np.ndarray]],
+                 labels: Mapping[str, Sequence[Any]], positive: str, *,
+                 groups: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """`class_auroc` of every source; what is predicted is read as measured expression is.
+
+    No row where no section has the class.
+    """
+    known = {str(name) for each in labels.values() for name in set(each)}
+    tables = [class_auroc(values, labels, positive, source=name, groups=groups,
+                          train=sources["measured"] if name == "predicted" else None)
+              for name, values in sources.items() if positive in known]
+    return pd.concat(tables) if tables else pd.DataFrame(columns=list(AUROC_COLUMNS))
 
 
 def summarise(table: pd.DataFrame, value: str, units: Mapping[str, str] | None = None, *,

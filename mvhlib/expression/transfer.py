@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from mvhlib.cohort import Section
     from mvhlib.expression.protocols import Prediction
+    from mvhlib.notebook import Run
 
 PROTOCOLS = ("transfer", "within")
 #: In place of a group's name: the mean over all of them.
@@ -149,6 +150,12 @@ def gaps(scores: pd.DataFrame, unit: str = "patient") -> pd.DataFrame:
                       if own["trained_on"].nunique() > 1}
             tables.append(_family(pooled | {(ANY, ALL): part}, system, unit))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=GAP_COLUMNS)
+
+
+def write_nothing(run: "Run") -> None:
+    """Write the tables of 15 without a row, for the notebooks behind it."""
+    run.save_table(pd.DataFrame(columns=CELL_COLUMNS), "cells")
+    run.save_table(pd.DataFrame(columns=GAP_COLUMNS), "gaps")
 
 
 def _family(sets: Mapping[tuple[str, str], pd.DataFrame], system: Iterable[str],

@@ -44,8 +44,8 @@ def image_rows(features: "Mapping[str, Features]", labels: pd.DataFrame,
     Raises
     ------
     InputError
-        On missing columns, images that are named twice or belong to nobody, labels that miss
-        images, and images that miss labels.
+        On missing columns, images that are named twice, or belong to nobody where others do,
+        labels that miss images, and images that miss labels.
     """
     where = "labels.csv"
     missing = [name for name in ("image", "patient", label) if name not in labels.columns]
@@ -57,6 +57,8 @@ def image_rows(features: "Mapping[str, Features]", labels: pd.DataFrame,
         raise InputError(where, "image", f"{names[names.duplicated()].iloc[0]!r} stands twice",
                          "give every image one row")
     for column in ("patient", label):
+        if column == "patient" and labels[column].isna().all():
+            continue  # nobody says whose the images are: nothing of theirs can be held out
         if labels[column].isna().any():
             raise InputError(where, column, f"is empty for {names[labels[column].isna()].iloc[0]}",
                              "fill it, or take the image out")
@@ -70,7 +72,8 @@ def image_rows(features: "Mapping[str, Features]", labels: pd.DataFrame,
     X = np.stack([features[name].features.mean(axis=0, dtype=np.float64) for name in names])
     about = pd.DataFrame({
         "section": names.to_numpy(), "study": labels.get("study", "one"),
-        "patient": labels["patient"].astype(str), "label": labels[label].astype(str)})
+        "patient": labels["patient"].astype(str).where(labels["patient"].notna()),
+        "label": labels[label].astype(str)})
     return Rows(X, about.set_index(names.to_numpy()))
 
 
