@@ -5,8 +5,8 @@
     python -m tests.fuzz.run --mutants 1000 --seed 0 --readers all --out DIR [--jobs 2]
     python -m tests.fuzz.run --readers visium_h5 --only 17     one mutant, with its traceback
 
-Each mutant is read in a forked child with 20 s of processor time and 2 GB above what the parent
-has. Outcomes:
+Mutants are read in forked children, each with 20 s of processor time and 2 GB above what the parent
+has; one that fails beside others is read once more by itself, and that counts. Outcomes:
 
 ============  ====================================================================================
 same          accepted, with the values of the whole file
@@ -23,13 +23,15 @@ escape        something was written or read outside the folder of the input
 ============  ====================================================================================
 
 All below ``refused`` are failures. ``fuzz.csv`` holds the counts by reader, ``failures.csv`` one
-row per failure, ``inputs/`` the changed files of the first of each root.
+row per failure, ``outcomes.*.jsonl`` one line per mutant, as readers are done, and ``inputs/`` the
+changed files of the first of each root.
 """
 
 import argparse
 import csv
 import faulthandler
 import json
+import math
 import os
 import re
 import resource
@@ -41,8 +43,9 @@ import time
 import traceback
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +59,8 @@ ACCEPTED = ("same", "other", "refused")
 FAILURES = ("traceback", "crash", "hang", "memory", "believed", "lines", "no file", "escape")
 #: Changed files that are kept of each root, and the largest that is [bytes].
 KEPT_PER_ROOT, LARGEST_KEPT = 1, 1 << 20
+#: Mutants that one fork reads, as long as none fails.
+BATCH = 25
 
 
 @dataclass(frozen=True)
@@ -170,17 +175,25 @@ def _judged(reader: Reader, folder: Path, whole: str | None, change: Change) -> 
     return {"outcome": "other"}
 
 
-def _limits() -> None:
+def _limit_memory() -> None:
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     most = pages * resource.getpagesize() + MEMORY_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S + 5))
 
 
-def _in_child(reader: Reader, folder: Path, whole: str | None, change: Change) -> dict[str, Any]:
-    """Read `folder` in a forked child under limits."""
-    answer, stack = folder.parent / "answer.json", folder.parent / "stack.txt"
+def _limit_time() -> None:
+    """So much processor time from now on, and so much time in all."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    seconds = math.ceil(used.ru_utime + used.ru_stime) + CPU_S
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.RLIM_INFINITY))
+    signal.setitimer(signal.ITIMER_REAL, WALL_S)
+
+
+def _in_child(root: Path, jobs: Iterable[Callable[[], dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Answers of `jobs` in one forked child under limits; the last one says so if it dies."""
+    answers, stack = root / "answers.jsonl", root / "stack.txt"
+    answers.write_text("")
     sys.stdout.flush()
     sys.stderr.flush()
     child = os.fork()
@@ -194,27 +207,29 @@ def _in_child(reader: Reader, folder: Path, whole: str | None, change: Change) -
             for number in (signal.SIGALRM, signal.SIGXCPU):
                 signal.signal(number, signal.SIG_DFL)
                 faulthandler.register(number, trace, chain=True)
-            _limits()
-            signal.setitimer(signal.ITIMER_REAL, WALL_S)
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            found = _judged(reader, folder, whole, change)
-            found["grown"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-            answer.write_text(json.dumps(found))
+            _limit_memory()
+            with open(answers, "a", encoding="utf-8") as said:
+                for job in jobs:
+                    _limit_time()
+                    said.write(json.dumps(job()) + "\n")
+                    said.flush()
+        except BaseException:
+            with open(stack, "a") as said:
+                traceback.print_exc(file=said)
         finally:
-            os._exit(0)
+            os._exit(0 if sys.exc_info()[0] is None else 1)
     _, status, _ = os.wait4(child, 0)
-    if answer.exists():
-        with_answer = json.loads(answer.read_text() or "{}")
-        if with_answer:
-            return with_answer
-    said = stack.read_text(errors="replace") if stack.exists() else ""
-    frames = [(file, int(line), name) for file, line, name in re.findall(
-        r'File "([^"]+)", line (\d+) in (\S+)', said)][::-1]
-    number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
-    late = number in (signal.SIGALRM, signal.SIGXCPU, signal.SIGKILL)
-    return {"outcome": "hang" if late else "crash",
-            "exception": signal.Signals(number).name if number else "ended without an answer",
-            "frame": _frame(frames), "message": said.split("\n", 1)[0][:200]}
+    found = [json.loads(line) for line in answers.read_text(encoding="utf-8").splitlines()]
+    if status:
+        said = stack.read_text(errors="replace") if stack.exists() else ""
+        frames = [(file, int(line), name) for file, line, name in re.findall(
+            r'File "([^"]+)", line (\d+) in (\S+)', said)][::-1]
+        number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+        late = number in (signal.SIGALRM, signal.SIGXCPU, signal.SIGKILL)
+        found.append({"outcome": "hang" if late else "crash",
+                      "exception": signal.Signals(number).name if number else "no answer",
+                      "frame": _frame(frames), "message": said[:300] if number else said[-600:]})
+    return found
 
 
 # --------------------------------------------------------------------------------------------
@@ -239,35 +254,52 @@ def fuzz(reader: Reader, indices: Sequence[int], seed: int, out: Path | None = N
         template = root / "whole"
         template.mkdir()
         reader.build(template)
-        whole = None
+        whole, nothing = None, Change("nothing")
         for turn in range(2):  # the first one in this process, which then has all imports
             folder = _fresh(root, template)
-            nothing = Change("nothing")
-            found = _judged(reader, folder, whole, nothing) if not turn else _in_child(
-                reader, folder, whole, nothing)
+            job = partial(_judged, reader, folder, whole, nothing)
+            found = _in_child(root, [job])[0] if turn else job()
             if found["outcome"] != "same":
                 raise Broken(f"{reader.name}: the whole input: {found['outcome']} "
                              f"{found.get('traceback') or found.get('message', '')}")
             whole = found["digest"]
-            shutil.rmtree(folder.parents[2])
-        outcomes, kept = [], Counter()
-        for index in indices:
+
+        def one(index: int) -> dict[str, Any]:
+            place = _fresh(root, template)
+            done, _ = change(reader, place, seed, index)
+            return {"words": done.words} | _judged(reader, place, whole, done)
+
+        outcomes, kept, left = [], Counter(), list(indices)
+        while left:
+            answers = [] if show else _in_child(root, [partial(one, i) for i in left[:BATCH]])
+            done = 0
+            for answer in answers:
+                if answer["outcome"] in FAILURES:
+                    break
+                outcomes.append(_outcome(reader, left[done], answer["words"], answer, root))
+                done += 1
+            left = left[done:]
+            if not left or done == BATCH:
+                continue
+            # What failed beside others must fail by itself.
             folder = _fresh(root, template)
-            done, path = change(reader, folder, seed, index)
-            found = _in_child(reader, folder, whole, done)
-            outcome = Outcome(reader.name, index, done.words, found["outcome"], *(
-                " ".join(str(found.get(field, "")).replace(str(root), "").split())
-                if field != "message" else str(found.get(field, "")).replace(str(root), "")
-                for field in ("exception", "frame", "message")))
+            changed, path = change(reader, folder, seed, left[0])
+            found = _in_child(root, [partial(_judged, reader, folder, whole, changed)])[0]
+            outcome = _outcome(reader, left.pop(0), changed.words, found, root)
             outcomes.append(outcome)
             if show:
-                print(f"{done.words}\n{found.get('traceback', '')}\n{outcome}")
+                print(f"{changed.words}\n{found.get('traceback', '')}\n{outcome}")
             if out is not None and outcome.outcome in FAILURES and kept[
                     outcome.root] < KEPT_PER_ROOT:
                 kept[outcome.root] += 1
-                _keep(path, out / "inputs" / reader.name / f"{index}-{path.name}")
-            shutil.rmtree(folder.parents[2], ignore_errors=True)
+                _keep(path, out / "inputs" / reader.name / f"{outcome.index}-{path.name}")
     return outcomes
+
+
+def _outcome(reader: Reader, index: int, words: str, found: dict[str, Any], root: Path) -> Outcome:
+    said = {field: str(found.get(field, "")).replace(str(root), "")
+            for field in ("exception", "frame", "message")}
+    return Outcome(reader.name, index, words, found["outcome"], **said)
 
 
 def _fresh(root: Path, template: Path) -> Path:
@@ -276,7 +308,6 @@ def _fresh(root: Path, template: Path) -> Path:
     shutil.rmtree(root / "mutant", ignore_errors=True)
     shutil.copytree(template, folder, symlinks=True)
     (folder.parent / "out").mkdir()
-    (folder.parent / "answer.json").unlink(missing_ok=True)
     return folder
 
 
@@ -363,19 +394,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)
     preload()
-    with tempfile.TemporaryDirectory() as place:
-        workers = []
+    with tempfile.TemporaryDirectory() as temporary:
+        place, workers = args.out or Path(temporary), []
+        for file in place.glob("outcomes.*.jsonl"):
+            file.unlink()
         for job in range(args.jobs):
             worker = os.fork()
             if not worker:
                 try:
-                    _work(names[job::args.jobs], args, Path(place, f"{job}.jsonl"))
+                    _work(names[job::args.jobs], args, place / f"outcomes.{job}.jsonl")
                 finally:
                     os._exit(0)
             workers.append(worker)
         for worker in workers:
             os.waitpid(worker, 0)
-        found = [Outcome(**json.loads(line)) for file in sorted(Path(place).glob("*.jsonl"))
+        found = [Outcome(**json.loads(line)) for file in sorted(place.glob("outcomes.*.jsonl"))
                  for line in file.read_text(encoding="utf-8").splitlines()]
     outcomes = sorted(found, key=lambda o: (names.index(o.reader), o.index))
     silent = [name for name in names if name not in {o.reader for o in outcomes}]
