@@ -15,6 +15,7 @@ side S differs between releases (224, older ones 256), so it is read and never a
 """
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -179,7 +180,7 @@ def encode_names(path: Any, names: Sequence[str] | None, n: int) -> np.ndarray:
         raise InputError(path, "barcode", f"{len(names)} names for {n} tiles",
                          "give one name per tile")
     if len(set(names)) != n:
-        twice = sorted({name for name in names if names.count(name) > 1})[:3]
+        twice = sorted(name for name, count in Counter(names).items() if count > 1)[:3]
         raise InputError(path, "barcode", f"stands more than once, for example {twice}",
                          "make the names unique")
     raw = [name.encode() for name in names]
