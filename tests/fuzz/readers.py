@@ -663,7 +663,7 @@ def _encoder(encoder: Any) -> Found:
             and not value.isfinite().all()][:1]
     saw = encoder.pretrained_on
     for what in saw or {}:
-        bad += names(what, saw[what])
+        bad += names(what, saw[what], unique=False)
     return [features, encoder.embedding_dim, saw, encoder.mpp], bad
 
 

@@ -131,7 +131,7 @@ def _refusal(error: Exception, place: Path) -> str:
     text = str(error)
     if "\n" in text or "\r" in text:
         return "lines"
-    names = {path.name for path in place.rglob("*")} | {str(place)}
+    names = {path.name for path in place.rglob("*") if not path.is_dir()} | {str(place)}
     return "refused" if any(name in text for name in names) else "no file"
 
 
