@@ -345,8 +345,9 @@ def _work(names: Sequence[str], args: argparse.Namespace, result: Path) -> None:
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(code)
-        os.waitpid(child, 0)
-        print(f"{name}: {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+        used = os.wait4(child, 0)[2]
+        print(f"{name}: {time.monotonic() - start:.0f} s, of a processor "
+              f"{used.ru_utime + used.ru_stime:.1f} s", file=sys.stderr, flush=True)
 
 
 def table(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
