@@ -66,7 +66,7 @@ def mutate(path: Path, kind: str, rng: np.random.Generator) -> Change:
     """
     structural = KINDS.get(kind, ())
     for _ in range(50):
-        chance = rng.random()
+        chance = 1.0 if kind == "value" else rng.random()
         family = FILES if chance < 0.08 else BYTES if chance < 0.3 or not structural else structural
         mutator = pick(rng, family)
         before = path.read_bytes()
@@ -1104,4 +1104,5 @@ KINDS: dict[str, list[Mutator]] = {
     "image": IMAGE, "tiff": TIFF, "torch": [torch_tree],
     "safetensors": [safetensors_header, safetensors_values],
     "text": [line_changed, line_changed, text_encoding],
+    "value": [yaml_tree],  # no file at all: what a caller passes, kept as YAML
 }
