@@ -17,7 +17,8 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,28 @@ class InputError(ValueError):
 
     def __reduce__(self):
         return type(self), (self.where, self.field, self.problem, self.fix)
+
+
+class TooFew(InputError):
+    """Nothing is wrong, there is too little of it: a notebook leaves this part out and says so."""
+
+
+def where_enough(items: Iterable[Any], function: Callable[[Any], Any]
+                 ) -> tuple[dict[Any, Any], list[str]]:
+    """Call `function` for every item; where it says `TooFew`, go on with the others.
+
+    Returns
+    -------
+    tuple
+        Item -> result, of those that had enough; and why the others are left out, a sentence each.
+    """
+    done, reasons = {}, []
+    for item in items:
+        try:
+            done[item] = function(item)
+        except TooFew as error:
+            reasons.append(f"{item} is left out: {error.where}: {error.field} {error.problem}.")
+    return done, reasons
 
 
 def one_line(text: Any, longest: int = 400) -> str:
@@ -106,6 +129,24 @@ def safe_name(name: Any, where: str | os.PathLike, field: str,
     return stripped
 
 
+def safe_path(path: Any, where: str | os.PathLike, field: str) -> str:
+    """Return a path that the user gave, as it is, if it can be said in one line.
+
+    Raises
+    ------
+    InputError
+        If it is blank, or holds a line break, another control character, or bytes that are no
+        UTF-8.
+    """
+    text = os.fspath(path)
+    if not text.strip():
+        raise InputError(where, field, f"is {text!r}", "name a file or a folder")
+    if found := _UNSAFE.search(text.replace("/", "").replace("\\", "")):
+        raise InputError(where, field, f"is {text!r}, which holds {found[0]!r}",
+                         "rename the folder, or make a link with a plain name to it")
+    return text
+
+
 @contextlib.contextmanager
 def reading(path: str | os.PathLike, field: str = "file", problem: str = "cannot be read",
             fix: str = "replace it by a whole file of this kind") -> Iterator[None]:
@@ -147,17 +188,40 @@ def _said(error: BaseException) -> str:
     return f"{type(error).__name__}: {one_line(error, 160)}" if str(error) else type(error).__name__
 
 
-def check_file(path: str | os.PathLike) -> None:
-    """Refuse what is no plain file to be read: absent, a folder, a pipe, a link to nothing."""
+def check_file(path: str | os.PathLike, field: str = "file") -> Path:
+    """Return `path` if it is a file, or a link to one; otherwise say what it is instead.
+
+    Parameters
+    ----------
+    path
+        A path that the user named.
+    field
+        What the error calls it.
+
+    Raises
+    ------
+    InputError
+        If nothing is there, a link leads nowhere or in a circle, or it is a folder, a pipe or a
+        device.
+    """
     path = Path(path)
-    with reading(path):
-        if path.is_symlink() and not path.exists():
-            raise InputError(path, "file", "is a link to nothing", "mend the link")
-        if not path.exists():
-            raise InputError(path, "file", "does not exist", "check the path")
-        if not path.is_file():
-            raise InputError(path, "file", "is a folder" if path.is_dir() else "is no plain file",
-                             "give the path of a file")
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        if isinstance(error, OSError) and path.is_symlink():
+            way = ("runs in a circle" if error.errno == errno.ELOOP
+                   else "does not exist")
+            raise InputError(path, field, f"is a link to {os.readlink(path)}, which {way}",
+                             "mend the link, or put the file itself there") from None
+        if isinstance(error, PermissionError):
+            raise InputError(path, field, "may not be read by this user",
+                             "change its permissions") from None
+        raise InputError(path, field, "does not exist", "check the path") from None
+    if stat.S_ISDIR(mode):
+        raise InputError(path, field, "is a folder", "name a file in it")
+    if not stat.S_ISREG(mode):
+        raise InputError(path, field, "is a pipe or a device", "copy its content to a file")
+    return path
 
 
 @contextlib.contextmanager
@@ -194,13 +258,37 @@ def write_json(path: str | os.PathLike, content: Any) -> Path:
     return write_text(path, json.dumps(content, indent=1, sort_keys=True, default=_plain) + "\n")
 
 
+#: Bytes of a JSON file that is read; ours are kilobytes, an executed notebook's figures some MB.
+LARGEST_JSON = 200_000_000
+
+
+def read_json(path: str | os.PathLike, kind: type = dict) -> Any:
+    """Read a JSON file whose outermost value is of `kind`.
+
+    Raises
+    ------
+    InputError
+        If it is no file, no JSON in UTF-8, too large, nested too deeply, or another kind.
+    """
+    path = check_file(path)
+    with reading(path, "content", "is no readable JSON", "delete it and make it again"):
+        if path.stat().st_size > LARGEST_JSON:
+            raise InputError(path, "size", f"is over {LARGEST_JSON // 10**6} MB",
+                             "delete it and make it again")
+        content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, kind):
+        raise InputError(path, "content", f"is a {type(content).__name__}, not a {kind.__name__}",
+                         "delete it and make it again")
+    return content
+
+
 def write_csv(path: str | os.PathLike, frame) -> Path:
     """Write a data frame without its index; floats with nine significant digits.
 
     Text that a spreadsheet would run as a formula (it begins with ``=``, ``+``, ``-``, ``@`` or a
     control character) gets an apostrophe in front, and so does text that begins with apostrophes
     and goes on like that; `read_csv` takes that one apostrophe off again, so that every value comes
-    back as it was. Numbers are no text. A lone ``-``, ``+42 %`` and ``-10 to 0`` stay as they are:
+    back as it was. Numbers are no text. ``-``, ``-4``, ``+42 %`` and ``-10 to 0`` stay as they are:
     nothing in them can be run.
     """
     import csv
@@ -229,7 +317,7 @@ def write_csv(path: str | os.PathLike, frame) -> Path:
 #: What a spreadsheet takes for the beginning of a formula; apostrophes of ours may stand before it.
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
 _SHARE = r"[+-]?\d+(\.\d+)?"
-_PROSE = re.compile(rf"-|{_SHARE} to {_SHARE}|{_SHARE}[+-]\d+(\.\d+)?j|"
+_PROSE = re.compile(rf"-|-\d+(\.\d+)?|{_SHARE} to {_SHARE}|{_SHARE}[+-]\d+(\.\d+)?j|"
                     rf"{_SHARE} ?%( \(\w+\))?(, {_SHARE} ?%( \(\w+\))?)*", re.ASCII)
 
 
@@ -265,7 +353,7 @@ def read_csv(path: str | os.PathLike, columns: tuple[str, ...] = (), **options):
     ==================  ============================================================================
     encoding            UTF-8 alone, commas, double quotes
     rows                one cell for each column; longer and shorter ones are refused
-    columns             named, each once
+    columns             each once
     `NAME_COLUMNS`      text, so that section ``007`` stays; blank is NaN, and ``NA`` is a gene
     `NUMBER_COLUMNS`    numbers or blank (NaN); text is refused
     other columns       as pandas takes them
@@ -348,11 +436,10 @@ def _header(path: Path, content: bytes) -> list[str]:
     except csv.Error as error:
         raise InputError(path, f"row {line + 1}", f"cannot be read ({error})",
                          "close the quote, or make the table again") from error
-    twice = sorted({name for name in header if header.count(name) > 1}) if len(
-        set(header)) < len(header) else []
-    if twice or "" in header:
-        raise InputError(path, "columns", f"{', '.join(twice[:3])} stands more than once" if twice
-                         else "one has no name", "name every column, each once")
+    twice = [name for name, n in Counter(header).items() if n > 1]
+    if twice:
+        raise InputError(path, "columns", f"{', '.join(twice[:3]) or 'a blank one'} stands more "
+                         "than once", "keep one, or rename the others")
     return [_unguarded(name) for name in header]
 
 
@@ -438,45 +525,6 @@ _MAKE_AGAIN = ("it is probably truncated or damaged: delete it and make it again
                "from its source")
 
 
-def regular_file(path: str | os.PathLike, field: str = "file", where: str = "") -> Path:
-    """Return `path` if it is a file, or a link to one; otherwise say what it is instead.
-
-    Parameters
-    ----------
-    path
-        A path that the user named.
-    field
-        What the error calls it.
-    where
-        Said in front of the path's own name, for a file that another file names.
-
-    Raises
-    ------
-    InputError
-        If nothing is there, a link leads nowhere or in a circle, or it is a folder, a pipe or a
-        device.
-    """
-    path = Path(path)
-    shown = where or path
-    try:
-        mode = path.stat().st_mode
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        if isinstance(error, OSError) and path.is_symlink():
-            way = ("runs in a circle" if error.errno == errno.ELOOP
-                   else "does not exist")
-            raise InputError(shown, field, f"is a link to {os.readlink(path)}, which {way}",
-                             "mend the link, or put the file itself there") from None
-        if isinstance(error, PermissionError):
-            raise InputError(shown, field, "may not be read by this user",
-                             "change its permissions") from None
-        raise InputError(shown, field, "does not exist", "check the path") from None
-    if stat.S_ISDIR(mode):
-        raise InputError(shown, field, "is a folder", "name a file in it")
-    if not stat.S_ISREG(mode):
-        raise InputError(shown, field, "is a pipe or a device", "copy its content to a file")
-    return path
-
-
 @contextlib.contextmanager
 def h5_reader(path: str | os.PathLike) -> Iterator[Any]:
     """Open an h5 file for reading; whatever is wrong with it is one clear error.
@@ -491,16 +539,16 @@ def h5_reader(path: str | os.PathLike) -> Iterator[Any]:
         If the file is missing, a folder, empty, truncated or no h5 file, if it holds a link to
         another file or one that leads nowhere, or if the block fails.
     """
-    with _h5_open(path) as stream, reading(path, fix=_MAKE_AGAIN):
+    with h5_opened(path) as stream, reading(path, fix=_MAKE_AGAIN):
         yield stream
 
 
 @contextlib.contextmanager
-def _h5_open(path: str | os.PathLike) -> Iterator[Any]:
+def h5_opened(path: str | os.PathLike) -> Iterator[Any]:
     """Open and look through an h5 file as `h5_reader`; errors of the block stay what they are."""
     import h5py
 
-    path = regular_file(path)
+    path = check_file(path)
     if path.stat().st_size == 0:
         raise InputError(path, "file", "is empty", _MAKE_AGAIN)
     try:

@@ -706,7 +706,8 @@ def pointed(key, at, value):
 def unpacked(stream):
     """A dataset that declares 8 GB and stores nothing."""
     del stream["obsm/spatial"]
-    made = stream["obsm"].create_dataset("spatial", shape=(500_000_000, 2), chunks=(1000, 2), dtype="f8")
+    made = stream["obsm"].create_dataset("spatial", shape=(500_000_000, 2), chunks=(1000, 2),
+                                         dtype="f8")
     made.attrs["encoding-type"], made.attrs["encoding-version"] = "array", "0.2.0"
 
 

@@ -40,12 +40,12 @@ import pandas as pd
 from mvhlib.artifacts import (
     InputError,
     atomic,
+    check_file,
     h5_array,
     h5_reader,
     h5_sizes,
     read_csv,
     reading,
-    regular_file,
     safe_name,
     sha256_file,
 )
@@ -174,7 +174,7 @@ class Section:
         if root is None:
             raise InputError(self.name, self.image_ref.root, "the image's folder is not known",
                              "pass the data directory that the cohort was read from")
-        return regular_file(root / self.image_ref.path, "image")
+        return check_file(root / self.image_ref.path, "image")
 
     @property
     def slide(self) -> Slide:
@@ -312,7 +312,7 @@ def present(path: Path, field: str = "file") -> bool:
     """
     if not (path.exists() or path.is_symlink()):
         return False
-    regular_file(path, field)
+    check_file(path, field)
     return True
 
 

@@ -57,7 +57,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from mvhlib import tables
+from mvhlib import lattice, tables
 from mvhlib.artifacts import InputError, h5_array, h5_attr, h5_reader, h5_sizes, reading
 from mvhlib.cohort.base import (
     Cohort,
@@ -495,14 +495,12 @@ def _lattice(sample: _Sample, technology: str, centers: np.ndarray, mpp: float |
     InputError
         If the scale does not give spots the distance that the technology has.
     """
-    from scipy.spatial import cKDTree
-
     hexagonal = technology == "Visium"
     record: dict[str, Any] = {"kind": "hexagonal" if hexagonal else "square",
                               "n_neighs": 6 if hexagonal else 4, "coordinates": "pixel"}
     pitch = np.nan
     if len(centers) > 1 and mpp is not None:
-        nearest = cKDTree(centers).query(centers, k=2)[0][:, 1] * mpp
+        nearest = lattice.nearest(centers) * mpp
         pitch = float(np.median(nearest))
         record["pitch_um"] = pitch
         if pitch == 0:

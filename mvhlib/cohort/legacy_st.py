@@ -53,7 +53,7 @@ import numpy as np
 import pandas as pd
 
 from mvhlib import tables
-from mvhlib.artifacts import InputError, reading, regular_file
+from mvhlib.artifacts import InputError, check_file, reading
 from mvhlib.cohort.base import (
     Cohort,
     ImageRef,
@@ -186,7 +186,7 @@ def read(path: str | Path, *, samples: str | Path | None = None,
         if way.is_absolute() or ".." in way.parts:
             raise InputError(file, column, f"is {row[column]!r}, which leads out of {root}",
                              "put the file, or a link to it, into the data directory")
-        return regular_file(root / way, column)
+        return check_file(root / way, column)
 
     made = []
     for name in check_names(rows, sections, root) if sections is not None else rows:
@@ -213,7 +213,7 @@ def read_lines(path: Path) -> list[str]:
     InputError
         If the file is missing, no text, truncated, unreasonably large or ragged.
     """
-    path = regular_file(path)
+    path = check_file(path)
     with reading(path):
         with open(path, "rb") as stream:
             content = stream.read(LARGEST_TABLE + 1)
@@ -660,7 +660,7 @@ def make_section(name: str, *, root: Path, counts: Path, spot_file: Path | None,
             pitch = PITCH_UM if pitch_um is None else _positive(pitch_um, name, "pitch_um")
             lattice = Lattice(pitch / check_mpp(mpp, spot_file), pitch, 1.0, False)
         mpp = lattice.mpp if mpp is None else mpp
-        with open_slide(regular_file(image, "image")) as slide:
+        with open_slide(check_file(image, "image")) as slide:
             size = (slide.width, slide.height)
         facts = facts or ImageFacts()
         if facts.full_width_px is not None:
