@@ -156,9 +156,23 @@ class Bags:
     def _dataset(stream):
         for name in ("features", "embeddings"):
             if name in stream:
-                return h5_array(stream, name, read=False)
+                found = h5_array(stream, name, read=False)
+                return _OnlyBag(found) if found.ndim == 3 and len(found) == 1 else found
         raise InputError(stream.filename, "features", f"is missing; the file has {sorted(stream)}",
                          "make the file by 04_embed")
+
+
+class _OnlyBag:
+    """TRIDENT's `(1, n, D)` features, read as `(n, D)` without loading them."""
+
+    def __init__(self, dataset):
+        self.dataset, self.shape = dataset, dataset.shape[1:]
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: np.ndarray | slice) -> np.ndarray:
+        return self.dataset[0, rows]
 
 
 class GatedAttention(nn.Module):
