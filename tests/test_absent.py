@@ -1,8 +1,4 @@
-<<<<<<< .merge_file_yMf8d5
 """Every notebook ends well where something is absent: it draws what it can, says what it left."""
-=======
-"""Every notebook ends well where something is absent: it draws what it can and says the rest."""
->>>>>>> .merge_file_kw4BiF
 
 import pytest
 
