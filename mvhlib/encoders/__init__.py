@@ -11,6 +11,7 @@ a registry name       a backbone of `mvhlib.backbones` (also ``backbone:<name>``
                       which is the other floor, or a directory
 a directory           what `save_pretrained` wrote, or the fused token of MMAP
                       (`mvhlib.expression.fused`)
+``python:file.py:f``  what a function of the user's own returns (`mvhlib.encoders.python_models`)
 ``timm:<name>``       a model of timm with its published weights
 ``hf-hub:<org/name>`` a model that timm finds on the Hugging Face hub
 ====================  ============================================================================

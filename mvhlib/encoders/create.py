@@ -12,10 +12,21 @@ from torch import nn
 
 from mvhlib.artifacts import InputError, read_json
 from mvhlib.backbones.backbone import LUNIT_MEAN, LUNIT_STD
+from mvhlib.encoder_sources import PYTHON
 from mvhlib.encoders.handmade import handmade
-from mvhlib.encoders.options import refuse, take_mpp, take_precision, take_seed
+from mvhlib.encoders.options import (
+    refuse,
+    take_depths,
+    take_input_px,
+    take_mpp,
+    take_pool,
+    take_precision,
+    take_seed,
+)
 from mvhlib.encoders.patch import EvalTransform, PatchEncoder
+from mvhlib.encoders.python_models import from_python
 from mvhlib.encoders.timm_models import from_timm
+from mvhlib.encoders.tokens import ReadOut
 from mvhlib.places import choose_device
 
 #: What reads a directory whose config.json names another kind than a backbone, as module:function.
@@ -47,9 +58,12 @@ def create_encoder(source: str | os.PathLike, **options: Any) -> PatchEncoder:
         On an unknown source or option, a missing package, or weights that do not fit.
     """
     text = os.fspath(source)
-    device = torch.device(choose_device(options.pop("device", None), where="create_encoder"))
+    chosen = choose_device(options.pop("device", None), where="create_encoder")
+    device = torch.device(chosen)
     if text == "handmade":
         encoder = handmade(options)
+    elif text.startswith(PYTHON):
+        encoder = from_python(text, options, chosen)
     elif text.startswith(("timm:", "hf-hub:")):
         encoder = from_timm(text, options)
     elif Path(text).is_dir():
@@ -85,9 +99,13 @@ def _backbone(text: str, options: dict[str, Any]) -> PatchEncoder:
     if options.get("preset") not in (None, "released") and "." not in name:
         name = f"{name}.{options.pop('preset')}"
     title, mpp, seed = options.pop("name", name), take_mpp(options), take_seed(options)
-    input_px, precision = options.pop("input_px", None), take_precision(options)
+    input_px, precision = take_input_px(options), take_precision(options)
+    depths, pool = take_depths(options), take_pool(options)
+    if pool is not None and depths is None:
+        options["pool"] = pool
     model = backbones.create_model(name, seed=seed, **options)
-    return _network(title, model, mpp, input_px, precision, is_random=True, config={})
+    return _network(title, model, mpp, input_px, precision, is_random=True, config={},
+                    pool=pool, depths=depths)
 
 
 def _directory(folder: Path, options: dict[str, Any]) -> PatchEncoder:
@@ -101,12 +119,16 @@ def _directory(folder: Path, options: dict[str, Any]) -> PatchEncoder:
         module, function = LOADERS[config["kind"]].split(":")
         return getattr(importlib.import_module(module), function)(folder, config, title, **options)
     mpp = take_mpp(options)
-    input_px, precision = options.pop("input_px", None), take_precision(options)
-    overrides = {name: options.pop(name) for name in ("pool", "scan_backend") if name in options}
-    refuse(folder, options, ("name", "mpp", "input_px", "precision", "device", "pool",
-                              "scan_backend"))
+    input_px, precision = take_input_px(options), take_precision(options)
+    depths, pool = take_depths(options), take_pool(options)
+    overrides = {"scan_backend": options.pop("scan_backend")} if "scan_backend" in options else {}
+    refuse(folder, options, ("name", "mpp", "input_px", "precision", "device", "pool", "depths",
+                             "scan_backend"))
+    if pool is not None and depths is None:
+        overrides["pool"] = pool
     model = backbones.from_pretrained(folder, **overrides)
-    return _network(title, model, mpp, input_px, precision, is_random=False, config=config)
+    return _network(title, model, mpp, input_px, precision, is_random=False, config=config,
+                    pool=pool, depths=depths)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -126,7 +148,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _network(name: str, model: nn.Module, mpp: float | None, input_px: int | None,
-             precision: torch.dtype, is_random: bool, config: dict[str, Any]) -> PatchEncoder:
+             precision: torch.dtype, is_random: bool, config: dict[str, Any],
+             pool: str | None = None, depths: list[int | str] | None = None) -> PatchEncoder:
     """Wrap one of our backbones; its input size is the one it was built for."""
     cfg = getattr(model, "pretrained_cfg", None) or {}
     size = cfg.get("input_size", (3, None, None))
@@ -143,9 +166,14 @@ def _network(name: str, model: nn.Module, mpp: float | None, input_px: int | Non
                               cfg.get("interpolation", "bilinear"))
     # Arguments such as pool or dt_bias_count change the numbers and no weight.
     identity = {"model_args": getattr(model, "model_args", {})}
-    return PatchEncoder(name, model, transform, model.num_features, precision=precision, mpp=mpp,
-                        min_px=patch_px or 1, is_random=is_random, kind=type(model).__name__,
-                        config=config, identity=identity)
+    width, kind, read = model.num_features, type(model).__name__, getattr(model, "pool", "-")
+    if depths is not None:
+        identity["read_out"] = [pool, depths]
+        model = ReadOut(model, pool, depths, name)
+        width, read = model.width(int(px)), model.read_out
+    return PatchEncoder(name, model, transform, width, precision=precision, mpp=mpp,
+                        min_px=patch_px or 1, is_random=is_random, kind=kind, config=config,
+                        identity=identity, pool=read)
 
 
 def names_of(samples: Iterable[Any]) -> dict[str, list[str]]:

@@ -5,6 +5,7 @@ first reduced to it by area, so that sections of unlike sharpness meet on equal 
 """
 
 import contextlib
+import errno
 import hashlib
 import math
 from collections.abc import Sequence
@@ -15,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mvhlib.artifacts import InputError, sha256_of
+from mvhlib.artifacts import InputError, one_line, sha256_of
+from mvhlib.encoders.tokens import ReadOut
 from mvhlib.progress import bar as progress_bar
 
 #: Counted up when the numbers of an encoder change for reasons that its weights do not show.
@@ -23,6 +25,18 @@ VERSION = 1
 
 #: Tiles per batch on a CPU: fixed, so that equal input gives equal bytes.
 CPU_BATCH = 32
+
+
+class TooLarge(InputError):
+    """More memory is needed than there is; fewer tiles at once may do."""
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is short, of the machine or of its GPU."""
+    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError | TooLarge):
+        return True
+    return (isinstance(error, RuntimeError) and "memory" in str(error)) or (
+        isinstance(error, OSError) and error.errno == errno.ENOMEM)
 
 
 def area_matrix(size_in: int, size_out: int) -> Tensor:
@@ -39,6 +53,17 @@ def reduce_area(x: Tensor, size: int) -> Tensor:
     rows = area_matrix(x.shape[-2], size).to(x)
     columns = area_matrix(x.shape[-1], size).to(x)
     return rows @ x @ columns.T
+
+
+def update_by_weights(digest: Any, model: nn.Module) -> None:
+    """Feed names, types, shapes and values of a network's weights to a hash."""
+    for name, tensor in sorted(model.state_dict().items()):
+        if not isinstance(tensor, Tensor):  # a module's extra state may be anything
+            digest.update(f"{name}{tensor!r}".encode())
+            continue
+        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(memoryview(raw.numpy()))
 
 
 class EvalTransform:
@@ -109,13 +134,15 @@ class PatchEncoder(nn.Module):
     kind, config, identity
         A word for the repr, what the weights say of their making (the sections that they saw),
         and what beside the weights decides the numbers.
+    pool
+        Read-out of its tokens: ``cls``, ``mean``, ``cls+mean``, ``mean+std``; ``-`` without tokens.
     """
 
     def __init__(self, enc_name: str, model: nn.Module, eval_transforms: EvalTransform,
                  embedding_dim: int, *, precision: torch.dtype = torch.float32,
                  mpp: float | None = None, min_px: int = 1, is_random: bool = False,
                  kind: str = "network", config: dict[str, Any] | None = None,
-                 identity: dict[str, Any] | None = None):
+                 identity: dict[str, Any] | None = None, pool: str = "-"):
         super().__init__()
         if mpp is not None and not (math.isfinite(mpp) and mpp > 0):
             raise InputError(enc_name, "mpp", f"is {mpp}", "give micrometres per pixel, above 0")
@@ -129,6 +156,7 @@ class PatchEncoder(nn.Module):
         self.is_random = is_random
         self.kind = kind
         self.config = config or {}
+        self.pool = pool
         self._identity = identity or {}
 
     @property
@@ -146,9 +174,11 @@ class PatchEncoder(nn.Module):
     def pretrained_on(self) -> dict[str, list[str]] | None:
         """Sections, patients and studies that the weights have seen; None where nobody says.
 
-        Empty for random weights and for features without weights.
+        Empty for random weights, and for features without weights where nobody says otherwise.
         """
-        if self.is_random or not any(True for _ in self.model.parameters()):
+        if self.is_random:
+            return {}
+        if "pretrained_on" not in self.config and not any(True for _ in self.model.parameters()):
             return {}
         return self.config.get("pretrained_on")
 
@@ -161,14 +191,21 @@ class PatchEncoder(nn.Module):
     def identity(self) -> str:
         """sha256 of the weights and of everything else that decides the numbers."""
         digest = hashlib.sha256()
-        for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
-            raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            digest.update(memoryview(raw.numpy()))
+        update_by_weights(digest, self.model)
         precision = str(self.precision) if self.device.type == "cuda" else "torch.float32"
         return sha256_of({"version": VERSION, "weights": digest.hexdigest(), "mpp": self.mpp,
                           "transform": repr(self.eval_transforms), "precision": precision,
                           **self._identity})
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """How it looks at a tile and what it gives, for the record beside its features."""
+        return {"encoder": self.enc_name, "kind": self.kind, "pool": self.pool,
+                "depths": next((part.depths for part in self.model.modules()
+                               if isinstance(part, ReadOut)), None), "width": self.embedding_dim,
+                "input_px": self.tile_px, "mpp": self.mpp, "mean": self.eval_transforms.mean,
+                "std": self.eval_transforms.std, "random": self.is_random,
+                "sha256": self.identity}
 
     def train(self, mode: bool = True) -> "PatchEncoder":
         """Stay in evaluation mode: an encoder is never trained through this object."""
@@ -226,11 +263,18 @@ class PatchEncoder(nn.Module):
                 pixels = np.asarray(tiles[start:start + size])
                 try:
                     out[start:start + len(pixels)] = self._encode_batch(pixels, working)
-                except torch.cuda.OutOfMemoryError:
-                    if size == 1:
+                except Exception as error:
+                    if not lacks_memory(error):
                         raise
-                    torch.cuda.empty_cache()
-                    size = size // 2
+                    if size == 1 and isinstance(error, InputError):
+                        raise
+                    if size == 1:
+                        raise TooLarge(self.enc_name, "memory", "is short for a single tile "
+                                       f"({one_line(error, 160)})", "take a smaller network, fewer "
+                                       "input_px, or a machine with more") from error
+                    if self.device.type == "cuda":
+                        torch.cuda.empty_cache()
+                    size = min(size, len(pixels)) // 2 or 1
                     continue
                 start += len(pixels)
                 bar.update(len(pixels))
