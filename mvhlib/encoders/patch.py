@@ -77,11 +77,14 @@ class EvalTransform:
         Of the colours [0-1]; None leaves them in 0-1.
     interpolation
         ``"bilinear"`` or ``"bicubic"``, both antialiased.
+    resize_px
+        Side that an image is resized to first, where only the centre of it is the input [px].
     """
 
     def __init__(self, input_px: int | None, mean: Sequence[float] | None = None,
-                 std: Sequence[float] | None = None, interpolation: str = "bilinear"):
-        self.input_px = input_px
+                 std: Sequence[float] | None = None, interpolation: str = "bilinear",
+                 resize_px: int | None = None):
+        self.input_px, self.resize_px = input_px, resize_px
         self.interpolation = "bicubic" if interpolation == "bicubic" else "bilinear"
         self.mean = None if mean is None else tuple(float(v) for v in mean)
         self.std = None if std is None else tuple(float(v) for v in std)
@@ -95,10 +98,14 @@ class EvalTransform:
 
     def batch(self, x: Tensor) -> Tensor:
         """Images `(B, 3, H, W)` in 0-1 to the input of the network."""
-        if self.input_px is not None and x.shape[-2:] != (self.input_px, self.input_px):
-            x = F.interpolate(x, size=(self.input_px, self.input_px), mode=self.interpolation,
+        px = self.resize_px or self.input_px
+        if px is not None and x.shape[-2:] != (px, px):
+            x = F.interpolate(x, size=(px, px), mode=self.interpolation,
                               antialias=True, align_corners=False)
             x = x.clamp(0, 1)  # bicubic overshoots at sharp borders, no camera does
+        if self.resize_px is not None:
+            at = (self.resize_px - self.input_px) // 2
+            x = x[..., at:at + self.input_px, at:at + self.input_px]
         if self.mean is not None:
             x = (x - x.new_tensor(self.mean).view(1, 3, 1, 1)) / (
                 x.new_tensor(self.std).view(1, 3, 1, 1))
@@ -106,7 +113,8 @@ class EvalTransform:
 
     def __repr__(self) -> str:
         return (f"EvalTransform(input_px={self.input_px}, mean={self.mean}, std={self.std}, "
-                f"interpolation={self.interpolation!r})")
+                f"interpolation={self.interpolation!r}"
+                + (f", resize_px={self.resize_px})" if self.resize_px else ")"))
 
 
 class PatchEncoder(nn.Module):
