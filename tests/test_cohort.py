@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 from pathlib import Path
 
 import h5py
@@ -555,6 +556,555 @@ def test_qc_sees_tissue(tmp_path):
     assert (spots["tissue_fraction"][on_left] > 0.5).all()
     assert (spots["tissue_fraction"][~on_left] < 0.5).all()
     assert qc.table([section])["fraction_on_tissue"].iloc[0] == pytest.approx(on_left.mean())
+
+
+# ---- what cannot be true
+
+
+def refused(function, *arguments, **options) -> InputError:
+    """The one-line error that a call ends with."""
+    with pytest.raises(InputError) as caught:
+        function(*arguments, **options)
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+def made_section(**change) -> base.Section:
+    def load():
+        import anndata
+
+        adata = anndata.AnnData(obs=pd.DataFrame(index=["a", "b", "c"]),
+                                var=pd.DataFrame(index=["G", "H"]))
+        adata.layers["counts"] = sparse.csr_matrix(np.array([[1, 0], [2, 3], [0, 1]]))
+        adata.obsm["spatial"] = np.array([[1.0, 2.0], [5.0, 6.0], [9.0, 9.0]])
+        return adata
+
+    return base.Section(**{"name": "S1", "study": "x", "patient": "p", "specimen": "p",
+                           "source": "test", "load": load} | change)
+
+
+@pytest.mark.parametrize("field", ["name", "study", "patient", "specimen"])
+@pytest.mark.parametrize("value", ["", "  ", "../../x", "a/b", "a\\b", "a\nb", "..", "-rf", ".x",
+                                   None, 7, float("nan"), False, "a\0b"])
+def test_names_are_text_that_stays_in_its_folder(field, value):
+    assert refused(made_section, **{field: value}).field in (field, "section")
+
+
+def test_names_are_stripped_and_numbers_stay_text():
+    section = made_section(name="007 ", patient=" P1", study="151673", specimen="x" * 300)
+    assert (section.name, section.patient, section.study) == ("007", "P1", "151673")
+
+
+@pytest.mark.parametrize("mpp", [0, 0.0, -0.5, np.nan, np.inf, -np.inf, "0.5", "0,5", True, 1e-9,
+                                 1e9, [0.5]])
+def test_a_scale_is_a_number_that_can_be(mpp):
+    error = refused(made_section, mpp=mpp)
+    assert error.field == "mpp" and "decimal point" in error.fix
+    assert made_section(mpp=np.float32(0.5)).mpp == 0.5
+
+
+def test_names_that_one_file_would_hold():
+    for first, second in (("A1", "a1"), ("\u00e9", "e\u0301"), ("S", "S")):
+        assert refused(cohort.Cohort, [made_section(name=first), made_section(name=second)]
+                       ).field == "section"
+    many = [made_section(name=f"S{number}") for number in range(20_000)]
+    assert "S7'" in str(refused(cohort.Cohort, [*many, made_section(name="S7")]))
+
+
+@pytest.mark.parametrize(("size", "scale", "reason"), [
+    ((1000, 1000), 1.0, None), ((250, 250), 1.0, "reduced"), ((1000, 700), 1.0, "cropped"),
+    ((1000, 1000), -1.0, "cropped")])
+def test_spots_outside_are_refused_by_their_share(size, scale, reason):
+    y, x = (axis.ravel() for axis in np.mgrid[0:20, 0:20])
+    centers = np.column_stack([x, y]) * 49.0 * scale + 10
+    if reason is None:
+        centers[:20, 0] = -1  # one in twenty is the rim of a scan
+        base.check_inside(centers, size, "S1")
+        centers[20, 0] = -1
+        assert "21 of 400 spots (5%)" in str(refused(base.check_inside, centers, size, "S1"))
+    else:
+        error = refused(base.check_inside, centers, size, "S1")
+        assert error.field == "image" and reason in error.problem
+    wide = np.column_stack([x * 49.0, y * 20.0])
+    assert "turned" in refused(base.check_inside, wide, (400, 1000), "S1").problem
+
+
+@pytest.mark.parametrize(("change", "field"), [
+    (lambda m: m.indptr.__setitem__(1, 2**30), "counts"),
+    (lambda m: m.indptr.__setitem__(1, -5), "counts"),
+    (lambda m: m.indices.__setitem__(0, 99), "counts"),
+    (lambda m: m.indices.__setitem__(0, -1), "counts")])
+def test_pointers_out_of_a_sparse_matrix(change, field):
+    for kind in (sparse.csr_matrix, sparse.csc_matrix):
+        matrix = kind(np.arange(12).reshape(4, 3))
+        base.check_sparse(matrix, "x")
+        change(matrix)
+        assert refused(base.check_sparse, matrix, "x").field == field
+
+
+@pytest.mark.parametrize(("change", "field"), [
+    (lambda a: a.obsm.__setitem__("spatial", np.full((3, 2), np.nan)), 'obsm["spatial"]'),
+    (lambda a: a.obsm.__setitem__("spatial", np.full((3, 2), 1e300)), 'obsm["spatial"]'),
+    (lambda a: a.obsm.__setitem__("spatial", np.ones((3, 2))), 'obsm["spatial"]'),
+    (lambda a: a.obsm.__setitem__("spatial", np.ones((3, 3))), 'obsm["spatial"]'),
+    (lambda a: a.obsm.__setitem__("spatial", np.full((3, 2), "1")), 'obsm["spatial"]'),
+    (lambda a: a.obsm.pop("spatial"), 'obsm["spatial"]'),
+    (lambda a: setattr(a, "obs_names", ["a", " ", "c"]), "barcode"),
+    (lambda a: setattr(a, "var_names", ["G", ""]), "gene"),
+    (lambda a: a.layers.__setitem__("counts", np.zeros((3, 2))), "counts"),
+    (lambda a: a.layers.__setitem__("counts", np.full((3, 2), 3e9)), "counts"),
+    (lambda a: a.layers.__setitem__("counts", np.full((3, 2), "7")), "counts"),
+    (lambda a: a.layers.__setitem__("counts", np.full((3, 2), np.inf)), "counts")])
+def test_counts_and_places_that_cannot_be(change, field):
+    whole = made_section()
+    assert whole.adata.n_obs == 3
+
+    def load():
+        adata = whole.load()
+        change(adata)
+        return adata
+
+    assert refused(lambda: made_section(load=load).adata).field == field
+
+
+# ---- the run's folder
+
+
+def replaced(key, value):
+    def change(stream):
+        kept = dict(stream[key].attrs)
+        del stream[key]
+        stream[key] = value
+        for name, attribute in kept.items():
+            stream[key].attrs[name] = attribute
+    return change
+
+
+def without(key):
+    return lambda stream: stream.__delitem__(key)
+
+
+def grouped(key):
+    def change(stream):
+        del stream[key]
+        stream.create_group(key)
+    return change
+
+
+def attribute(key, name, value):
+    return lambda stream: stream[key].attrs.__setitem__(name, value)
+
+
+def pointed(key, at, value):
+    def change(stream):
+        stored = stream[key][()]
+        stored[at] = value
+        stream[key][...] = stored
+    return change
+
+
+def unpacked(stream):
+    """A dataset that declares 8 GB and stores nothing."""
+    del stream["obsm/spatial"]
+    made = stream["obsm"].create_dataset("spatial", shape=(500_000_000, 2), chunks=(1000, 2),
+                                         dtype="f8")
+    made.attrs["encoding-type"], made.attrs["encoding-version"] = "array", "0.2.0"
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("one run")
+    write_st_section(root / "data")
+    write_st_section(root / "data", "B1", image=None)
+    made = cohort.read("her2st", root / "data")
+    for section in made:
+        base.write_section(section, root / "run")
+    write_csv(root / "run" / "manifest.csv", made.manifest)
+    return root
+
+
+def copied_run(run_folder, tmp_path, h5=None, manifest=None):
+    """Read a copy of the run, all of it, after a change."""
+    shutil.copytree(run_folder / "run", tmp_path / "run")
+    if h5 is not None:
+        with h5py.File(tmp_path / "run" / "A1.h5ad", "r+") as stream:
+            h5(stream)
+    if manifest is not None:
+        table = pd.read_csv(tmp_path / "run" / "manifest.csv").astype(object)
+        write_csv(tmp_path / "run" / "manifest.csv", manifest(table))
+    found = cohort.read("run", tmp_path / "run", data=run_folder / "data")
+    return [(section.adata.n_obs, section.has_image and section.image().shape)
+            for section in found]
+
+
+@pytest.mark.parametrize(("column", "value"), [
+    ("patient", "Z"), ("patient", ""), ("study", "other"), ("specimen", "Z"), ("source", "mob"),
+    ("mpp", 4.1), ("mpp", "abc"), ("mpp", 0), ("mpp", -1), ("mpp", np.inf), ("mpp", ""),
+    ("has_image", False), ("has_image", "a/b"), ("has_image", ""), ("n_spots", 24),
+    ("n_spots", "abc"), ("n_spots", 24.5), ("n_spots", -3), ("n_genes", 5), ("n_genes", ""),
+    ("image_width_px", 7), ("image_height_px", ""), ("section", "../A1"), ("section", ""),
+    ("section", "B1"), ("section", "C9"), ("section", "A1 ")])
+def test_a_manifest_that_says_other_than_its_sections(run_folder, tmp_path, column, value):
+    def change(table):
+        table.loc[table["section"] == "A1", column] = value
+        return table
+
+    error = refused(copied_run, run_folder, tmp_path, manifest=change)
+    assert Path(error.where).name in ("manifest.csv", "C9.h5ad")
+
+
+@pytest.mark.parametrize("change", [
+    lambda f: f.iloc[:0], lambda f: f.drop(columns="mpp"), lambda f: pd.concat([f, f])])
+def test_a_manifest_of_another_shape(run_folder, tmp_path, change):
+    refused(copied_run, run_folder, tmp_path, manifest=change)
+
+
+@pytest.mark.parametrize("change", [
+    without("uns/mvh"), without("uns/mvh/image_root"), without("uns/mvh/patient"),
+    without("uns/mvh/mpp"), without("uns/mvh/exclude"), without("uns/mvh/image_size"),
+    grouped("uns/mvh/patient"), replaced("uns/mvh/patient", ""), replaced("uns/mvh/patient", 3),
+    replaced("uns/mvh/patient", "../x"), replaced("uns/mvh/mpp", np.nan),
+    replaced("uns/mvh/mpp", 0.0), replaced("uns/mvh/mpp", -4.0), replaced("uns/mvh/mpp", np.inf),
+    replaced("uns/mvh/mpp", "4"), replaced("uns/mvh/image_size", np.array([480, -1])),
+    replaced("uns/mvh/image_size", np.array([480])),
+    replaced("uns/mvh/exclude", np.array([[9, 9, 1, 1]])),
+    lambda f: f["uns/mvh/patient"].attrs.__delitem__("encoding-type"),
+    replaced("uns/mvh/image_root", "home"), replaced("uns/mvh/image_path", "../secret.png"),
+    replaced("uns/mvh/image_path", "/etc/passwd"), replaced("uns/mvh/image_path", "a/../../b.png"),
+    replaced("uns/mvh/image_path", ""), replaced("uns/mvh/image_path", "gone.jpg"),
+    replaced("obsm/spatial", np.full((25, 2), np.nan)), replaced("obsm/spatial", np.ones((25, 3))),
+    replaced("obsm/spatial", np.full((25, 2), "1", dtype="S1")), without("obsm/spatial"),
+    replaced("obsm/spatial", np.full((25, 2), 5e3) + np.arange(25)[:, None]), unpacked,
+    without("obs/patient"), without("obs/section"), grouped("layers"), without("layers/counts"),
+    pointed("layers/counts/indptr", 3, 2**30), pointed("layers/counts/indptr", 3, -2),
+    pointed("layers/counts/indices", 3, 2**30), pointed("layers/counts/indices", 3, -7),
+    pointed("X/indptr", 3, 2**30), replaced("layers/counts/data", np.zeros(3)),
+    attribute("layers/counts", "shape", [10**12, 4]), attribute("layers/counts", "shape", [25, 3]),
+    replaced("layers", 1), replaced("obs", 1), without("var"), grouped("obs/_index"),
+    replaced("obs/_index", np.array([b"same"] * 25)), replaced("var/_index", np.array([b""] * 4)),
+])
+def test_a_section_file_that_cannot_be(run_folder, tmp_path, change):
+    error = refused(copied_run, run_folder, tmp_path, h5=change)
+    assert "A1" in error.where or "gone.jpg" in error.where
+
+
+def test_a_whole_run_is_read_and_links_inside_data_work(run_folder, tmp_path):
+    assert copied_run(run_folder, tmp_path / "one") == [(25, (500, 480, 3)), (25, False)]
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for folder in ("ST-cnts", "ST-spotfiles", "ST-imgs"):
+        (linked / folder).symlink_to(run_folder / "data" / folder)
+    found = cohort.read("run", run_folder / "run", data=linked)
+    assert found["A1"].image().shape == (500, 480, 3)
+    assert "data" in str(refused(lambda: cohort.read("run", run_folder / "run")["A1"].image()))
+    assert refused(cohort.read, "run", run_folder / "run", sections="A1").field == "sections"
+    assert refused(cohort.read, "run", run_folder / "run", sections=[7]).field == "sections"
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89HDF\r\n\x1a\n", b"text", None])
+def test_a_section_file_that_is_none(run_folder, tmp_path, content):
+    folder = tmp_path / "run"
+    shutil.copytree(run_folder / "run", folder)
+    (folder / "A1.h5ad").unlink()
+    if content is None:
+        (folder / "A1.h5ad").mkdir()
+    else:
+        (folder / "A1.h5ad").write_bytes(content)
+    assert "A1.h5ad" in refused(cohort.read, "run", folder).where
+
+
+def test_an_image_outside_data_is_not_written_into_a_run(tmp_path):
+    write_visium(tmp_path / "data" / "outs")
+    Image.new("RGB", (200, 180), "pink").save(tmp_path / "full.png")
+    section = cohort.read("visium", tmp_path / "data", image=tmp_path / "full.png", patient="P9")[
+        "data"]
+    assert "link" in refused(base.write_section, section, tmp_path / "run").fix
+
+
+# ---- legacy Spatial Transcriptomics
+
+
+def rewrite_counts(root, change, name="A1.tsv.gz", pack=True):
+    path = root / "ST-cnts" / name
+    with gzip.open(path, "rt") as stream:
+        lines = stream.read().split("\n")
+    content = change(lines)
+    content = content if isinstance(content, bytes) else "\n".join(content).encode()
+    path.write_bytes(gzip.compress(content) if pack else content)
+
+
+def cell(row, column, value):
+    def change(lines):
+        cells = lines[row].split("\t")
+        cells[column] = value
+        lines[row] = "\t".join(cells)
+        return lines
+    return change
+
+
+@pytest.mark.parametrize(("change", "field"), [
+    (lambda rows: rows[1:], "header"),  # would lose the first spot
+    (lambda rows: rows[:1], "counts"),
+    (lambda rows: [""], "table"),
+    (lambda rows: [rows[0], rows[1] + "\t5", *rows[2:]], "row 3"),
+    (lambda rows: [*rows[:9], rows[9].rsplit("\t", 1)[0], *rows[10:]], "row 10"),
+    (lambda rows: [rows[0] + "\tX\tY", *rows[1:]], "row 1"),
+    (lambda rows: [row.replace("\t", ",") for row in rows], "counts"),
+    (lambda rows: "\n".join(rows).encode("utf-16")[2:], "file"),
+    (lambda rows: "\n".join(rows).replace("GENEA", "Gén").encode("latin-1"), "file"),
+    (lambda rows: b"PK\x03\x04" + b"x" * 99, "file"),
+    (lambda rows: ["\t".join(column) for column in
+                   zip(*(row.split("\t") for row in rows if row), strict=True)], "header"),
+    (cell(4, 2, "many"), "counts"), (cell(4, 2, "-3"), "counts"), (cell(4, 2, "0.5"), "counts"),
+    (cell(4, 2, ""), "counts"), (cell(4, 2, "inf"), "counts"), (cell(4, 2, "1e12"), "counts"),
+    (cell(4, 2, "1,5"), "counts"), (cell(4, 2, "TRUE"), "counts"), (cell(4, 0, ""), "barcode"),
+    (cell(4, 0, "2x3"), "barcode"), (cell(0, 2, ""), "gene"), (cell(0, 2, "GENEA "), "gene"),
+    (lambda rows: [rows[0], *("\t".join([r.split("\t")[0], *"0000"]) for r in rows[1:] if r)],
+     "counts"),
+])
+def test_count_tables_that_are_refused(tmp_path, change, field):
+    write_st_section(tmp_path)
+    rewrite_counts(tmp_path, change)
+    error = refused(lambda: cohort.read("her2st", tmp_path)["A1"].adata)
+    assert (Path(error.where).name, error.field) == ("A1.tsv.gz", field)
+
+
+def test_count_tables_that_are_read_as_they_are(tmp_path):
+    """Not packed, with a byte order mark, R's header, UTF-16, Windows' line ends: one content."""
+    write_st_section(tmp_path)
+    wanted = cohort.read("her2st", tmp_path)["A1"].adata
+    with gzip.open(tmp_path / "ST-cnts" / "A1.tsv.gz", "rb") as stream:
+        content = stream.read()
+    for changed in (content, b"\xef\xbb\xbf" + content, content[1:],
+                    b"\xef\xbb\xbf" + content[1:], content.decode().encode("utf-16"),
+                    content.replace(b"\n", b"\r\n"), content + b"\n\n"):
+        for name in ("A1.tsv.gz", "A1.tsv"):
+            for packed in (gzip.compress(changed), changed):
+                (tmp_path / "ST-cnts" / "A1.tsv.gz").unlink(missing_ok=True)
+                (tmp_path / "ST-cnts" / "A1.tsv").unlink(missing_ok=True)
+                (tmp_path / "ST-cnts" / name).write_bytes(packed)
+                found = cohort.read("her2st", tmp_path)["A1"].adata
+                assert list(found.var_names) == GENES and (found.X != wanted.X).nnz == 0
+                assert list(found.obs_names) == list(wanted.obs_names)
+
+
+@pytest.mark.parametrize(("change", "field"), [
+    (lambda t: t.assign(x=t["x"].astype(object).where(t.index != 3, "1,5")),
+     "x, y, pixel_x, pixel_y"),
+    (lambda t: t.assign(pixel_x=t["pixel_x"].where(t.index != 3)), "x, y, pixel_x, pixel_y"),
+    (lambda t: t.assign(pixel_y=np.inf), "x, y, pixel_x, pixel_y"),
+    (lambda t: t.assign(x=t["x"] * 1e300), "x, y, pixel_x, pixel_y"),
+    (lambda t: t.assign(selected="perhaps"), "selected"),
+    (lambda t: t.assign(selected=t["selected"].astype(float).where(t.index != 3)), "selected"),
+    (lambda t: t.rename(columns={"new_x": "x"}), "columns"),
+    (lambda t: t.iloc[:0], "rows"),
+    (lambda t: t.assign(pixel_x=t["pixel_x"].sample(frac=1, random_state=0).to_numpy(),
+                        pixel_y=t["pixel_y"].sample(frac=1, random_state=1).to_numpy()),
+     "pixel_x, pixel_y"),  # of another section
+    (lambda t: t.assign(pixel_y=t["pixel_y"] * 0.7), "pixel_x, pixel_y"),  # stretched
+    (lambda t: t.assign(pixel_x=t["pixel_x"] - 240), "image"),  # cropped at the left
+])
+def test_spot_files_that_are_refused(tmp_path, change, field):
+    write_st_section(tmp_path)
+    path = tmp_path / "ST-spotfiles" / "A1_selection.tsv"
+    change(pd.read_csv(path, sep="\t")).to_csv(path, sep="\t", index=False)
+    error = refused(lambda: cohort.read("her2st", tmp_path)["A1"].adata)
+    assert error.field == field
+
+
+@pytest.mark.parametrize("change", [
+    lambda text: text.replace(b"\n", b"\r\n"), lambda text: b"\xef\xbb\xbf" + text,
+    lambda text: text.decode().encode("utf-16"), gzip.compress,
+    lambda text: text.replace(b"\t1\n", b"\tTRUE\n"),
+    # R's row names have no name in the header.
+    lambda text: b"\n".join([text.split(b"\n")[0], *(b"s%d\t%s" % (n, row) for n, row in enumerate(
+        text.strip().split(b"\n")[1:]))])])
+def test_spot_files_that_are_read_as_they_are(tmp_path, change):
+    pixel = write_st_section(tmp_path)
+    path = tmp_path / "ST-spotfiles" / "A1_selection.tsv"
+    path.write_bytes(change(path.read_bytes()))
+    np.testing.assert_allclose(cohort.read("her2st", tmp_path)["A1"].centers, pixel)
+
+
+def test_a_cut_out_is_not_taken_for_a_reduced_image(tmp_path):
+    pixel = write_st_section(tmp_path, n=9, image=None)
+    whole = np.full((700, 640, 3), 245, np.uint8)
+    x0, y0, x1, y1 = np.round([*(pixel.min(0) - 25), *(pixel.max(0) + 25)]).astype(int)
+    whole[y0:y1, x0:x1] = (170, 90, 160)
+    Image.fromarray(whole[:400, :380]).save(tmp_path / "A1_part.png")
+    assert "cut-out" in refused(cohort.read, "her2st", tmp_path).problem
+
+
+def test_stated_scale_against_the_measured_one(tmp_path):
+    write_st_section(tmp_path)
+
+    def made(**options):
+        return legacy_st.make_section(
+            "A1", root=tmp_path, counts=tmp_path / "ST-cnts" / "A1.tsv.gz",
+            spot_file=tmp_path / "ST-spotfiles" / "A1_selection.tsv",
+            image=tmp_path / "ST-imgs" / "A" / "A1" / "scan.jpg", study="s", patient="p",
+            specimen="p", source="her2st", **options)
+
+    assert made(mpp=4.2).mpp == 4.2
+    error = refused(made, mpp=2.0)
+    assert error.field == "mpp" and "2 um/px" in error.problem and "4" in error.problem
+    for wrong in (0, -1, np.nan, np.inf, "200", True):
+        assert refused(made, mpp=wrong)
+        assert refused(cohort.read, "her2st", tmp_path, pitch_um=wrong).field == "pitch_um"
+        assert refused(cohort.read, "her2st", tmp_path, full_width_px={"A1": wrong}
+                       ).field == "full_width_px"
+    assert refused(cohort.read, "her2st", tmp_path, full_width_px={"A7": 480}).field == "section"
+    assert refused(cohort.read, "her2st", tmp_path, full_width_px=480).field == "full_width_px"
+    # Spots at half of their pixels beside a width that says the image is whole.
+    assert refused(cohort.read, "her2st", tmp_path, full_width_px={"A1": 240}).field == "image"
+
+
+def test_no_section_is_left_out_in_silence(tmp_path, caplog):
+    write_st_section(tmp_path)
+    write_st_section(tmp_path, "B1", image=None)
+    (tmp_path / "ST-cnts" / "._A1.tsv.gz").write_bytes(b"\0\5\x16\7")
+    (tmp_path / "ST-cnts" / "README.txt").write_text("notes\n")
+    assert list(cohort.read("her2st", tmp_path).sections) == ["A1", "B1"]
+    (tmp_path / "ST-spotfiles" / "B1_selection.tsv").rename(tmp_path / "b1.tsv")
+    assert not cohort.read("her2st", tmp_path)["B1"].has_image
+    assert "B1: has no spot file" in caplog.text
+    (tmp_path / "b1.tsv").rename(tmp_path / "ST-spotfiles" / "C1_selection.tsv")
+    error = refused(cohort.read, "her2st", tmp_path)
+    assert error.field == "counts" and "C1" in error.problem
+    assert list(cohort.read("her2st", tmp_path, sections=["A1"]).sections) == ["A1"]
+    (tmp_path / "ST-spotfiles" / "C1_selection.tsv").unlink()
+    (tmp_path / "ST-cnts" / "B1.tsv.gz").rename(tmp_path / "ST-cnts" / "CN51_C2_2.tsv.gz")
+    assert "CN51_C2_2" in refused(cohort.read, "her2st", tmp_path).where
+    named = cohort.read("her2st", tmp_path, patients={"A1": "mouse 1", "CN51_C2_2": "007"})
+    assert named.patients == ["007", "mouse 1"]
+    assert refused(cohort.read, "her2st", tmp_path, patients={"A1": 7, "CN51_C2_2": "x"})
+
+
+@pytest.mark.parametrize(("place", "field"), [
+    ("ST-spotfiles", "folder"), ("ST-pat-lbl", "folder"), ("ST-imgs", "link"),
+    ("ST-cnts/A1.tsv.gz", "file"), ("ST-spotfiles/A1_selection.tsv", "file")])
+@pytest.mark.parametrize("target", ["nowhere", "itself"])
+def test_links_that_lead_nowhere_are_no_absence(tmp_path, place, field, target):
+    write_st_section(tmp_path)
+    path = tmp_path / place
+    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    path.symlink_to(path if target == "itself" else tmp_path / "nowhere")
+    assert refused(lambda: cohort.read("her2st", tmp_path)["A1"].adata).field == field
+
+
+@pytest.mark.parametrize(("rows", "field"), [
+    ([("2", "3", "a"), ("2.1", "3.1", "b")], "label"), ([("x", "3", "a")], "x, y"),
+    ([("inf", "3", "a")], "x, y")])
+def test_labels_that_are_refused(tmp_path, rows, field):
+    write_st_section(tmp_path)
+    (tmp_path / "ST-pat-lbl").mkdir()
+    pd.DataFrame(rows, columns=["x", "y", "label"]).to_csv(
+        tmp_path / "ST-pat-lbl" / "A1_labeled_coordinates.tsv", sep="\t", index=False)
+    assert refused(lambda: cohort.read("her2st", tmp_path)["A1"].adata).field == field
+
+
+def test_an_image_belongs_to_the_longest_name(tmp_path):
+    for name in ("C1_HE.png", "C1_2_HE.png"):
+        Image.new("RGB", (9, 9)).save(tmp_path / name)
+    found = legacy_st.find_images(tmp_path, ["C1", "C1_2"])
+    assert {name: path.name for name, path in found.items()} == {
+        "C1": "C1_HE.png", "C1_2": "C1_2_HE.png"}
+    (tmp_path / "C1_HE.png").unlink()
+    assert list(legacy_st.find_images(tmp_path, ["C1", "C1_2"])) == ["C1_2"]
+
+
+@pytest.mark.parametrize(("change", "problem"), [
+    (lambda root: (root / "MOB1.tsv").unlink(), "MOB1"),
+    (lambda root: (root / "alignment_table_MOB1.tsv").unlink(), "MOB1"),
+    (lambda root: [(root / name).unlink() for name in ("MOB1.tsv", "alignment_table_MOB1.tsv")],
+     "MOB1"),
+    (lambda root: (root / "metaData.csv").write_text("samples;individual\nMOB1.tsv;1\n"), "MOB2"),
+    (lambda root: (root / "metaData.csv").write_text(
+        "samples;individual\nMOB1.tsv;1\nMOB2.tsv;\n"), "row 3"),
+    (lambda root: (root / "metaData.csv").write_text(
+        "samples;individual\nMOB1.tsv;1\nMOB1.tsv;2\nMOB2.tsv;2\n"), "MOB1"),
+    (lambda root: (root / "metaData.csv").write_text("samples;individual\nMOB1.tsv\n"), "cell"),
+    (lambda root: (root / "metaData.csv").write_bytes(b"\xff\xfe\0"), ""),
+    (lambda root: (root / "metaData.csv").write_text(""), "empty"),
+])
+def test_mob_that_lacks_a_part(tmp_path, change, problem):
+    write_mob(tmp_path)
+    change(tmp_path)
+    assert problem in refused(cohort.read, "mob", tmp_path).problem
+
+
+def test_mob_reads_what_is_named(tmp_path):
+    write_mob(tmp_path)
+    (tmp_path / "MOB2.tsv").unlink()
+    (tmp_path / "gene_symbols.tsv").write_text("gene\tsymbol\nE1\tA\n")
+    assert list(cohort.read("mob", tmp_path, sections=["MOB1"]).sections) == ["MOB1"]
+    (tmp_path / "metaData.csv").write_text("samples,individual\nMOB1.tsv,007\n")
+    (tmp_path / "alignment_table_MOB2.tsv").unlink()
+    assert cohort.read("mob", tmp_path).patients == ["mouse007"]
+
+
+def test_sections_of_any_laboratory(tmp_path):
+    """Aligned positions are rounded to those of the spot file; doubled genes summed if asked."""
+    rng = np.random.default_rng(2)
+    y, x = (axis.ravel() for axis in np.mgrid[3:8, 2:7])
+    names = [f"{a:.3f}x{b:.3f}" for a, b in zip(x + rng.uniform(-0.2, 0.2, 25),
+                                               y + rng.uniform(-0.2, 0.2, 25), strict=True)]
+    counts = rng.poisson(3, (25, 4))
+    pixel = write_st_section(tmp_path, spot_names=names, counts=counts, genes=["A", "B", "A", "C"])
+    table = tmp_path / "samples.csv"
+    row = "007,s,P 1,ST-cnts/A1.tsv.gz,ST-spotfiles/A1_selection.tsv,ST-imgs/A/A1/scan.jpg\n"
+    head = "section,study,patient,counts,spots,image\n"
+    table.write_text(head + row)
+    assert refused(lambda: cohort.read("legacy_st", tmp_path)["007"].adata).field == "gene"
+    section = cohort.read("legacy_st", tmp_path, sum_doubled=True)["007"]
+    assert (section.patient, section.mpp) == ("P 1", pytest.approx(4.0))
+    assert list(section.adata.obs["aligned"]) == names
+    assert list(section.adata.var_names) == ["A", "B", "C"]
+    np.testing.assert_array_equal(section.adata.X.toarray(), np.column_stack(
+        [counts[:, 0] + counts[:, 2], counts[:, 1], counts[:, 3]]))
+    np.testing.assert_allclose(section.centers, pixel)
+    for broken, field in ((row.replace("ST-cnts", "../ST-cnts"), "counts"),
+                          (row.replace("scan", "gone"), "image"), (row + row, "section"),
+                          (row + row.replace("007", "8"), "counts"),
+                          (row.replace("P 1", ""), "patient"),
+                          (row.replace("007", "a/b"), "section")):
+        table.write_text(head + broken)
+        assert refused(cohort.read, "legacy_st", tmp_path).field == field
+    two = [names[0], names[0][:-1] + str((int(names[0][-1]) + 1) % 10), *names[2:]]
+    write_st_section(tmp_path, spot_names=two)
+    table.write_text(head + row)
+    assert refused(lambda: cohort.read("legacy_st", tmp_path)["007"].adata).field == "index"
+
+
+def test_real_spinal_cord(shared, tmp_path):
+    """Legacy arrays of another laboratory, against pandas and the stated scale."""
+    root = shared / "data" / "als_spinal_cord"
+    assert "samples.csv" in refused(cohort.read, "her2st", root).fix
+    facts = pd.read_csv(root / "sections.csv", dtype=str)
+    facts = facts[facts["section"] == "L6CN51_E1_2"]
+    table = pd.DataFrame({
+        "section": facts["section"], "study": "als", "patient": facts["mouse"],
+        "counts": [f"{n}/{n}_stdata_aligned_counts_IDs.txt.gz" for n in facts["section"]],
+        "spots": [f"{n}/{n}_selection.tsv" for n in facts["section"]],
+        "image": [f"{n}/{i}" for n, i in zip(facts["section"], facts["image"], strict=True)]})
+    write_csv(tmp_path / "samples.csv", table)
+    found = cohort.read("legacy_st", root, samples=tmp_path / "samples.csv", sum_doubled=True)
+    assert found.patients == ["794"]
+    for row in facts.to_dict("records"):
+        section = found[row["section"]]
+        assert section.mpp == pytest.approx(float(row["um_per_px"]), rel=0.01)
+        assert section.image_size == (int(row["width"]), int(row["height"]))
+        path = root / section.name / f"{section.name}_stdata_aligned_counts_IDs.txt.gz"
+        with gzip.open(path, "rt") as stream:
+            genes = stream.readline().rstrip("\n").split("\t")[1:]
+        raw = pd.read_csv(path, sep="\t", index_col=0, header=None, skiprows=1)
+        raw = raw.set_axis(genes, axis=1).T.groupby(level=0, sort=False).sum().T
+        assert list(section.adata.var_names) == list(raw.columns)
+        np.testing.assert_array_equal(section.adata.X.toarray(), raw.to_numpy())
+        assert list(section.adata.obs["aligned"]) == list(raw.index)
+        spots = pd.read_csv(root / section.name / f"{section.name}_selection.tsv", sep="\t")
+        np.testing.assert_array_equal(section.centers, spots.set_index("spot").loc[
+            raw.index, ["pixel_x", "pixel_y"]])
 
 
 def test_real_her2st(shared):

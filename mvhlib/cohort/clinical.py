@@ -56,7 +56,7 @@ import numpy as np
 import pandas as pd
 
 from mvhlib import tables
-from mvhlib.artifacts import InputError
+from mvhlib.artifacts import InputError, TooFew
 
 SOURCES = ("panther", "survpath", "slides", "table")
 DAYS_PER_MONTH = 365.25 / 12
@@ -166,6 +166,27 @@ class Clinical:
             drop=True) for frame in (self.slides, self.folds))
         return replace(self, table=table.reset_index(drop=True), slides=slides, folds=folds,
                        notes=notes)
+
+
+def read_with_folds(source: str, folder: str | os.PathLike, endpoint: str, n_folds: int, seed: int,
+                    **options) -> tuple[Clinical, pd.DataFrame]:
+    """Read one endpoint's complete patients and make folds that keep sites together.
+
+    Where all patients are of one site, each becomes a site of its own, and a note says so.
+
+    Raises
+    ------
+    TooFew
+        If too few patients, events or sites are there for folds that all have an event.
+    """
+    found = read(source, folder, endpoint, **options).complete()
+    if found.folds is None and found.table["site"].nunique() < 2:
+        found = replace(found, table=found.table.assign(site=found.table["patient"]), notes=[
+            *found.notes, "all patients are of one site: folds keep patients apart, and nothing "
+                          "is said of another hospital"])
+    folds = found.folds if found.folds is not None else site_folds(found.table, n_folds, seed)
+    check_folds(folds, found.table, group="site")
+    return found, folds
 
 
 def read(source: str, folder: str | os.PathLike, endpoint: str, **options) -> Clinical:
@@ -443,7 +464,7 @@ def check_outcomes(where: str | os.PathLike, table: pd.DataFrame) -> None:
     if missing:
         raise InputError(where, "columns", f"lack {missing}", f"give {list(_OUTCOME)}")
     if len(table) < 2:
-        raise InputError(where, "patient", f"only {len(table)} have an outcome",
+        raise TooFew(where, "patient", f"only {len(table)} have an outcome",
                          "give more patients")
     twice = table["patient"][table["patient"].duplicated()]
     if len(twice):
@@ -460,7 +481,7 @@ def check_outcomes(where: str | os.PathLike, table: pd.DataFrame) -> None:
         raise InputError(where, "event", f"has values {sorted(map(str, values))}",
                          "use 1 for an event and 0 for a censored time")
     if table["event"].sum() == 0:
-        raise InputError(where, "event", f"all {len(table)} patients are censored",
+        raise TooFew(where, "event", f"all {len(table)} patients are censored",
                          "look whether 1 means censored (then pass it as censorship)")
 
 
@@ -505,7 +526,7 @@ def grouped_folds(event: np.ndarray, groups: np.ndarray, n_folds: int, seed: int
     """
     names, code = np.unique(np.asarray(groups).astype(str), return_inverse=True)
     if len(names) < 2:
-        raise InputError("folds", "groups", f"are {len(names)}", "give two groups or more")
+        raise TooFew("folds", "groups", f"are {len(names)}", "give two groups or more")
     n_folds = min(n_folds, len(names))
     events = np.bincount(code, np.asarray(event, float))
     sizes = np.bincount(code)
@@ -559,7 +580,7 @@ def check_folds(folds: pd.DataFrame, table: pd.DataFrame, group: str | None = No
                                  f"put all patients of one {group} on one side")
         for role, names in sides.items():
             if len(names) == 0 or who.loc[names, "event"].sum() == 0:
-                raise InputError("folds", "event", f"fold {fold} has no {role} patient with an "
+                raise TooFew("folds", "event", f"fold {fold} has no {role} patient with an "
                                  "event", "use fewer folds")
         members[fold] = set(rows["patient"])
     first = next(iter(members))
