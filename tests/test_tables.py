@@ -80,7 +80,7 @@ def test_what_is_no_table(tmp_path, content, said):
 
 def test_what_is_no_file(tmp_path):
     (tmp_path / "folder.csv").mkdir()
-    (tmp_path / "dangling.csv").symlink_to("/nowhere.csv")
+    (tmp_path / "dangling.csv").symlink_to("absent_as_well.csv")
     (tmp_path / "loop.csv").symlink_to("loop.csv")
     cut = put(tmp_path, gzip.compress(PLAIN.encode())[:-6], "cut.csv.gz")
     for read in (tables.read_table, artifacts.read_csv):
