@@ -17,7 +17,8 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,28 @@ class InputError(ValueError):
         return type(self), (self.where, self.field, self.problem, self.fix)
 
 
+class TooFew(InputError):
+    """Nothing is wrong, there is too little of it: a notebook leaves this part out and says so."""
+
+
+def where_enough(items: Iterable[Any], function: Callable[[Any], Any]
+                 ) -> tuple[dict[Any, Any], list[str]]:
+    """Call `function` for every item; where it says `TooFew`, go on with the others.
+
+    Returns
+    -------
+    tuple
+        Item -> result, of those that had enough; and why the others are left out, a sentence each.
+    """
+    done, reasons = {}, []
+    for item in items:
+        try:
+            done[item] = function(item)
+        except TooFew as error:
+            reasons.append(f"{item} is left out: {error.where}: {error.field} {error.problem}.")
+    return done, reasons
+
+
 def one_line(text: Any, longest: int = 400) -> str:
     """Put `text` on one line of at most `longest` characters; its middle is left out beyond."""
     line = " ".join(str(text).split())
@@ -66,7 +89,8 @@ _UNSAFE = re.compile("[/\\\\\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]")
 LONGEST_NAME = 200
 
 
-def safe_name(name: Any, where: str | os.PathLike, field: str) -> str:
+def safe_name(name: Any, where: str | os.PathLike, field: str,
+              longest: int = LONGEST_NAME) -> str:
     """Return a name that can be a file's or a folder's, without the blanks around it.
 
     Sections, patients, studies, slides, encoders and profiles come from users' tables and become
@@ -78,11 +102,13 @@ def safe_name(name: Any, where: str | os.PathLike, field: str) -> str:
         As it was read.
     where, field
         The file, and its column or key, for the error.
+    longest
+        Bytes that it may have; more than `LONGEST_NAME` where no file is named after it.
 
     Raises
     ------
     InputError
-        If it is no text, is blank or longer than `LONGEST_NAME` bytes, holds a slash, a backslash
+        If it is no text, is blank or longer than `longest`, holds a slash, a backslash
         or a control character, or begins with a dot (a hidden file is never data) or a hyphen.
     """
     if not isinstance(name, str):
@@ -95,8 +121,8 @@ def safe_name(name: Any, where: str | os.PathLike, field: str) -> str:
         problem = f"is {stripped!r}, which holds {found[0]!r}"
     elif stripped[0] in ".-":
         problem = f"is {stripped!r}, which begins with {stripped[0]!r}"
-    elif len(stripped.encode()) > LONGEST_NAME:
-        problem = f"is {one_line(stripped, 60)!r}, longer than {LONGEST_NAME} bytes"
+    elif len(stripped.encode()) > longest:
+        problem = f"is {one_line(stripped, 60)!r}, longer than {longest} bytes"
     if problem:
         raise InputError(where, field, problem, "choose a name that begins with a letter or digit "
                          "and holds no slash, backslash or line break")
@@ -162,17 +188,40 @@ def _said(error: BaseException) -> str:
     return f"{type(error).__name__}: {one_line(error, 160)}" if str(error) else type(error).__name__
 
 
-def check_file(path: str | os.PathLike) -> None:
-    """Refuse what is no plain file to be read: absent, a folder, a pipe, a link to nothing."""
+def check_file(path: str | os.PathLike, field: str = "file") -> Path:
+    """Return `path` if it is a file, or a link to one; otherwise say what it is instead.
+
+    Parameters
+    ----------
+    path
+        A path that the user named.
+    field
+        What the error calls it.
+
+    Raises
+    ------
+    InputError
+        If nothing is there, a link leads nowhere or in a circle, or it is a folder, a pipe or a
+        device.
+    """
     path = Path(path)
-    with reading(path):
-        if path.is_symlink() and not path.exists():
-            raise InputError(path, "file", "is a link to nothing", "mend the link")
-        if not path.exists():
-            raise InputError(path, "file", "does not exist", "check the path")
-        if not path.is_file():
-            raise InputError(path, "file", "is a folder" if path.is_dir() else "is no plain file",
-                             "give the path of a file")
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        if isinstance(error, OSError) and path.is_symlink():
+            way = ("runs in a circle" if error.errno == errno.ELOOP
+                   else "does not exist")
+            raise InputError(path, field, f"is a link to {os.readlink(path)}, which {way}",
+                             "mend the link, or put the file itself there") from None
+        if isinstance(error, PermissionError):
+            raise InputError(path, field, "may not be read by this user",
+                             "change its permissions") from None
+        raise InputError(path, field, "does not exist", "check the path") from None
+    if stat.S_ISDIR(mode):
+        raise InputError(path, field, "is a folder", "name a file in it")
+    if not stat.S_ISREG(mode):
+        raise InputError(path, field, "is a pipe or a device", "copy its content to a file")
+    return path
 
 
 @contextlib.contextmanager
@@ -221,7 +270,7 @@ def read_json(path: str | os.PathLike, kind: type = dict) -> Any:
     InputError
         If it is no file, no JSON in UTF-8, too large, nested too deeply, or another kind.
     """
-    path = regular_file(path)
+    path = check_file(path)
     with reading(path, "content", "is no readable JSON", "delete it and make it again"):
         if path.stat().st_size > LARGEST_JSON:
             raise InputError(path, "size", f"is over {LARGEST_JSON // 10**6} MB",
@@ -239,7 +288,7 @@ def write_csv(path: str | os.PathLike, frame) -> Path:
     Text that a spreadsheet would run as a formula (it begins with ``=``, ``+``, ``-``, ``@`` or a
     control character) gets an apostrophe in front, and so does text that begins with apostrophes
     and goes on like that; `read_csv` takes that one apostrophe off again, so that every value comes
-    back as it was. Numbers are no text. A lone ``-``, ``+42 %`` and ``-10 to 0`` stay as they are:
+    back as it was. Numbers are no text. ``-``, ``-4``, ``+42 %`` and ``-10 to 0`` stay as they are:
     nothing in them can be run.
     """
     import csv
@@ -268,7 +317,7 @@ def write_csv(path: str | os.PathLike, frame) -> Path:
 #: What a spreadsheet takes for the beginning of a formula; apostrophes of ours may stand before it.
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
 _SHARE = r"[+-]?\d+(\.\d+)?"
-_PROSE = re.compile(rf"-|{_SHARE} to {_SHARE}|{_SHARE}[+-]\d+(\.\d+)?j|"
+_PROSE = re.compile(rf"-|-\d+(\.\d+)?|{_SHARE} to {_SHARE}|{_SHARE}[+-]\d+(\.\d+)?j|"
                     rf"{_SHARE} ?%( \(\w+\))?(, {_SHARE} ?%( \(\w+\))?)*", re.ASCII)
 
 
@@ -304,7 +353,7 @@ def read_csv(path: str | os.PathLike, columns: tuple[str, ...] = (), **options):
     ==================  ============================================================================
     encoding            UTF-8 alone, commas, double quotes
     rows                one cell for each column; longer and shorter ones are refused
-    columns             named, each once
+    columns             each once
     `NAME_COLUMNS`      text, so that section ``007`` stays; blank is NaN, and ``NA`` is a gene
     `NUMBER_COLUMNS`    numbers or blank (NaN); text is refused
     other columns       as pandas takes them
@@ -387,11 +436,10 @@ def _header(path: Path, content: bytes) -> list[str]:
     except csv.Error as error:
         raise InputError(path, f"row {line + 1}", f"cannot be read ({error})",
                          "close the quote, or make the table again") from error
-    twice = sorted({name for name in header if header.count(name) > 1}) if len(
-        set(header)) < len(header) else []
-    if twice or "" in header:
-        raise InputError(path, "columns", f"{', '.join(twice[:3])} stands more than once" if twice
-                         else "one has no name", "name every column, each once")
+    twice = [name for name, n in Counter(header).items() if n > 1]
+    if twice:
+        raise InputError(path, "columns", f"{', '.join(twice[:3]) or 'a blank one'} stands more "
+                         "than once", "keep one, or rename the others")
     return [_unguarded(name) for name in header]
 
 
@@ -477,45 +525,6 @@ _MAKE_AGAIN = ("it is probably truncated or damaged: delete it and make it again
                "from its source")
 
 
-def regular_file(path: str | os.PathLike, field: str = "file", where: str = "") -> Path:
-    """Return `path` if it is a file, or a link to one; otherwise say what it is instead.
-
-    Parameters
-    ----------
-    path
-        A path that the user named.
-    field
-        What the error calls it.
-    where
-        Said in front of the path's own name, for a file that another file names.
-
-    Raises
-    ------
-    InputError
-        If nothing is there, a link leads nowhere or in a circle, or it is a folder, a pipe or a
-        device.
-    """
-    path = Path(path)
-    shown = where or path
-    try:
-        mode = path.stat().st_mode
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        if isinstance(error, OSError) and path.is_symlink():
-            way = ("runs in a circle" if error.errno == errno.ELOOP
-                   else "does not exist")
-            raise InputError(shown, field, f"is a link to {os.readlink(path)}, which {way}",
-                             "mend the link, or put the file itself there") from None
-        if isinstance(error, PermissionError):
-            raise InputError(shown, field, "may not be read by this user",
-                             "change its permissions") from None
-        raise InputError(shown, field, "does not exist", "check the path") from None
-    if stat.S_ISDIR(mode):
-        raise InputError(shown, field, "is a folder", "name a file in it")
-    if not stat.S_ISREG(mode):
-        raise InputError(shown, field, "is a pipe or a device", "copy its content to a file")
-    return path
-
-
 @contextlib.contextmanager
 def h5_reader(path: str | os.PathLike) -> Iterator[Any]:
     """Open an h5 file for reading; whatever is wrong with it is one clear error.
@@ -530,16 +539,16 @@ def h5_reader(path: str | os.PathLike) -> Iterator[Any]:
         If the file is missing, a folder, empty, truncated or no h5 file, if it holds a link to
         another file or one that leads nowhere, or if the block fails.
     """
-    with _h5_open(path) as stream, reading(path, fix=_MAKE_AGAIN):
+    with h5_opened(path) as stream, reading(path, fix=_MAKE_AGAIN):
         yield stream
 
 
 @contextlib.contextmanager
-def _h5_open(path: str | os.PathLike) -> Iterator[Any]:
+def h5_opened(path: str | os.PathLike) -> Iterator[Any]:
     """Open and look through an h5 file as `h5_reader`; errors of the block stay what they are."""
     import h5py
 
-    path = regular_file(path)
+    path = check_file(path)
     if path.stat().st_size == 0:
         raise InputError(path, "file", "is empty", _MAKE_AGAIN)
     try:
@@ -665,6 +674,20 @@ def h5_array(stream: Any, name: str, *, kind: str = "number", ndim: int | tuple[
             raise InputError(where, label, f"holds NaN or infinity in {bad} of {values.size} "
                              "values", "make the file again from finite numbers")
         return values
+
+
+def h5_sizes(stream: Any) -> None:
+    """Refuse an open file of which a dataset declares more than the file can hold.
+
+    For files that another library reads as a whole: it would ask for the memory first.
+    """
+    import h5py
+
+    where, nodes = os.fsdecode(stream.file.filename), []
+    stream.visititems(lambda name, node: nodes.append((name, node)))
+    for name, node in nodes:
+        if isinstance(node, h5py.Dataset) and node.shape is not None:
+            _check_size(where, name, node)
 
 
 def _kind(node: Any) -> str:

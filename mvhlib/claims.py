@@ -9,10 +9,9 @@ verdict is one of five fixed phrases.
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -313,52 +312,6 @@ def evaluate(figures: str | Path, *, data: str, command: str,
                      _origin(data, found.n_seeds) if found else "", verdict,
                      command if found else ""))
     return pd.DataFrame(rows, columns=list(COLUMNS))
-
-
-JUDGED_COLUMNS = ("claim", "better", "worse", "unit", "n_units", "difference", "ci_low", "ci_high",
-                  "verdict")
-
-
-def judge(units: pd.DataFrame, words: str, better: str, worse: str | None = None, *,
-          unit: str = "patient") -> dict[str, Any]:
-    """Whether the arm that authors call better is better here, unit by unit.
-
-    Parameters
-    ----------
-    units
-        One row per unit of inference, one column per arm.
-    words
-        The claim, as it stands in the table.
-    better, worse
-        Arms; None takes the best of the others, a rival chosen by its result, which favours it a
-        little.
-    unit
-        Its name; a verdict over sections speaks of these patients alone.
-
-    Returns
-    -------
-    dict
-        `JUDGED_COLUMNS`: Student's interval of the paired difference, one by one and not corrected
-        for their number; the verdict is ``as claimed`` or ``the other way`` where it leaves zero
-        out, else ``not decided``, and says so where no test is possible at this n.
-    """
-    rival = worse or str(units.mean().drop(better).idxmax())
-    gap = statistics.t_interval(units[better] - units[rival])
-    verdict = ("as claimed" if gap.low > 0 else "the other way" if gap.high < 0
-               else "not decided")
-    if verdict != "not decided":
-        verdict += " on these sections" if unit == "section" else ""
-        few = statistics.smallest_p(gap.n) > 0.05
-        verdict += f", {statistics.IMPOSSIBLE}" if few else ""
-    values = (words, better, rival, unit, gap.n, gap.mean, gap.low, gap.high, verdict)
-    return dict(zip(JUDGED_COLUMNS, values, strict=True))
-
-
-def sentence(judged: Mapping[str, Any]) -> str:
-    """A row of `judge` to be read."""
-    return (f"{judged['claim']}: {judged['verdict']} ({judged['better']} less {judged['worse']} "
-            f"{judged['difference']:+.3f} [{judged['ci_low']:+.3f}, {judged['ci_high']:+.3f}], "
-            f"{judged['n_units']} {judged['unit']}s)")
 
 
 def collect(figures: str | Path) -> pd.DataFrame:

@@ -13,12 +13,21 @@ hest      embeddings, coords,         none
 ========  ==========================  =========================================================
 
 TRIDENT itself stores no barcodes; they are added, its readers ignore them. Its magnifications are
-nominal, 10 divided by µm/px. Features of CLAM (`features`, `coords`) are read as well.
+nominal, 10 divided by µm/px. Features of CLAM (`features`, `coords`) are read as well, and arrays
+of shape `(1, n, D)`.
+
+HEST writes places of legacy Spatial Transcriptomics with three digits a side ("009x012"): its
+layout gets them so, and they come back as they were.
+
+What is checked on reading: features are finite numbers; there is one corner in whole pixels and one
+name per row; names are UTF-8, not blank and not repeated; scales are finite and above 0, and those
+that a file states twice agree; nothing lies in another file. Anything else is refused.
 
 TRIDENT: Zhang et al., arXiv 2502.06750. HEST: Jaume et al., NeurIPS 2024.
 """
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,8 +35,25 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mvhlib.artifacts import InputError, h5_reader, h5_writer
-from mvhlib.tiles.store import coordinate_names, encode_names, read_names
+from mvhlib.artifacts import (
+    InputError,
+    h5_array,
+    h5_attr,
+    h5_reader,
+    h5_writer,
+    read_csv,
+    reading,
+)
+from mvhlib.tiles.store import (
+    check_agree,
+    check_positive,
+    coordinate_names,
+    encode_names,
+    read_coords,
+    read_names,
+    tile_names,
+    whole_coords,
+)
 
 if TYPE_CHECKING:
     from mvhlib.tiles.cut import Tiles
@@ -37,6 +63,12 @@ LAYOUTS = ("mvhlib", "trident", "hest")
 #: Attributes of a file in our layout, beside `key`.
 ATTRS = ("encoder", "width", "tile_px", "tile_um", "mpp", "source_mpp", "working_mpp",
          "source_sha256")
+
+#: Those that are a scale or an extent.
+_SCALES = ("tile_px", "tile_um", "mpp", "source_mpp", "working_mpp")
+
+#: A place of legacy Spatial Transcriptomics, and as HEST writes it.
+_PLACE, _PADDED = re.compile(r"(0|[1-9]\d{0,2})x(0|[1-9]\d{0,2})"), re.compile(r"\d{3}x\d{3}")
 
 
 @dataclass
@@ -86,22 +118,31 @@ def write_features(path: str | os.PathLike, feats: Features, layout: str = "mvhl
     Raises
     ------
     InputError
-        On an unknown layout, rows that do not fit, repeated names, or features not finite.
+        On an unknown layout, rows that do not fit, blank or repeated names, features not finite,
+        or scales that are no numbers above 0.
     """
     if layout not in LAYOUTS:
         raise InputError(path, "layout", f"{layout!r} is not among {list(LAYOUTS)}",
                          "use one of these names")
-    values = np.ascontiguousarray(feats.features, dtype=np.float32)
-    coords = np.asarray(feats.coords, dtype=np.int64)
-    if values.ndim != 2 or coords.shape != (len(values), 2):
-        raise InputError(path, "features", f"have shape {values.shape}, coords {coords.shape}",
-                         "give (n, D) and (n, 2)")
+    with reading(path, "features", "are no numbers", "give an array (n, D)"):
+        values = np.ascontiguousarray(feats.features, dtype=np.float32)
+    if values.ndim != 2 or np.shape(feats.coords) != (len(values), 2):
+        raise InputError(path, "features", f"have shape {values.shape}, coords "
+                         f"{np.shape(feats.coords)}", "give (n, D) and (n, 2)")
+    coords = whole_coords(path, feats.coords, len(values))
     if not np.isfinite(values).all():
         rows = int((~np.isfinite(values)).any(axis=1).sum())
         raise InputError(path, "features", f"are not finite in {rows} of {len(values)} rows",
                          "look at the encoder: its weights or its precision overflow")
-    names = encode_names(path, feats.barcodes, len(values))
+    barcodes = list(feats.barcodes)
+    padded = layout == "hest" and bool(barcodes) and all(map(_PLACE.fullmatch, barcodes))
+    if padded:
+        barcodes = ["x".join(part.zfill(3) for part in name.split("x")) for name in barcodes]
+    names = encode_names(path, barcodes, len(values))
     attrs = {"width": values.shape[1]} | {k: v for k, v in feats.attrs.items() if v is not None}
+    for name in _SCALES:
+        if name in attrs:
+            check_positive(path, name, attrs[name])
     with h5_writer(path) as stream:
         def put(name: str, array: np.ndarray) -> Any:
             return stream.create_dataset(name, data=array, track_times=False)
@@ -110,6 +151,8 @@ def write_features(path: str | os.PathLike, feats: Features, layout: str = "mvhl
         places = put("coords", coords)
         put("barcodes", names)
         stream.attrs["key"] = key
+        if padded:
+            stream.attrs["barcodes_padded"] = True
         if layout == "mvhlib":
             for name in sorted(attrs):
                 stream.attrs[name] = attrs[name]
@@ -128,62 +171,104 @@ def read_features(path: str | os.PathLike) -> Features:
     Raises
     ------
     InputError
-        If the file is truncated, holds no features per tile, or its rows do not fit each other.
+        If the file is truncated, holds no features per tile, its rows do not fit each other, or
+        a value cannot be true (see above).
+
+    Notes
+    -----
+    A file without `coords` gets zeros for them and, if it has no names either, names by row.
     """
     with h5_reader(path) as stream:
         found = [name for name in ("features", "embeddings") if name in stream]
         if not found:
             raise InputError(path, "features", f"is missing; the file has {sorted(stream)}",
                              "make the file by 04_embed")
-        dataset = stream[found[0]]
-        try:
-            values = np.asarray(dataset[()], dtype=np.float32)
-            coords = stream["coords"][()] if "coords" in stream else None
-            names = read_names(stream)
-        except OSError as error:
-            raise InputError(path, "file", f"cannot be read ({error})",
-                             "it is probably truncated: delete it and make it again") from error
-        attrs = _read_attrs(stream, dataset)
-    if values.ndim == 3 and values.shape[0] == 1:
-        values = values[0]  # (1, n, D) -> (n, D)
-    if values.ndim == 1:
-        raise InputError(path, found[0], f"is one vector of {len(values)} for the whole slide",
-                         "give the features of its tiles")
-    if values.ndim != 2:
-        raise InputError(path, found[0], f"has shape {values.shape}", "store (n, D)")
-    n = len(values)
-    coords = np.zeros((n, 2), np.int64) if coords is None else np.asarray(coords)
-    if coords.ndim == 3 and coords.shape[0] == 1:
-        coords = coords[0]
-    coords = coords.astype(np.int64)
-    if names is None:
-        names = coordinate_names(coords)
-    for name, rows in (("coords", coords), ("barcodes", names)):
-        if len(rows) != n:
-            raise InputError(path, name, f"has {len(rows)} rows for {n} features",
+        dataset = h5_array(stream, found[0], ndim=(1, 2, 3), read=False)
+        shape = dataset.shape[1:] if len(dataset.shape) == 3 and dataset.shape[0] == 1 else (
+            dataset.shape)  # (1, n, D) -> (n, D)
+        if len(shape) == 1:
+            raise InputError(path, found[0], f"is one vector of {shape[0]} for the whole slide",
+                             "give the features of its tiles")
+        if len(shape) != 2 or shape[1] == 0:
+            raise InputError(path, found[0], f"has shape {dataset.shape}", "store (n, D)")
+        values = _float32(path, found[0], h5_array(stream, found[0])).reshape(shape)
+        n = len(values)
+        coords = read_coords(stream, n) if "coords" in stream else np.zeros((n, 2), np.int64)
+        names = read_names(stream)
+        if names is None and "coords" not in stream:
+            names = [f"row{index}" for index in range(n)]
+        elif names is not None and bool(stream.attrs.get("barcodes_padded", False)):
+            names = ["x".join(part.lstrip("0") or "0" for part in name.split("x"))
+                     if _PADDED.fullmatch(name) else name for name in names]
+        if names is not None and len(names) != n:
+            raise InputError(path, "barcodes", f"has {len(names)} rows for {n} features",
                              "it is probably truncated: delete it and make it again")
-    return Features(values, coords, names, {"width": values.shape[1]} | attrs)
+        names = tile_names(path, names, coords)
+        attrs = _read_attrs(path, stream, dataset)
+    if attrs.get("width", shape[1]) != shape[1]:
+        raise InputError(path, "width", f"is {attrs['width']}, the features have {shape[1]}",
+                         "delete the file and run 04_embed again")
+    return Features(values, coords, names, {"width": shape[1]} | attrs)
+
+
+def _float32(path: Any, name: str, values: np.ndarray) -> np.ndarray:
+    """`values` as float32, unless one of them is too large for it."""
+    with np.errstate(over="ignore"):
+        small = values.astype(np.float32)
+    if not np.isfinite(small).all():
+        raise InputError(path, name, "holds numbers too large for float32",
+                         "look at the encoder: its weights or its precision overflow")
+    return small
 
 
 def read_folder(folder: str | os.PathLike,
                 sections: Sequence[str] | None = None) -> dict[str, Features]:
     """Read ``<folder>/<section>.h5`` of all, or of the named, sections.
 
+    Where 04_embed left a manifest, "all" are those that it names: files of an earlier run that
+    stand beside them belong to nobody.
+
     Raises
     ------
     InputError
-        If a file is missing or broken, or widths differ, as those of two encoders do.
+        If a file is missing or broken, differs from what the manifest says of it, or widths differ,
+        as those of two encoders do.
     """
     folder = Path(folder)
-    names = sorted(path.stem for path in folder.glob("*.h5")) if sections is None else sections
+    stated = _manifest(folder / "manifest.csv")
+    if sections is None:
+        names = sorted(stated) if stated else sorted(
+            path.stem for path in folder.glob("*.h5") if not path.name.startswith("."))
+    else:
+        names = list(sections)
     if not names:
         raise InputError(folder, "features", "holds no h5 file", "run 04_embed for this encoder")
     found = {name: read_features(folder / f"{name}.h5") for name in names}
+    for name in stated.keys() & found.keys():
+        shape = found[name].features.shape
+        if stated[name] != shape:
+            raise InputError(folder / "manifest.csv", "n_tiles, width",
+                             f"of section {name} are {stated[name]}, its file has {shape}",
+                             "run 04_embed again")
     widths = {name: each.features.shape[1] for name, each in found.items()}
     if len(set(widths.values())) > 1:
         raise InputError(folder, "features", f"differ in width: {widths}",
                          "delete the folder and run 04_embed again")
     return found
+
+
+def _manifest(path: Path) -> dict[str, tuple[int, int]]:
+    """Section -> (n_tiles, width) of a manifest of 04_embed; empty where there is none."""
+    if not path.exists() and not path.is_symlink():
+        return {}
+    frame = read_csv(path, ("section", "n_tiles", "width"), dtype={"section": str})
+    twice = frame["section"][frame["section"].duplicated()].tolist()
+    if twice:
+        raise InputError(path, "section", f"{twice[0]!r} stands more than once",
+                         "run 04_embed again")
+    with reading(path, "n_tiles, width", "are no whole numbers", "run 04_embed again"):
+        return {name: (int(n), int(width)) for name, n, width in
+                zip(frame["section"], frame["n_tiles"], frame["width"], strict=True)}
 
 
 def from_tiles(tiles: "Tiles", function: Callable[[np.ndarray], np.ndarray]) -> Features:
@@ -237,26 +322,56 @@ def _trident_attrs(attrs: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _read_attrs(stream: Any, dataset: Any) -> dict[str, Any]:
+def _read_attrs(path: Any, stream: Any, dataset: Any) -> dict[str, Any]:
     """Our attributes, else what can be told from TRIDENT's."""
-    attrs = {name: _plain(value) for name, value in stream.attrs.items() if name != "key"}
+    attrs: dict[str, Any] = {}
+    for name in stream.attrs:
+        if name in (*_SCALES, "width"):
+            attrs[name] = h5_attr(stream, name, above=0)
+        elif name == "encoder":
+            attrs[name] = h5_attr(stream, name, kind="text")
+        elif name not in ("key", "barcodes_padded"):
+            attrs[name] = _plain(stream.attrs[name])
     if "encoder" not in attrs and "encoder" in dataset.attrs:
-        attrs["encoder"] = _plain(dataset.attrs["encoder"])
-    places = stream["coords"].attrs if "coords" in stream else {}
-    if "tile_px" not in attrs and "patch_size" in places and "target_magnification" in places:
-        attrs["tile_px"] = int(places["patch_size"])
-        attrs["mpp"] = 10.0 / float(places["target_magnification"])
+        attrs["encoder"] = h5_attr(dataset, "encoder", kind="text")
+    places = stream["coords"] if "coords" in stream else None
+    trident = {} if places is None else {
+        name: h5_attr(places, name, above=0, field=f"coords: {name}")
+        for name in ("patch_size", "patch_size_level0", "target_magnification",
+                     "level0_magnification", "level0_width", "level0_height")
+        if name in places.attrs}
+    if "tile_px" not in attrs and {"patch_size", "target_magnification"} <= trident.keys():
+        attrs["tile_px"] = int(trident["patch_size"])
+        attrs["mpp"] = 10.0 / float(trident["target_magnification"])
         attrs["tile_um"] = attrs["tile_px"] * attrs["mpp"]
-        if "level0_magnification" in places:
-            attrs["source_mpp"] = 10.0 / float(places["level0_magnification"])
+        if "level0_magnification" in trident:
+            attrs["source_mpp"] = 10.0 / float(trident["level0_magnification"])
+            _check_level0(path, trident)
+    elif {"tile_px", "tile_um", "mpp"} <= attrs.keys():
+        check_agree(path, "mpp", attrs["mpp"], attrs["tile_um"] / attrs["tile_px"],
+                    "tile_um / tile_px")
     for name in ("level0_width", "level0_height"):
-        if name in places:
-            attrs.setdefault(name, int(places[name]))
+        if name in trident:
+            attrs.setdefault(name, int(trident[name]))
     return attrs
 
 
+def _check_level0(path: Any, trident: dict[str, Any]) -> None:
+    """Refuse a side in level-0 pixels that the two magnifications contradict."""
+    side = trident.get("patch_size_level0")
+    if side is None:
+        return
+    wanted = trident["patch_size"] * trident["level0_magnification"] / (
+        trident["target_magnification"])
+    if abs(side - wanted) > max(1.0, 0.02 * wanted):
+        raise InputError(path, "coords: patch_size_level0", f"is {side:g} px, the magnifications "
+                         f"make it {wanted:.4g}", "correct the one that is wrong")
+
+
 def _plain(value: Any) -> Any:
-    """An attribute as Python's own type."""
+    """An attribute as Python's own type; text is UTF-8 or an error."""
     if isinstance(value, bytes):
         return value.decode()
+    if isinstance(value, str):
+        value.encode()  # h5py lets broken bytes through as lone surrogates
     return value.item() if isinstance(value, np.generic) else value

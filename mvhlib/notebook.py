@@ -260,9 +260,14 @@ class Run:
         Raises
         ------
         InputError
-            If the width or a text size is not one that a page can print.
+            If the width or a text size is not one that a page can print, in a profile of the
+            project on data that it makes itself. Anyone else's run prints that and goes on: how a
+            page is laid out must not cost the results.
         """
-        check_figure(fig, f"{self.name}/{name}")
+        try:
+            check_figure(fig, f"{self.name}/{name}")
+        except InputError as error:
+            self._complain(error)
         _settle(fig)
         folder = self.path("figures", self.name) if shows_tissue else self.figures
         _inside(folder, (name,), self.name)
@@ -280,8 +285,9 @@ class Run:
                         break
             size = self.note(folder / f"{base}.{ending}").stat().st_size
             if is_committed and size > LARGEST_FIGURE_KB * 1000:
-                raise InputError(folder / f"{base}.{ending}", "size", f"is {size // 1000} kB",
-                                 "draw large clouds with rasterized=True, or thin them")
+                self._complain(InputError(
+                    folder / f"{base}.{ending}", "size", f"is {size // 1000} kB",
+                    "draw large clouds with rasterized=True, or thin them"))
         record = {"figure": name, "notebook": self.name, "caption": caption,
                   "synthetic": self.is_synthetic, "shows_tissue": shows_tissue,
                   "provenance": self._hashed()}
@@ -290,6 +296,12 @@ class Run:
             record["data_sha256"] = artifacts.sha256_file(folder / f"{base}.csv")
         self.note(artifacts.write_json(folder / f"{base}.json", record))
         return folder / f"{base}.png"
+
+    def _complain(self, error: InputError) -> None:
+        """Raise what is wrong with a figure that the project prints; else say it and go on."""
+        if self.is_synthetic and (self.home / "params" / self.profile / "workflow.yaml").exists():
+            raise error
+        print(f"note: {error}")
 
     def save_table(self, frame, name: str, timing=None) -> Path:
         """Write a table to the figures folder; wall-clock columns go to ``<name>.timing.csv``."""
@@ -330,6 +342,21 @@ class Run:
         for name in sorted(self.outputs):
             print(f"  {name}  {(self.out / name).stat().st_size / 1000:,.0f} kB")
         _release(self._lock_path)
+
+    def end(self, reason: str) -> None:
+        """End well where nothing is left to do: say why, write the provenance, run no more cells.
+
+        papermill, and with it the workflow, takes ``SystemExit(0)`` for success; JupyterLab runs
+        no further cell.
+
+        Raises
+        ------
+        SystemExit
+            With 0.
+        """
+        print(reason)
+        self.finish()
+        raise SystemExit(0)
 
     @property
     def _lock_path(self) -> Path:

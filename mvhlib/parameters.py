@@ -27,7 +27,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mvhlib.artifacts import InputError, one_line, reading, regular_file
+from mvhlib.artifacts import InputError, check_file, one_line, reading
 
 if TYPE_CHECKING:
     import yaml
@@ -176,7 +176,7 @@ def read_yaml(path: str | os.PathLike) -> dict[str, Any]:
     InputError
         If it is no such file: one line that names the file and, where it can, the line.
     """
-    path = regular_file(path)
+    path = check_file(path)
     with reading(path):
         if path.stat().st_size > LARGEST_KB * 1000:
             raise InputError(path, "size", f"is over {LARGEST_KB} kB",

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from mvhlib.artifacts import InputError, sha256_file
+from mvhlib.tiles import store
 from mvhlib.tiles.cut import (
     PRESETS,
     MaskPreset,
@@ -425,3 +426,9 @@ def test_a_manifest_row_says_what_a_file_holds(tmp_path):
         "section": "a", "n_tiles": 2, "tile_px": 32, "sha256": "k"}
     assert row["tile_um"] == 32.0 and row["mpp"] == 1.0 and row["source_mpp"] == 0.5
     assert row["padded_max"] == pytest.approx(tiles.outside.max()) and row["padded_max"] > 0
+
+
+def test_no_tile_is_a_table_with_columns_and_no_picture(tmp_path):
+    found = store.manifest(tmp_path, [])
+    assert found.empty and list(found.columns) == list(store.MANIFEST_COLUMNS)
+    assert store.pictures(tmp_path, ["absent"], [0]) is None

@@ -28,9 +28,9 @@ import mvhlib
 from mvhlib.artifacts import (
     InputError,
     atomic,
+    check_file,
     read_json,
     reading,
-    regular_file,
     sha256_file,
     sha256_of,
     write_json,
@@ -518,7 +518,7 @@ class Backbone(nn.Module):
         weights_path, config_path = folder / WEIGHTS, folder / CONFIG
         again = "copy or train the model again"
         config = read_json(config_path)
-        regular_file(weights_path)
+        check_file(weights_path)
         with reading(config_path, "content", "is no model configuration", again):
             expected, args = config.pop("weights_sha256"), dict(config["model_args"])
         with reading(weights_path, "content", "is not readable", again):

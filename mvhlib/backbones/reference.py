@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mvhlib.artifacts import InputError, reading, regular_file
+from mvhlib.artifacts import InputError, check_file, reading
 from mvhlib.backbones.backbone import check_finite
 from mvhlib.backbones.mixers import MambaVisionMixer
 
@@ -102,7 +102,7 @@ def load_reference_state_dict(model: nn.Module, path: str | os.PathLike | Mappin
 
 
 def _read(path: Path) -> Mapping[str, Any]:
-    regular_file(path)
+    check_file(path)
     try:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as arrays:

@@ -21,7 +21,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mvhlib import encoders
-from mvhlib.artifacts import InputError, atomic, reading, regular_file, sha256_file, write_json
+from mvhlib.artifacts import InputError, atomic, check_file, reading, sha256_file, write_json
 from mvhlib.backbones.backbone import CONFIG, WEIGHTS, Backbone, check_finite
 from mvhlib.encoders import EvalTransform, PatchEncoder, model_tokens, pool_tokens, seen
 from mvhlib.expression.mmap import MMAP, SpotModel, adapted_copies, crop_views
@@ -116,7 +116,7 @@ def load(folder: Path, config: dict[str, Any], name: str, **options: Any) -> Pat
     from safetensors.torch import load_file
 
     path, again = folder / WEIGHTS, "copy it again, or run 12_mmap"
-    regular_file(path)
+    check_file(path)
     with reading(path, "weights", "are not those of the configuration", again):
         if sha256_file(path) != config["weights_sha256"]:
             raise InputError(path, "sha256", f"does not match the one in {CONFIG}: truncated or of "

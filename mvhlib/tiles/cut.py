@@ -13,11 +13,17 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from mvhlib.artifacts import InputError
+from mvhlib.artifacts import InputError, reading
 from mvhlib.tiles.slides import BLACK, Slide
 
 #: Fewer source pixels than this along a tile's side carry no texture; such a cut is refused.
 MIN_SOURCE_PX = 16
+
+#: Most memory that the tiles of one call may take [GB].
+MAX_GB = 16.0
+
+#: Most places of a grid: a slide of 100,000 px in steps of 14 px.
+MAX_PLACES = 50_000_000
 
 
 @dataclass
@@ -75,7 +81,8 @@ class Tiles:
                 f"({self.mpp:.3g} µm/px, source {self.source_mpp:.3g}{scale}); {padded} padded")
 
 
-def cut_spots(slide: Slide, centers: np.ndarray, *, tile_um: float, tile_px: int) -> Tiles:
+def cut_spots(slide: Slide, centers: np.ndarray, *, tile_um: float, tile_px: int,
+              max_gb: float = MAX_GB) -> Tiles:
     """Cut one tile around each spot.
 
     Parameters
@@ -88,6 +95,8 @@ def cut_spots(slide: Slide, centers: np.ndarray, *, tile_um: float, tile_px: int
         Side of a tile on the tissue [µm].
     tile_px
         Side of a tile in the output [px].
+    max_gb
+        Most memory that the tiles may take [GB].
 
     Returns
     -------
@@ -97,25 +106,27 @@ def cut_spots(slide: Slide, centers: np.ndarray, *, tile_um: float, tile_px: int
     Raises
     ------
     InputError
-        If the scale is unknown, a tile covers fewer than 16 source pixels, or no tile touches the
-        image (coordinates of another scale).
+        If the scale is unknown, a tile covers fewer than 16 source pixels, no tile touches the
+        image (coordinates of another scale), or the tiles need more than `max_gb`.
     """
-    centers = np.asarray(centers, dtype=np.float64)
+    with reading(slide.path, "centers", "are no numbers", "give one finite (x, y) per spot"):
+        centers = np.asarray(centers, dtype=np.float64)
     if centers.ndim != 2 or centers.shape[1] != 2 or not np.isfinite(centers).all():
         raise InputError(slide.path, "centers", f"have shape {centers.shape} or are not finite",
                          "give one finite (x, y) per spot")
     corners = np.rint(centers - _source_px(slide, tile_um, tile_px) / 2).astype(np.int64)
-    return cut_at(slide, corners, tile_um=tile_um, tile_px=tile_px)
+    return cut_at(slide, corners, tile_um=tile_um, tile_px=tile_px, max_gb=max_gb)
 
 
 def grid(slide: Slide, *, tile_um: float, tile_px: int, step_um: float | None = None,
-         mask: "TissueMask | None" = None, min_tissue: float = 0.5) -> Tiles:
+         mask: "TissueMask | None" = None, min_tissue: float = 0.5,
+         max_gb: float = MAX_GB) -> Tiles:
     """Cut tiles on a regular grid over the tissue.
 
     Parameters
     ----------
-    slide, tile_um, tile_px
-        As in `cut_spots`.
+    slide, tile_um, tile_px, max_gb
+        As in `cut_spots`; what needs more is cut from parts of `grid_corners`.
     step_um
         Distance of neighbouring corners [µm]; None puts tiles edge to edge.
     mask
@@ -135,17 +146,22 @@ def grid(slide: Slide, *, tile_um: float, tile_px: int, step_um: float | None = 
     """
     corners = grid_corners(slide, tile_um=tile_um, tile_px=tile_px, step_um=step_um, mask=mask,
                            min_tissue=min_tissue)
-    return cut_at(slide, corners, tile_um=tile_um, tile_px=tile_px)
+    return cut_at(slide, corners, tile_um=tile_um, tile_px=tile_px, max_gb=max_gb)
 
 
 def grid_corners(slide: Slide, *, tile_um: float, tile_px: int, step_um: float | None = None,
                  mask: "TissueMask | None" = None, min_tissue: float = 0.5) -> np.ndarray:
     """Corners `(T, 2)` int64 of `grid`, without pixels: a large slide is cut from parts of them."""
     side = _source_px(slide, tile_um, tile_px)
-    step = side if step_um is None else step_um / slide.mpp
+    step = side if step_um is None else _number(slide, "step_um", step_um) / slide.mpp
     if not step >= 1:
         raise InputError(slide.path, "step_um", f"{step_um} µm is less than one pixel",
                          f"take at least {slide.mpp:.3g} µm")
+    if not 0 <= _number(slide, "min_tissue", min_tissue, low=-1) <= 1:
+        raise InputError(slide.path, "min_tissue", f"is {min_tissue}", "give a share from 0 to 1")
+    if slide.width / step * (slide.height / step) > MAX_PLACES:
+        raise InputError(slide.path, "step_um", f"of {step * slide.mpp:.3g} µm makes more than "
+                         f"{MAX_PLACES:,} places", "take larger steps")
     x = np.rint(np.arange(0, slide.width, step)).astype(np.int64)
     y = np.rint(np.arange(0, slide.height, step)).astype(np.int64)
     corners = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)  # (rows, columns, 2) -> (T, 2)
@@ -158,10 +174,21 @@ def grid_corners(slide: Slide, *, tile_um: float, tile_px: int, step_um: float |
     return corners
 
 
-def cut_at(slide: Slide, corners: np.ndarray, *, tile_um: float, tile_px: int) -> Tiles:
+def cut_at(slide: Slide, corners: np.ndarray, *, tile_um: float, tile_px: int,
+           max_gb: float = MAX_GB) -> Tiles:
     """Cut tiles at the given top-left corners `(T, 2)` [level-0 px]; errors as `cut_spots`."""
     side = _source_px(slide, tile_um, tile_px)
-    corners = np.asarray(corners, dtype=np.int64).reshape(-1, 2)
+    with reading(slide.path, "corners", "are no numbers", "give one (x, y) per tile"):
+        corners = np.asarray(corners)
+        if corners.dtype.kind == "f" and not np.isfinite(corners).all():
+            raise InputError(slide.path, "corners", "are not finite", "give one (x, y) per tile")
+        corners = corners.astype(np.int64).reshape(-1, 2)
+    needed = len(corners) * int(tile_px) ** 2 * 3 / 1e9
+    if needed > max_gb:
+        raise InputError(slide.path, "tiles", f"{len(corners):,} of {tile_px} px need {needed:.0f} "
+                         f"GB, more than max_gb={max_gb:g}", "cut parts of them, take larger steps "
+                         "or smaller tiles, or raise max_gb")
+    tile_px = int(tile_px)
     img = np.empty((len(corners), tile_px, tile_px, 3), dtype=np.uint8)
     outside = np.empty(len(corners), dtype=np.float32)
     for row, (x, y) in enumerate(corners.tolist()):
@@ -178,7 +205,8 @@ def _source_px(slide: Slide, tile_um: float, tile_px: int) -> float:
     if slide.mpp is None:
         raise InputError(slide.path, "mpp", "is not known, so micrometres mean nothing",
                          "state it: open_slide(path, mpp=...)")
-    if not (np.isfinite(tile_um) and tile_um > 0) or int(tile_px) != tile_px or tile_px < 1:
+    _number(slide, "tile_um", tile_um)
+    if _number(slide, "tile_px", tile_px) != int(tile_px) or tile_px < 1:
         raise InputError(slide.path, "tile_um, tile_px", f"are {tile_um} µm and {tile_px} px",
                          "give a positive extent and a whole number of pixels")
     side = tile_um / slide.mpp
@@ -187,6 +215,14 @@ def _source_px(slide: Slide, tile_um: float, tile_px: int) -> float:
                          f"({slide.mpp:.3g} µm/px), less than {MIN_SOURCE_PX}",
                          f"take at least {MIN_SOURCE_PX * slide.mpp:.0f} µm, or a sharper image")
     return side
+
+
+def _number(slide: Slide, name: str, value: float, low: float = 0.0) -> float:
+    """`value`, if it is a finite number above `low`."""
+    if isinstance(value, (str, bytes, bool)) or value is None or not np.isscalar(value) or not (
+            np.isfinite(value) and value > low):
+        raise InputError(slide.path, name, f"is {value!r}", f"give a finite number above {low:g}")
+    return value
 
 
 @dataclass(frozen=True)

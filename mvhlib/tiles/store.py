@@ -12,21 +12,41 @@
 
 HEST: Jaume et al., NeurIPS 2024. Its files have neither `outside` nor the file's attributes; the
 side S differs between releases (224, older ones 256), so it is read and never assumed.
+
+What is checked: pixels are uint8 squares in RGB; there is one finite corner in whole pixels, one
+share of padding in [0, 1] and one name per tile; names are text, not blank and not repeated; scales
+are finite and above 0, and those that a file states twice agree. Anything else is refused.
 """
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mvhlib.artifacts import InputError, h5_reader, h5_writer, read_attr, sha256_file
+from mvhlib.artifacts import (
+    InputError,
+    h5_array,
+    h5_attr,
+    h5_opened,
+    h5_writer,
+    read_attr,
+    read_csv,
+    reading,
+    sha256_file,
+)
 from mvhlib.tiles.cut import Tiles
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: Columns of ``tiles/manifest.csv``, see `manifest_row`.
+MANIFEST_COLUMNS = ("section", "n_tiles", "tile_px", "tile_um", "mpp", "source_mpp", "padded_max",
+                    "sha256")
 
 def write_tiles(path: str | os.PathLike, tiles: Tiles, barcodes: Sequence[str] | None = None,
                 key: str = "") -> None:
@@ -46,18 +66,30 @@ def write_tiles(path: str | os.PathLike, tiles: Tiles, barcodes: Sequence[str] |
     Raises
     ------
     InputError
-        If names are missing, repeated, or not as many as the tiles.
+        If names are missing, blank, repeated, or not as many as the tiles, or what is written
+        would not be read: pixels of another kind, corners or scales that are no numbers.
     """
     names = encode_names(path, tiles.barcodes if barcodes is None else barcodes, len(tiles))
+    pixels = np.asarray(tiles.img)
+    shape = (len(pixels), tiles.tile_px, tiles.tile_px, 3)
+    if pixels.dtype != np.uint8 or pixels.shape != shape:
+        raise InputError(path, "img", f"is {pixels.dtype} of shape {pixels.shape}",
+                         f"give uint8 tiles of shape {shape}")
+    coords = whole_coords(path, tiles.coords, len(pixels))
+    outside = np.asarray(tiles.outside, dtype=np.float32)
+    _check_outside(path, outside, len(pixels))
+    for name in ("tile_um", "mpp", "source_mpp"):
+        check_positive(path, name, getattr(tiles, name))
+    check_agree(path, "mpp", tiles.mpp, tiles.tile_um / tiles.tile_px, "tile_um / tile_px")
     with h5_writer(path) as stream:
-        img = _put(stream, "img", np.asarray(tiles.img, dtype=np.uint8))
+        img = _put(stream, "img", pixels)
         img.attrs["patch_size_src"] = tiles.source_px
         img.attrs["patch_size_target"] = tiles.tile_px
         img.attrs["downsample"] = tiles.source_px / tiles.tile_px
         img.attrs["pixel_size"] = tiles.source_mpp
-        _put(stream, "coords", np.asarray(tiles.coords, dtype=np.int64))
+        _put(stream, "coords", coords)
         _put(stream, "barcode", names)
-        _put(stream, "outside", np.asarray(tiles.outside, dtype=np.float32))
+        _put(stream, "outside", outside)
         for name in ("tile_px", "tile_um", "mpp", "source_mpp"):
             stream.attrs[name] = getattr(tiles, name)
         stream.attrs["key"] = key
@@ -76,13 +108,11 @@ def read_tiles(path: str | os.PathLike, tile_um: float | None = None) -> Tiles:
     Raises
     ------
     InputError
-        If the file is truncated, its datasets do not fit each other, or the scale is not stated.
+        If the file is truncated, its datasets do not fit each other, the scale is not stated, or
+        a value cannot be true.
     """
     with open_tiles(path, tile_um) as (head, img):
-        try:
-            pixels = img[:]
-        except OSError as error:
-            raise _unreadable(path, error) from error
+        pixels = img[:]
     return Tiles(pixels, head.coords, head.outside, head.tile_px, head.tile_um, head.mpp,
                  head.source_mpp, head.barcodes)
 
@@ -104,38 +134,48 @@ class TileHead:
 @contextmanager
 def open_tiles(path: str | os.PathLike, tile_um: float | None = None
                ) -> Iterator[tuple[TileHead, Any]]:
-    """Open a tile file; yields its head and the `img` dataset, to be sliced batch by batch.
+    """Open a tile file; yields its head and its pixels, to be sliced batch by batch.
 
     Raises
     ------
     InputError
         As `read_tiles`.
     """
-    with h5_reader(path) as stream:
-        for name in ("img", "coords"):
-            if name not in stream:
-                raise InputError(path, name, f"is missing; the file has {sorted(stream)}",
-                                 "make the file by 02_tiles or take a patch file of HEST")
-        img = stream["img"]
-        if img.dtype != np.uint8 or img.ndim != 4 or img.shape[3] != 3 or (
-                img.shape[1] != img.shape[2]):
-            raise InputError(path, "img", f"is {img.dtype} of shape {img.shape}",
-                             "store uint8 tiles of shape (n, S, S, 3)")
-        n, side = img.shape[:2]
-        try:
-            coords = stream["coords"][:].astype(np.int64)
-            outside = stream["outside"][:] if "outside" in stream else np.zeros(n, np.float32)
-            names = read_names(stream)
-        except OSError as error:
-            raise _unreadable(path, error) from error
-        if names is None:
-            names = coordinate_names(coords)
-        for name, rows in (("coords", coords), ("outside", outside), ("barcode", names)):
-            if len(rows) != n:
-                raise InputError(path, name, f"has {len(rows)} rows for {n} tiles",
-                                 "it is probably truncated: delete it and make it again")
-        extent, source_mpp = _scale(path, stream, img, side, tile_um)
-        yield TileHead(coords, outside, names, n, side, extent, extent / side, source_mpp), img
+    with h5_opened(path) as stream:
+        with reading(path, fix="delete the file and make it again"):
+            for name in ("img", "coords"):
+                if name not in stream:
+                    raise InputError(path, name, f"is missing; the file has {sorted(stream)}",
+                                     "make the file by 02_tiles or take a patch file of HEST")
+            img = h5_array(stream, "img", kind="integer", ndim=4, read=False)
+            if img.dtype != np.uint8 or img.shape[3] != 3 or not 0 < img.shape[1] == img.shape[2]:
+                raise InputError(path, "img", f"is {img.dtype} of shape {img.shape}",
+                                 "store uint8 tiles of shape (n, S, S, 3)")
+            n, side = img.shape[:2]
+            coords = read_coords(stream, n)
+            outside = np.zeros(n, np.float32)
+            if "outside" in stream:
+                outside = h5_array(stream, "outside", ndim=1)
+                _check_outside(path, outside, n)
+            names = tile_names(path, read_names(stream), coords)
+            extent, source_mpp = _scale(path, stream, img, side, tile_um)
+        yield (TileHead(coords, outside, names, n, side, extent, extent / side, source_mpp),
+               _Pixels(path, img))
+
+
+class _Pixels:
+    """The `img` dataset of an open file; what h5py raises at damaged bytes names the file."""
+
+    def __init__(self, path: Any, dataset: Any):
+        self._path, self._dataset = path, dataset
+        self.shape, self.dtype, self.ndim = dataset.shape, dataset.dtype, dataset.ndim
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        with reading(self._path, "img", fix="it is probably damaged: make it again"):
+            return self._dataset[index]
 
 
 def manifest_row(path: str | os.PathLike) -> dict[str, Any]:
@@ -156,14 +196,78 @@ def manifest_row(path: str | os.PathLike) -> dict[str, Any]:
                 "sha256": read_attr(path, "key") or sha256_file(path)}
 
 
+def read_manifest(folder: str | os.PathLike) -> "pd.DataFrame":
+    """Read ``tiles/manifest.csv`` and compare every row with its tile file.
+
+    Returns
+    -------
+    pandas.DataFrame
+        As `manifest_row`; `section` is text.
+
+    Raises
+    ------
+    InputError
+        If a section stands twice, its file is missing or cannot be read, or the two disagree.
+    """
+    path = Path(folder) / "manifest.csv"
+    frame = read_csv(path, MANIFEST_COLUMNS[:-2] + MANIFEST_COLUMNS[-1:],
+                     dtype={"section": str, "sha256": str})
+    twice = frame["section"][frame["section"].duplicated()].tolist()
+    if twice:
+        raise InputError(path, "section", f"{twice[0]!r} stands more than once",
+                         "run 02_tiles again")
+    for row in frame.to_dict("records"):
+        found = manifest_row(path.parent / f"{row['section']}.h5")
+        for name in ("n_tiles", "tile_px", "tile_um", "mpp", "source_mpp", "sha256"):
+            alike = (row[name] == found[name] if name == "sha256" else
+                     isinstance(row[name], (int, float))
+                     and np.isclose(row[name], found[name], rtol=1e-6))
+            if not alike:
+                raise InputError(path, name, f"of section {row['section']} is {row[name]}, its "
+                                 f"file says {found[name]}", "run 02_tiles again")
+    return frame
+
+
+def manifest(folder: str | os.PathLike, names: Iterable[str]) -> "pd.DataFrame":
+    """``tiles/manifest.csv``: `manifest_row` of every name; no row, but the columns, for none."""
+    import pandas as pd
+
+    rows = [manifest_row(Path(folder) / f"{name}.h5") for name in names]
+    return pd.DataFrame(rows, columns=list(MANIFEST_COLUMNS))
+
+
+def pictures(folder: str | os.PathLike, names: Iterable[str], tiles: Iterable[int]
+             ) -> np.ndarray | None:
+    """Pixels of single tiles, `(n, S, S, 3)`: of file ``<name>.h5`` each the tile of that number.
+
+    None where a file is not there: features may come without tiles.
+    """
+    wanted = [(Path(folder) / f"{name}.h5", tile) for name, tile in zip(names, tiles, strict=True)]
+    if not all(path.exists() for path, _ in wanted):
+        return None
+    return np.stack([read_tiles(path).img[tile] for path, tile in wanted])
+
+
 def _scale(path: Any, stream: Any, img: Any, side: int, tile_um: float | None
            ) -> tuple[float, float]:
     """Side of a tile [µm] and scale of level 0 [µm/px], from our attributes or HEST's."""
-    source_mpp = stream.attrs.get("source_mpp", img.attrs.get("pixel_size"))
+    stated = {name: h5_attr(stream, name, above=0)
+              for name in ("tile_px", "tile_um", "mpp", "source_mpp")}
+    hests = {name: h5_attr(img, name, above=0) for name in ("patch_size_src", "pixel_size")}
+    if stated["tile_px"] is not None and stated["tile_px"] != side:
+        raise InputError(path, "tile_px", f"is {stated['tile_px']:g}, the tiles are {side} px",
+                         "make the file again")
+    if stated["mpp"] is not None and stated["tile_um"] is not None:
+        check_agree(path, "mpp", stated["mpp"], stated["tile_um"] / side, "tile_um / tile_px")
+    if stated["source_mpp"] is not None and hests["pixel_size"] is not None:
+        check_agree(path, "source_mpp", stated["source_mpp"], hests["pixel_size"], "pixel_size")
+    source_mpp = hests["pixel_size"] if stated["source_mpp"] is None else stated["source_mpp"]
     if tile_um is None:
-        tile_um = stream.attrs.get("tile_um")
-    if tile_um is None and {"patch_size_src", "pixel_size"} <= set(img.attrs):
-        tile_um = float(img.attrs["patch_size_src"]) * float(img.attrs["pixel_size"])
+        tile_um = stated["tile_um"]
+    else:
+        check_positive(path, "tile_um", tile_um)
+    if tile_um is None and None not in hests.values():
+        tile_um = float(hests["patch_size_src"]) * float(hests["pixel_size"])
     if tile_um is None:
         raise InputError(path, "tile_um", "is stated neither as attribute nor by patch_size_src "
                          "and pixel_size", "pass tile_um= (112 for files of HEST)")
@@ -171,30 +275,116 @@ def _scale(path: Any, stream: Any, img: Any, side: int, tile_um: float | None
     return tile_um, float(source_mpp) if source_mpp is not None else tile_um / side
 
 
+def check_positive(path: Any, name: str, value: Any) -> None:
+    """Refuse a scale or an extent that is no finite number above 0."""
+    if isinstance(value, (str, bool)) or not np.isscalar(value) or not (
+            np.isfinite(value) and value > 0):
+        raise InputError(path, name, f"is {value!r}", "give a finite number above 0")
+
+
+def check_agree(path: Any, name: str, value: float, other: float, by: str) -> None:
+    """Refuse a scale that a file states twice, and not alike (1 %)."""
+    if abs(value / other - 1) > 0.01:
+        raise InputError(path, name, f"is {value:g}, but {by} is {other:g}",
+                         "make the file again, or correct the one that is wrong")
+
+
+def _check_outside(path: Any, outside: np.ndarray, n: int) -> None:
+    if outside.shape != (n,):
+        raise InputError(path, "outside", f"has {len(np.atleast_1d(outside))} rows for {n} tiles",
+                         "it is probably truncated: delete it and make it again")
+    if not ((outside >= 0) & (outside <= 1)).all():  # NaN is neither
+        raise InputError(path, "outside", "is no share between 0 and 1 in some rows",
+                         "make the file again")
+
+
+def read_coords(stream: Any, n: int) -> np.ndarray:
+    """Corners `(n, 2)` int64 of an open h5 file: `coords`, `(n, 2)` or `(1, n, 2)`."""
+    return whole_coords(stream.file.filename, h5_array(stream, "coords", ndim=(1, 2, 3)), n)
+
+
+#: No slide is wider [px].
+_FARTHEST = 2**31
+
+
+def whole_coords(path: Any, coords: Any, n: int) -> np.ndarray:
+    """`coords` as `(n, 2)` int64, if they are n finite corners in whole pixels."""
+    with reading(path, "coords", fix="give one (x, y) per tile"):
+        coords = np.asarray(coords)
+        if coords.ndim == 3 and coords.shape[0] == 1:
+            coords = coords[0]
+        if coords.ndim == 2 and coords.shape[1] == 2 and len(coords) != n:
+            raise InputError(path, "coords", f"has {len(coords)} rows for {n} tiles",
+                             "it is probably truncated: delete it and make it again")
+        if coords.shape != (n, 2) or coords.dtype.kind not in "iuf":
+            raise InputError(path, "coords", f"is {coords.dtype} of shape {coords.shape}",
+                             f"store numbers of shape ({n}, 2)")
+        if not (np.abs(coords.astype(np.float64)) <= _FARTHEST).all():  # NaN is not
+            raise InputError(path, "coords", "holds NaN, infinity or places beyond any slide",
+                             "give the top-left corner (x, y) of each tile in level-0 pixels")
+        if coords.dtype.kind == "f" and (coords != np.rint(coords)).any():
+            raise InputError(path, "coords", "holds fractions of pixels",
+                             "round the corners to whole level-0 pixels")
+        return coords.astype(np.int64)
+
+
 def encode_names(path: Any, names: Sequence[str] | None, n: int) -> np.ndarray:
-    """Names as `(n, 1)` bytes of equal length, as HEST stores them; refuses repeats."""
+    """Names as `(n, 1)` bytes of equal length, as HEST stores them; refuses blanks and repeats."""
     if names is None:
         raise InputError(path, "barcode", "no names were given", "pass barcodes=")
-    names = [str(name) for name in names]
-    if len(names) != n:
-        raise InputError(path, "barcode", f"{len(names)} names for {n} tiles",
-                         "give one name per tile")
-    if len(set(names)) != n:
-        twice = sorted(name for name, count in Counter(names).items() if count > 1)[:3]
-        raise InputError(path, "barcode", f"stands more than once, for example {twice}",
-                         "make the names unique")
-    raw = [name.encode() for name in names]
+    names = _unique(path, "barcode", [str(name) for name in names], n, "tiles")
+    with reading(path, "barcode", "cannot be written", "use names in UTF-8"):
+        raw = [name.encode() for name in names]
     width = max((len(name) for name in raw), default=1)
     return np.array(raw, dtype=f"S{max(1, width)}").reshape(n, 1)
 
 
 def read_names(stream: Any) -> list[str] | None:
-    """Names of an h5 file: `barcode` or `barcodes`, `(n,)` or `(n, 1)`, bytes or text."""
+    """Names of an h5 file: `barcode` or `barcodes`, `(n,)`, `(n, 1)` or `(1, n)`; None without.
+
+    Bytes and text are read as UTF-8 and stripped, whole numbers become text. Repeats are the
+    caller's to judge.
+
+    Raises
+    ------
+    InputError
+        If the names are of another kind or shape, or not UTF-8.
+    """
     for field_name in ("barcode", "barcodes"):
         if field_name in stream:
-            values = np.asarray(stream[field_name][()]).reshape(-1)
-            return [v.decode() if isinstance(v, bytes) else str(v) for v in values.tolist()]
+            node = stream[field_name]
+            kind = "integer" if getattr(getattr(node, "dtype", None), "kind", "") in "iu" else (
+                "text")
+            values = h5_array(stream, field_name, kind=kind, ndim=(1, 2))
+            if values.ndim == 2 and 1 not in values.shape and values.size:
+                raise InputError(stream.file.filename, field_name, f"has shape {values.shape}",
+                                 "store one name per tile")
+            return [str(value).strip() for value in values.reshape(-1).tolist()]
     return None
+
+
+def tile_names(path: Any, names: list[str] | None, coords: np.ndarray) -> list[str]:
+    """The names that a file holds, or names by place; refuses blanks and repeats."""
+    if names is None:
+        return _unique(path, "coords", coordinate_names(coords), len(coords), "tiles")
+    return _unique(path, "barcode", names, len(coords), "tiles")
+
+
+def _unique(path: Any, field_name: str, names: list[str], n: int, what: str) -> list[str]:
+    names = [name.strip() for name in names]
+    if len(names) != n:
+        raise InputError(path, field_name, f"has {len(names)} names for {n} {what}",
+                         "give one name per tile")
+    if "" in names:
+        raise InputError(path, field_name, f"is blank in row {names.index('')}",
+                         "give every tile a name")
+    if any("\0" in name for name in names):
+        raise InputError(path, field_name, "holds a NUL in a name", "leave it out")
+    if len(set(names)) != n:
+        twice = sorted(name for name, count in Counter(names).items() if count > 1)[:3]
+        raise InputError(path, field_name, f"stands more than once, for example {twice}",
+                         "make the names unique")
+    return names
 
 
 def coordinate_names(coords: np.ndarray) -> list[str]:
@@ -205,8 +395,3 @@ def coordinate_names(coords: np.ndarray) -> list[str]:
 def _put(stream: Any, name: str, array: np.ndarray) -> Any:
     """Write a dataset without a time stamp."""
     return stream.create_dataset(name, data=array, track_times=False)
-
-
-def _unreadable(path: Any, error: Exception) -> InputError:
-    return InputError(path, "file", f"cannot be read ({error})",
-                      "it is probably truncated: delete it and make it again")
