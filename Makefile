@@ -1,6 +1,7 @@
 # make figures [PROFILE=demo] [DATA=dir] [OUT=.] [SEED=0] [JOBS=2] [PYTHON=python3]
 # make test [SLOW=1] [JOBS=2] | lab | bench [OUT=dir] | book [PROFILE=demo] [OUT=.] | clean | clean-all
-# Every target makes .venv by itself. Variables may also come from the environment.
+# Every target makes .venv by itself. Variables may also come from the environment; $ and quotes in
+# them are letters.
 
 PYTHON  ?= python3
 PROFILE ?= demo
@@ -10,13 +11,25 @@ SEED    ?= 0
 JOBS    ?= 2
 SLOW    ?=
 
+# A value is a name, never a command: it is taken as it stands, without $(...) and $$, and reaches
+# recipes through the environment alone. Nothing below writes one into a recipe's text.
+override PYTHON  := $(value PYTHON)
+override PROFILE := $(value PROFILE)
+override DATA    := $(value DATA)
+override OUT     := $(value OUT)
+override SEED    := $(value SEED)
+override JOBS    := $(value JOBS)
+override SLOW    := $(value SLOW)
+export PYTHON PROFILE DATA OUT SEED JOBS SLOW
+
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .PHONY: figures test lab bench book clean clean-all
 .DEFAULT_GOAL := figures
 
 # The stamp holds the interpreter's version: another Python makes a new environment.
-version := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+quoted := '$(subst ','\'',$(PYTHON))'
+version := $(shell $(quoted) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 ifneq ($(shell cat .venv/.installed 2>/dev/null),$(version))
 .PHONY: .venv/.installed
 endif
@@ -24,54 +37,34 @@ endif
 # constraints.txt pins the tested CPU install; on a GPU machine, or another Python, ranges decide.
 .venv/.installed: pyproject.toml constraints.txt
 	@case "$(version)" in 3.11|3.12) ;; *) \
-	  echo "PYTHON=$(PYTHON) is version '$(version)': install Python 3.11 or 3.12 and name it by PYTHON=..." >&2; \
+	  echo "PYTHON=$$PYTHON is version '$(version)': install Python 3.11 or 3.12 and name it by PYTHON=..." >&2; \
 	  exit 1;; esac
 	@rm -f .venv/.installed
 	@if [ -d .venv ] && ! .venv/bin/python -c 'import sys; sys.exit("%d.%d" % sys.version_info[:2] != "$(version)")' 2>/dev/null; \
 	  then rm -rf .venv; fi
-	@[ -d .venv ] || "$(PYTHON)" -m venv .venv
+	@[ -d .venv ] || "$$PYTHON" -m venv .venv
 	@if [ "$(version)" = 3.11 ] && ! command -v nvidia-smi >/dev/null; then pins="-c constraints.txt"; else pins=""; fi; \
 	  echo "installing into .venv (about 2 minutes) $$pins"; \
 	  .venv/bin/python -m pip install --quiet --disable-pip-version-check $$pins -e ".[dev]"
 	@echo "$(version)" > .venv/.installed
 
-# Whatever a library caches goes below OUT/.cache: nothing is written to the home directory.
+# mvhlib/commands.py reads the variables, refuses what they cannot mean, and puts all caches below
+# OUT/.cache: nothing is written to the home directory. `book`: of real data the pages hold tissue,
+# so that book/ is never committed.
+figures test lab bench book: .venv/.installed
+	@PYTHONDONTWRITEBYTECODE=1 MVH_HOME="$$PWD" .venv/bin/python -m mvhlib.commands $@
+
+# Works without .venv. An OUT that is not there has nothing to delete.
 define in_out
-mkdir -p "$(OUT)"; out="$$(cd "$(OUT)" && pwd -P)"; cache="$$out/.cache"; \
-export IPYTHONDIR="$$cache/ipython" JUPYTER_RUNTIME_DIR="$$cache/jupyter-runtime" \
-  JUPYTER_CONFIG_DIR="$$cache/jupyter-config" JUPYTER_DATA_DIR="$$cache/jupyter-data" \
-  MPLCONFIGDIR="$$cache/matplotlib" NUMBA_CACHE_DIR="$$cache/numba" XDG_CACHE_HOME="$$cache" \
-  TMPDIR="$$cache/tmp" MVH_HOME="$(CURDIR)" MVH_CACHE="$${MVH_CACHE:-$$cache/mvhlib}" \
-  JUPYTER_PREFER_ENV_PATH=1 PYTHONDONTWRITEBYTECODE=1; \
-mkdir -p "$$cache/tmp" "$$cache/matplotlib"
+case "$$OUT" in /*) out="$$OUT";; *) out="./$$OUT";; esac; \
+[ -n "$${OUT//[[:space:]]/}" ] || { echo "OUT='$$OUT': is blank. Fix: name the folder to clean." >&2; exit 2; }; \
+[ -d "$$out" ] || { echo "OUT=$$OUT: is not there, nothing to clean"; exit 0; }; \
+out="$$(cd "$$out" && pwd -P && echo /)"; out="$${out%$$'\n'/}"; \
+[ -n "$${out//\//}" ] || { echo "OUT=$$OUT: is the root of the file system. Fix: name the folder to clean." >&2; exit 2; }
 endef
 
-figures: .venv/.installed
-	@$(in_out); data=""; \
-	if [ -n "$(DATA)" ]; then \
-	  [ -d "$(DATA)" ] || { echo "DATA=$(DATA): is not a directory. Fix: name the data set's folder." >&2; exit 2; }; \
-	  data="$$(cd "$(DATA)" && pwd)"; fi; \
-	.venv/bin/python -m snakemake --snakefile workflow/Snakefile --directory "$$out" --cores "$(JOBS)" \
-	  --nolock --rerun-incomplete --keep-going --quiet rules progress host \
-	  --config profile="$(PROFILE)" data="$$data" seed="$(SEED)"
-
-test: .venv/.installed
-	@$(in_out); export OMP_NUM_THREADS="$${OMP_NUM_THREADS:-1}"; .venv/bin/python -m pytest -q -rs \
-	  -p no:cacheprovider -n "$(JOBS)" --dist loadfile tests $(if $(SLOW),,-m "not slow")
-
-lab: .venv/.installed
-	@$(in_out); .venv/bin/jupyter lab --notebook-dir="$(CURDIR)"
-
-bench: .venv/.installed
-	@$(in_out); bench="$(if $(filter .,$(OUT)),benchmarks,$$out)"; \
-	for script in benchmarks/*.py; do .venv/bin/python "$$script" --out "$$bench"; done
-
-# The executed notebooks as static pages. Of real data they hold tissue: book/ is never committed.
-book: .venv/.installed
-	@$(in_out); .venv/bin/python -m mvhlib.book "$$out/runs/$(PROFILE)" "$$out/book/$(PROFILE)"
-
 clean:
-	rm -rf "$(OUT)/runs" "$(OUT)/figures/demo" "$(OUT)/figures/test" "$(OUT)/.snakemake"
+	@$(in_out); cd "$$out"; rm -rf runs figures/demo figures/test .snakemake
 
 clean-all: clean
-	rm -rf .venv "$(OUT)/.cache"
+	@rm -rf .venv; $(in_out); cd "$$out"; rm -rf .cache

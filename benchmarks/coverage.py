@@ -2,12 +2,15 @@
 
 Intervals
     A cohort of clusters (patients or studies) with a known true mean is drawn, and the share of
-    cohorts is counted whose 95 % interval holds it: `mvhlib.statistics.coverage`. Clusters are
+    cohorts is counted whose 95 % interval holds it: `simulation.coverage`. Clusters are
     normal, or skewed (a gamma of skewness 1). The plain percentile bootstrap, which the library
-    refuses below 30 clusters, is drawn as well, to show why.
+    does not have, is drawn as well, to show why.
+Two sources of chance
+    Several seeds of a training on several studies: the interval over one of the two, the wider of
+    both, and the root of their summed squares, which `mvhlib.statistics.combine` takes.
 Nulls
     Truth and prediction are unrelated maps on the sections of a cohort, and the share of cohorts is
-    counted whose score lies inside the null's 95 %: `mvhlib.statistics.null_coverage`. A cluster
+    counted whose score lies inside the null's 95 %: `simulation.null_coverage`. A cluster
     is a section of 12 x 12 spots, the size of the synthetic cohort's. Maps are independent from
     spot to spot, or smooth (Gaussian kernel of 1.5 spots), which permuting the spots cannot cover
     and shifting the map can.
@@ -23,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import simulation
 from scipy.stats import binomtest
 
 from mvhlib import statistics
@@ -50,9 +54,13 @@ def plain_percentile(values: np.ndarray, rng: np.random.Generator) -> statistics
 
 INTERVALS = {
     "Student's t": lambda values, rng: statistics.t_interval(values),
-    "bootstrap-t": lambda values, rng: statistics.bootstrap_t_interval(values, rng=rng),
-    "percentile, expanded": lambda values, rng: statistics.percentile_interval(values, rng=rng),
     "percentile, plain (never used)": plain_percentile,
+}
+TOGETHER = {
+    "over seeds alone": lambda seeds, units: seeds,
+    "over studies alone": lambda seeds, units: units,
+    "the wider of both": lambda seeds, units: max(seeds, units, key=lambda own: own.high - own.low),
+    "root of summed squares": statistics.combine,
 }
 NULLS = {"permutation within sections": "permutation", "shift, not wrapped": "random shift"}
 
@@ -76,16 +84,19 @@ def main() -> None:
     for name, interval in INTERVALS.items():
         for distribution, skew in SKEWS.items():
             for n in CLUSTERS:
-                if name == "percentile, expanded" and n < statistics.PERCENTILE_FROM:
-                    continue
                 add(f"interval: {name}", n, distribution,
-                    statistics.coverage(interval, n, n_repetitions=repetitions, seed=SEED,
+                    simulation.coverage(interval, n, n_repetitions=repetitions, seed=SEED,
                                         skew=skew))
+    for name, together in TOGETHER.items():
+        for n_seeds, n_units in ((4, 8), (8, 8), (8, 16)):
+            add(f"seeds and studies: {name}, {n_seeds} seeds", n_units, "normal",
+                simulation.two_way_coverage(together, n_seeds, n_units,
+                                            n_repetitions=repetitions, seed=SEED))
     for name, method in NULLS.items():
         for distribution, smooth in SMOOTH.items():
             for n in CLUSTERS:
                 add(f"null: {name}, {DRAWS} draws, {SIDE} x {SIDE} spots", n, distribution,
-                    statistics.null_coverage(method, n_sections=n, side=SIDE, smooth=smooth,
+                    simulation.null_coverage(method, n_sections=n, side=SIDE, smooth=smooth,
                                              n_draws=DRAWS, n_repetitions=repetitions, seed=SEED))
 
 

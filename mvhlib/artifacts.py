@@ -19,7 +19,8 @@ import signal
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,28 @@ class InputError(ValueError):
         return type(self), (self.where, self.field, self.problem, self.fix)
 
 
+class TooFew(InputError):
+    """Nothing is wrong, there is too little of it: a notebook leaves this part out and says so."""
+
+
+def where_enough(items: Iterable[Any], function: Callable[[Any], Any]
+                 ) -> tuple[dict[Any, Any], list[str]]:
+    """Call `function` for every item; where it says `TooFew`, go on with the others.
+
+    Returns
+    -------
+    tuple
+        Item -> result, of those that had enough; and why the others are left out, a sentence each.
+    """
+    done, reasons = {}, []
+    for item in items:
+        try:
+            done[item] = function(item)
+        except TooFew as error:
+            reasons.append(f"{item} is left out: {error.where}: {error.field} {error.problem}.")
+    return done, reasons
+
+
 def one_line(text: Any, longest: int = 400) -> str:
     """Put `text` on one line of at most `longest` characters; its middle is left out beyond."""
     line = " ".join(str(text).split())
@@ -68,7 +91,8 @@ _UNSAFE = re.compile("[/\\\\\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]")
 LONGEST_NAME = 200
 
 
-def safe_name(name: Any, where: str | os.PathLike, field: str) -> str:
+def safe_name(name: Any, where: str | os.PathLike, field: str,
+              longest: int = LONGEST_NAME) -> str:
     """Return a name that can be a file's or a folder's, without the blanks around it.
 
     Sections, patients, studies, slides, encoders and profiles come from users' tables and become
@@ -80,11 +104,13 @@ def safe_name(name: Any, where: str | os.PathLike, field: str) -> str:
         As it was read.
     where, field
         The file, and its column or key, for the error.
+    longest
+        Bytes that it may have; more than `LONGEST_NAME` where no file is named after it.
 
     Raises
     ------
     InputError
-        If it is no text, is blank or longer than `LONGEST_NAME` bytes, holds a slash, a backslash
+        If it is no text, is blank or longer than `longest`, holds a slash, a backslash
         or a control character, or begins with a dot (a hidden file is never data) or a hyphen.
     """
     if not isinstance(name, str):
@@ -97,12 +123,30 @@ def safe_name(name: Any, where: str | os.PathLike, field: str) -> str:
         problem = f"is {stripped!r}, which holds {found[0]!r}"
     elif stripped[0] in ".-":
         problem = f"is {stripped!r}, which begins with {stripped[0]!r}"
-    elif len(stripped.encode()) > LONGEST_NAME:
-        problem = f"is {one_line(stripped, 60)!r}, longer than {LONGEST_NAME} bytes"
+    elif len(stripped.encode()) > longest:
+        problem = f"is {one_line(stripped, 60)!r}, longer than {longest} bytes"
     if problem:
         raise InputError(where, field, problem, "choose a name that begins with a letter or digit "
                          "and holds no slash, backslash or line break")
     return stripped
+
+
+def safe_path(path: Any, where: str | os.PathLike, field: str) -> str:
+    """Return a path that the user gave, as it is, if it can be said in one line.
+
+    Raises
+    ------
+    InputError
+        If it is blank, or holds a line break, another control character, or bytes that are no
+        UTF-8.
+    """
+    text = os.fspath(path)
+    if not text.strip():
+        raise InputError(where, field, f"is {text!r}", "name a file or a folder")
+    if found := _UNSAFE.search(text.replace("/", "").replace("\\", "")):
+        raise InputError(where, field, f"is {text!r}, which holds {found[0]!r}",
+                         "rename the folder, or make a link with a plain name to it")
+    return text
 
 
 @contextlib.contextmanager
@@ -216,13 +260,37 @@ def write_json(path: str | os.PathLike, content: Any) -> Path:
     return write_text(path, json.dumps(content, indent=1, sort_keys=True, default=_plain) + "\n")
 
 
+#: Bytes of a JSON file that is read; ours are kilobytes, an executed notebook's figures some MB.
+LARGEST_JSON = 200_000_000
+
+
+def read_json(path: str | os.PathLike, kind: type = dict) -> Any:
+    """Read a JSON file whose outermost value is of `kind`.
+
+    Raises
+    ------
+    InputError
+        If it is no file, no JSON in UTF-8, too large, nested too deeply, or another kind.
+    """
+    path = check_file(path)
+    with reading(path, "content", "is no readable JSON", "delete it and make it again"):
+        if path.stat().st_size > LARGEST_JSON:
+            raise InputError(path, "size", f"is over {LARGEST_JSON // 10**6} MB",
+                             "delete it and make it again")
+        content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, kind):
+        raise InputError(path, "content", f"is a {type(content).__name__}, not a {kind.__name__}",
+                         "delete it and make it again")
+    return content
+
+
 def write_csv(path: str | os.PathLike, frame) -> Path:
     """Write a data frame without its index; floats with nine significant digits.
 
     Text that a spreadsheet would run as a formula (it begins with ``=``, ``+``, ``-``, ``@`` or a
     control character) gets an apostrophe in front, and so does text that begins with apostrophes
     and goes on like that; `read_csv` takes that one apostrophe off again, so that every value comes
-    back as it was. Numbers are no text. A lone ``-``, ``+42 %`` and ``-10 to 0`` stay as they are:
+    back as it was. Numbers are no text. ``-``, ``-4``, ``+42 %`` and ``-10 to 0`` stay as they are:
     nothing in them can be run.
     """
     import csv
@@ -251,7 +319,7 @@ def write_csv(path: str | os.PathLike, frame) -> Path:
 #: What a spreadsheet takes for the beginning of a formula; apostrophes of ours may stand before it.
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
 _SHARE = r"[+-]?\d+(\.\d+)?"
-_PROSE = re.compile(rf"-|{_SHARE} to {_SHARE}|{_SHARE}[+-]\d+(\.\d+)?j|"
+_PROSE = re.compile(rf"-|-\d+(\.\d+)?|{_SHARE} to {_SHARE}|{_SHARE}[+-]\d+(\.\d+)?j|"
                     rf"{_SHARE} ?%( \(\w+\))?(, {_SHARE} ?%( \(\w+\))?)*", re.ASCII)
 
 
@@ -287,7 +355,7 @@ def read_csv(path: str | os.PathLike, columns: tuple[str, ...] = (), **options):
     ==================  ============================================================================
     encoding            UTF-8 alone, commas, double quotes
     rows                one cell for each column; longer and shorter ones are refused
-    columns             named, each once
+    columns             each once
     `NAME_COLUMNS`      text, so that section ``007`` stays; blank is NaN, and ``NA`` is a gene
     `NUMBER_COLUMNS`    numbers or blank (NaN); text is refused
     other columns       as pandas takes them
@@ -370,11 +438,10 @@ def _header(path: Path, content: bytes) -> list[str]:
     except csv.Error as error:
         raise InputError(path, f"row {line + 1}", f"cannot be read ({error})",
                          "close the quote, or make the table again") from error
-    twice = sorted({name for name in header if header.count(name) > 1}) if len(
-        set(header)) < len(header) else []
-    if twice or "" in header:
-        raise InputError(path, "columns", f"{', '.join(twice[:3])} stands more than once" if twice
-                         else "one has no name", "name every column, each once")
+    twice = [name for name, n in Counter(header).items() if n > 1]
+    if twice:
+        raise InputError(path, "columns", f"{', '.join(twice[:3]) or 'a blank one'} stands more "
+                         "than once", "keep one, or rename the others")
     return [_unguarded(name) for name in header]
 
 
@@ -721,6 +788,20 @@ def h5_array(stream: Any, name: str, *, kind: str = "number", ndim: int | tuple[
             raise InputError(where, label, f"holds NaN or infinity in {bad} of {values.size} "
                              "values", "make the file again from finite numbers")
         return values
+
+
+def h5_sizes(stream: Any) -> None:
+    """Refuse an open file of which a dataset declares more than the file can hold.
+
+    For files that another library reads as a whole: it would ask for the memory first.
+    """
+    import h5py
+
+    where, nodes = os.fsdecode(stream.file.filename), []
+    stream.visititems(lambda name, node: nodes.append((name, node)))
+    for name, node in nodes:
+        if isinstance(node, h5py.Dataset) and node.shape is not None:
+            _check_size(where, name, node)
 
 
 def _kind(node: Any) -> str:

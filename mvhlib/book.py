@@ -2,7 +2,8 @@
 
 ``python -m mvhlib.book runs/demo book/demo`` writes one page per executed notebook and an index
 with each notebook's question. Pages follow the browser's light or dark setting; figures keep their
-white ground, and wide tables scroll by themselves on a narrow screen.
+white ground, and wide tables scroll by themselves on a narrow screen. A page runs nothing and asks
+for nothing, whatever names of samples its tables show.
 """
 
 import html
@@ -11,8 +12,15 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import quote
 
-from mvhlib.artifacts import InputError, write_text
+from mvhlib.artifacts import InputError, read_json, reading, write_text
+
+#: What a browser may do with a page: show its own pictures and styles. No script, no request.
+POLICY = ('<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
+          "img-src data:; style-src 'unsafe-inline'; font-src data:; base-uri 'none'; "
+          "form-action 'none'\">")
+AGAIN = "delete it and run make figures again"
 
 #: What is put on top of nbconvert's own style, which is light and knows no small screens.
 STYLE = """
@@ -44,7 +52,7 @@ nav.book { font: 0.9rem sans-serif; padding: 1rem 0; }
 
 def question(notebook: dict) -> tuple[str, str]:
     """Title and question of a notebook, from its first cell."""
-    text = "".join(notebook["cells"][0]["source"])
+    text = "".join(notebook["cells"][0]["source"]) if notebook["cells"] else ""
     title = re.search(r"^#\s*(.+)$", text, re.MULTILINE)
     asked = re.search(r"\*\*Question\*\*\s*(.+)$", text, re.MULTILINE)
     return (title[1] if title else "notebook", asked[1] if asked else "")
@@ -74,35 +82,35 @@ def write_book(run: str | Path, out: str | Path) -> list[Path]:
     from nbconvert import HTMLExporter
 
     run, out = Path(run), Path(out)
-    sources = sorted((run / "notebooks").glob("*.ipynb"))
+    sources = sorted(path for path in (run / "notebooks").glob("*.ipynb")
+                     if not path.name.startswith("."))
     if not sources:
         raise InputError(run / "notebooks", "notebooks", "none was executed",
                          f"run make figures PROFILE={run.name} first")
     exporter = HTMLExporter(template_name="lab", embed_images=True)
-    # Formulas are set by the browser where it is on line; no other page asks for anything.
-    exporter.require_js_url = ""
     exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
     pages, entries = [], []
     for source in sources:
-        try:
-            content = json.loads(source.read_text(encoding="utf-8"))
-            notebook = nbformat.reads(json.dumps(content), as_version=4)
-        except (ValueError, nbformat.reader.NotJSONError) as error:
-            raise InputError(source, "content", f"is no notebook ({error})",
-                             "delete it and run make figures again") from error
-        body, _ = exporter.from_notebook_node(notebook)
-        title, asked = question(content)
-        body = re.sub(r"<title>.*?</title>", f"<title>{html.escape(title)}</title>", body, count=1)
-        body = body.replace("</head>", STYLE + "</head>", 1)
+        content = read_json(source)
+        with reading(source, "content", "is no notebook", AGAIN):
+            body, _ = exporter.from_notebook_node(nbformat.reads(
+                json.dumps(content), as_version=4))
+            title, asked = question(content)
+        head, _, body = body.partition("</head>")
+        head = re.sub(r"<script\b.*?</script>", "", head, flags=re.DOTALL)
+        head = re.sub(r"<title>.*?</title>", "", head, flags=re.DOTALL)
+        head = head.replace("<head>", f"<head>{POLICY}<title>{html.escape(title)}</title>", 1)
         body = re.sub(r"(<body[^>]*>)", r'\1<nav class="book"><a href="index.html">all '
                       "notebooks</a></nav>", body, count=1)
+        body = f"{head}{STYLE}</head>{body}"
         pages.append(write_text(out / f"{source.stem}.html", body))
         wildcard = source.stem.partition(".")[2]
-        entries.append(f'<li><a href="{source.stem}.html">{html.escape(title)}'
+        entries.append(f'<li><a href="{quote(source.stem)}.html">{html.escape(title)}'
                        f'{html.escape(f" ({wildcard})" if wildcard else "")}</a><br>'
                        f"{html.escape(asked)}</li>")
-    index = (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{run.name}</title>'
-             f"{STYLE}</head><body><h1>Profile {html.escape(run.name)}</h1>"
+    name = html.escape(run.name)
+    index = (f'<!doctype html><html lang="en"><head>{POLICY}<meta charset="utf-8">'
+             f"<title>{name}</title>{STYLE}</head><body><h1>Profile {name}</h1>"
              f'<ul>{"".join(entries)}</ul></body></html>')
     return [write_text(out / "index.html", index), *pages]
 

@@ -9,10 +9,9 @@ verdict is one of five fixed phrases.
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,11 +19,13 @@ import pandas as pd
 from mvhlib import artifacts, statistics
 from mvhlib.expression.scores import drop
 from mvhlib.expression.variants import SEEDS_FOR_A_CLAIM, split_slug
+from mvhlib.gallery import plain
 from mvhlib.notebook import UNCOMMITTED
 
 COLUMNS = ("paper", "claim", "published", "implied_by_tables", "measured", "ci_low", "ci_high",
            "data", "verdict", "command")
 
+AGAIN = "delete it and run make figures again"
 DERIVABLE = "derivable from the published tables"
 NOT_DERIVABLE = "not derivable from the printed rows"
 SEEN = "direction seen here"
@@ -231,23 +232,31 @@ def measure(lookup: Lookup, figures: Path) -> Measured | None:
     Every kind of chance counts: where there are several seeds, the span reaches over the interval
     over seeds and over all intervals over units.
     """
-    found = [row for path in _one_encoder(figures, lookup.table)
-             for row in artifacts.read_csv(path).query(lookup.where).head(1).to_dict("records")]
+    found = [row for path in _one_encoder(figures, lookup.table) for row in _row(path, lookup)]
     if not found:
         return None
-    values = [float(row[lookup.value]) for row in found]
-    lows, highs = ([float(row[side]) for row in found] for side in (lookup.low, lookup.high))
+    values, lows, highs = ([row[side] for row in found]
+                           for side in (lookup.value, lookup.low, lookup.high))
     over_seeds = "seed_low" in found[0]
     n_seeds = (int(found[0].get("n_seeds", len(found))) if lookup.n_seeds or over_seeds else 0)
     if over_seeds:
-        lows.append(float(found[0]["seed_low"]))
-        highs.append(float(found[0]["seed_high"]))
+        lows.append(found[0]["seed_low"])
+        highs.append(found[0]["seed_high"])
     elif lookup.n_seeds and len(found) > 1:
         chance = statistics.t_interval(values)
         lows.append(chance.low)
         highs.append(chance.high)
     span = np.array([np.mean(values), np.min(lows), np.max(highs)]) * lookup.sign
     return Measured(float(span[0]), float(span[1:].min()), float(span[1:].max()), n_seeds)
+
+
+def _row(path: Path, lookup: Lookup) -> list[dict[str, float]]:
+    """The numbers of the row that a lookup means, if it is there."""
+    frame = artifacts.read_csv(path, columns=(lookup.value, lookup.low, lookup.high))
+    with artifacts.reading(path, lookup.where, "is no row of numbers", AGAIN):
+        rows = frame.query(lookup.where).head(1).to_dict("records")
+        names = {lookup.value, lookup.low, lookup.high, "seed_low", "seed_high", "n_seeds"}
+        return [{name: float(row[name]) for name in names if name in row} for row in rows]
 
 
 def _one_encoder(figures: Path, pattern: str) -> list[Path]:
@@ -305,52 +314,6 @@ def evaluate(figures: str | Path, *, data: str, command: str,
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-JUDGED_COLUMNS = ("claim", "better", "worse", "unit", "n_units", "difference", "ci_low", "ci_high",
-                  "verdict")
-
-
-def judge(units: pd.DataFrame, words: str, better: str, worse: str | None = None, *,
-          unit: str = "patient") -> dict[str, Any]:
-    """Whether the arm that authors call better is better here, unit by unit.
-
-    Parameters
-    ----------
-    units
-        One row per unit of inference, one column per arm.
-    words
-        The claim, as it stands in the table.
-    better, worse
-        Arms; None takes the best of the others, a rival chosen by its result, which favours it a
-        little.
-    unit
-        Its name; a verdict over sections speaks of these patients alone.
-
-    Returns
-    -------
-    dict
-        `JUDGED_COLUMNS`: Student's interval of the paired difference, one by one and not corrected
-        for their number; the verdict is ``as claimed`` or ``the other way`` where it leaves zero
-        out, else ``not decided``, and says so where no test is possible at this n.
-    """
-    rival = worse or str(units.mean().drop(better).idxmax())
-    gap = statistics.t_interval(units[better] - units[rival])
-    verdict = ("as claimed" if gap.low > 0 else "the other way" if gap.high < 0
-               else "not decided")
-    if verdict != "not decided":
-        verdict += " on these sections" if unit == "section" else ""
-        few = statistics.smallest_p(gap.n) > 0.05
-        verdict += f", {statistics.IMPOSSIBLE}" if few else ""
-    values = (words, better, rival, unit, gap.n, gap.mean, gap.low, gap.high, verdict)
-    return dict(zip(JUDGED_COLUMNS, values, strict=True))
-
-
-def sentence(judged: Mapping[str, Any]) -> str:
-    """A row of `judge` to be read."""
-    return (f"{judged['claim']}: {judged['verdict']} ({judged['better']} less {judged['worse']} "
-            f"{judged['difference']:+.3f} [{judged['ci_low']:+.3f}, {judged['ci_high']:+.3f}], "
-            f"{judged['n_units']} {judged['unit']}s)")
-
-
 def collect(figures: str | Path) -> pd.DataFrame:
     """The claims tables of all committed profiles in one.
 
@@ -368,15 +331,14 @@ def collect(figures: str | Path) -> pd.DataFrame:
     Raises
     ------
     InputError
-        If no profile has a claims table.
+        If no profile has a claims table, or one is broken.
     """
     paths = [path for path in sorted(Path(figures).glob("*/14_leaderboard/claims.csv"))
              if path.parts[-3] not in UNCOMMITTED]
     if not paths:
         raise artifacts.InputError(figures, "claims.csv", "no profile has one",
                                    "run make figures with a profile that ends in 14_leaderboard")
-    everything = pd.concat([artifacts.read_csv(path, dtype=str) for path in paths])
-    everything = everything.fillna("")
+    everything = pd.concat([_read_claims(path) for path in paths])
     rows = []
     for claim in claims():
         own = everything[(everything["paper"] == claim.paper)
@@ -384,6 +346,18 @@ def collect(figures: str | Path) -> pd.DataFrame:
         measured = own[own["measured"] != ""]
         rows.append(measured if len(measured) else own.head(1))
     return pd.concat(rows, ignore_index=True)[list(COLUMNS)]
+
+
+def _read_claims(path: Path) -> pd.DataFrame:
+    """A profile's claims as text, with numbers where numbers belong."""
+    frame = artifacts.read_csv(path, columns=COLUMNS, dtype=str).fillna("")
+    for column in ("measured", "ci_low", "ci_high"):
+        given = frame.loc[frame[column] != "", column]
+        wrong = given[~np.isfinite(pd.to_numeric(given, errors="coerce"))]
+        if len(wrong):
+            raise artifacts.InputError(path, column, f"row {wrong.index[0] + 2} holds "
+                                       f"{wrong.iloc[0]!r}, no number", AGAIN)
+    return frame
 
 
 def page(table: pd.DataFrame) -> str:
@@ -402,15 +376,28 @@ def page(table: pd.DataFrame) -> str:
         measured = "" if row.measured == "" else (
             f"{float(row.measured):+.3f} [{float(row.ci_low):+.3f}, {float(row.ci_high):+.3f}]"
             if row.ci_low != "" else f"{float(row.measured):+.3f}")
-        lines.append("| " + " | ".join((row.paper, row.claim, row.published,
-                                        row.implied_by_tables, measured, row.data,
-                                        row.verdict)) + " |")
+        cells = (row.paper, row.claim, row.published, row.implied_by_tables, measured, row.data,
+                 row.verdict)
+        lines.append("| " + " | ".join(plain(cell).replace("|", "\\|") for cell in cells) + " |")
     return "\n".join([*lines, ""])
 
 
-if __name__ == "__main__":
-    folder = Path(sys.argv[1])
-    collected = collect(folder)
-    artifacts.write_csv(folder / "claims.csv", collected)
-    artifacts.write_text(folder / "CLAIMS.md", page(collected))
+def main(arguments: Sequence[str]) -> int:
+    """Command line: the folder of all profiles' figures."""
+    if len(arguments) != 1:
+        print("usage: python -m mvhlib.claims figures", file=sys.stderr)
+        return 2
+    folder = Path(arguments[0])
+    try:
+        collected = collect(folder)
+        artifacts.write_csv(folder / "claims.csv", collected)
+        artifacts.write_text(folder / "CLAIMS.md", page(collected))
+    except artifacts.InputError as error:
+        print(error, file=sys.stderr)
+        return 1
     print(collected["verdict"].str.split(":").str[0].value_counts().to_string())
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

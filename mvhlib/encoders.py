@@ -27,6 +27,7 @@ import argparse
 import contextlib
 import difflib
 import hashlib
+import importlib
 import json
 import math
 import os
@@ -41,20 +42,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mvhlib.artifacts import InputError, read_attr, sha256_file, sha256_of
+from mvhlib.artifacts import InputError, read_attr, read_json, sha256_file, sha256_of
+from mvhlib.backbones.backbone import LUNIT_MEAN, LUNIT_STD
 from mvhlib.features import Features, write_features
+from mvhlib.parameters import check_seed, fits
 from mvhlib.places import choose_device
+from mvhlib.progress import bar as progress_bar
 from mvhlib.tiles.store import open_tiles
-
-#: Mean and standard deviation of H&E tiles over many cohorts, [0-1] (Kang et al., CVPR 2023).
-HE_MEAN = (0.70322989, 0.53606487, 0.66096631)
-HE_STD = (0.21716536, 0.26081574, 0.20723464)
 
 #: Counted up when the numbers of an encoder change for reasons that its weights do not show.
 VERSION = 1
 
 #: Tiles per batch on a CPU: fixed, so that equal input gives equal bytes.
 CPU_BATCH = 32
+#: What reads a directory whose config.json names another kind than a backbone, as module:function.
+LOADERS = {"mmap": "mvhlib.expression.fused:load"}
 
 
 def area_matrix(size_in: int, size_out: int) -> Tensor:
@@ -251,7 +253,8 @@ class PatchEncoder(nn.Module):
         working = self._working_px(shape[1:3], tile_mpp)
         out = np.empty((shape[0], self.embedding_dim), dtype=np.float32)
         size = batch_size or self._default_batch(shape[1:3])
-        start, bar = 0, _bar(shape[0], self.enc_name, progress)
+        start, bar = 0, progress_bar(
+            shape[0], self.enc_name, "tile", show=progress, stays=False)
         with bar:
             while start < shape[0]:
                 pixels = np.asarray(tiles[start:start + size])
@@ -546,7 +549,7 @@ def _backbone(text: str, options: dict[str, Any]) -> PatchEncoder:
         return _directory(Path(weights), options)
     if options.get("preset") not in (None, "released") and "." not in name:
         name = f"{name}.{options.pop('preset')}"
-    title, mpp, seed = options.pop("name", name), _mpp(options), int(options.pop("seed", 0))
+    title, mpp, seed = options.pop("name", name), _mpp(options), _seed(options)
     input_px, precision = options.pop("input_px", None), _precision(options)
     model = backbones.create_model(name, seed=seed, **options)
     return _network(title, model, mpp, input_px, precision, is_random=True, config={})
@@ -559,10 +562,9 @@ def _directory(folder: Path, options: dict[str, Any]) -> PatchEncoder:
     config = _read_config(folder)
     options.pop("weights", None)
     title = options.pop("name", folder.name)
-    if config.get("kind") == "mmap":
-        from mvhlib.expression import fused
-
-        return fused.load(folder, config, title, **options)
+    if config.get("kind") in LOADERS:
+        module, function = LOADERS[config["kind"]].split(":")
+        return getattr(importlib.import_module(module), function)(folder, config, title, **options)
     mpp = _mpp(options)
     input_px, precision = options.pop("input_px", None), _precision(options)
     overrides = {name: options.pop(name) for name in ("pool", "scan_backend") if name in options}
@@ -573,15 +575,19 @@ def _directory(folder: Path, options: dict[str, Any]) -> PatchEncoder:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
+    """An encoder's ``config.json``, and in it, where it is, whom the weights have seen."""
     path = folder / "config.json"
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise InputError(folder, "config.json", "is missing",
                          "give a directory that save_pretrained wrote")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(path, "file", f"is no JSON ({error})", "copy it again from its source"
-                         ) from error
+    config = read_json(path)
+    saw = config.get("pretrained_on")
+    if saw is not None and not (isinstance(saw, dict) and all(
+            isinstance(names, list) and all(isinstance(name, str) for name in names)
+            for names in saw.values())):
+        raise InputError(path, "pretrained_on", f"is {saw!r}", "list names of sections, patients "
+                         "and studies, or copy it again from its source")
+    return config
 
 
 def _network(name: str, model: nn.Module, mpp: float | None, input_px: int | None,
@@ -597,7 +603,8 @@ def _network(name: str, model: nn.Module, mpp: float | None, input_px: int | Non
     if patch_px and px % patch_px:
         raise InputError(name, "input_px", f"{px} px is not a multiple of the patch, {patch_px} px",
                          f"take {max(1, px // patch_px) * patch_px} px")
-    transform = EvalTransform(int(px), cfg.get("mean", HE_MEAN), cfg.get("std", HE_STD),
+    transform = EvalTransform(int(px), cfg.get("mean", LUNIT_MEAN),
+                              cfg.get("std", LUNIT_STD),
                               cfg.get("interpolation", "bilinear"))
     # Arguments such as pool or dt_bias_count change the numbers and no weight.
     identity = {"model_args": getattr(model, "model_args", {})}
@@ -613,7 +620,7 @@ def _timm(text: str, options: dict[str, Any]) -> PatchEncoder:
     except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision of another torch
         raise InputError("create_encoder", "source", f"{text!r} needs timm ({error})",
                          "pip install timm, with a torchvision built for your torch") from error
-    weights, seed = options.pop("weights", "pretrained"), int(options.pop("seed", 0))
+    weights, seed = options.pop("weights", "pretrained"), _seed(options)
     if weights not in ("pretrained", "random"):
         raise InputError("create_encoder", "weights", f"is {weights!r}",
                          "timm models take 'pretrained' or 'random'")
@@ -641,7 +648,14 @@ def _timm(text: str, options: dict[str, Any]) -> PatchEncoder:
 
 def _mpp(options: dict[str, Any]) -> float | None:
     mpp = options.pop("mpp", None)
+    if mpp is not None and not (fits(mpp, "float") and mpp > 0):
+        raise InputError("create_encoder", "mpp", f"is {mpp!r}",
+                         "give micrometres per pixel, above 0")
     return None if mpp is None else float(mpp)
+
+
+def _seed(options: dict[str, Any]) -> int:
+    return check_seed(options.pop("seed", 0), "create_encoder")
 
 
 def _precision(options: dict[str, Any]) -> torch.dtype:
@@ -787,28 +801,6 @@ def encode_folder(encoder: PatchEncoder, tiles_dir: str | os.PathLike, out_dir: 
                    + ("were done already" if skipped else
                       f"in {seconds:.1f} s ({head.n_tiles / max(seconds, 1e-9):.0f} per s)"))
     return rows
-
-
-class _NoBar:
-    """Stands in for tqdm where it is not installed or not wanted."""
-
-    def __enter__(self) -> "_NoBar":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        pass
-
-    def update(self, n: int) -> None:
-        pass
-
-
-def _bar(total: int, title: str, progress: bool) -> Any:
-    if progress:
-        with contextlib.suppress(ImportError):
-            from tqdm.auto import tqdm
-
-            return tqdm(total=total, desc=title, unit="tile", leave=False)
-    return _NoBar()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 
 from mvhlib import plots
 from mvhlib.artifacts import InputError
+from mvhlib.standardise import standardise
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -48,8 +49,7 @@ class Explorer:
             raise InputError("explorer", "features", "belong to none of the sections",
                              "pass features of this cohort")
         stacked = np.concatenate([features[name].features for name in self.names]).astype(float)
-        spread = stacked.std(axis=0)
-        stacked = (stacked - stacked.mean(axis=0)) / np.where(spread > 0, spread, 1)
+        stacked = standardise(stacked)
         self.embedding = stacked / np.maximum(np.linalg.norm(stacked, axis=1, keepdims=True), 1e-12)
         self.owner = [(name, row) for name in self.names
                       for row in range(len(features[name].features))]

@@ -3,11 +3,18 @@
 ``python -m mvhlib.gallery runs/<profile> figures/<profile>/FIGURES.md``
 """
 
-import json
+import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from mvhlib import artifacts
+from mvhlib.artifacts import InputError
+
+#: What a figure's record says, and as which type.
+RECORD = {"figure": str, "synthetic": bool, "caption": str}
+AGAIN = "delete it and run make figures again"
 
 
 def gallery(run: Path, page: Path) -> str:
@@ -19,40 +26,85 @@ def gallery(run: Path, page: Path) -> str:
         ``runs/<profile>``, for the provenance and the figures that show tissue.
     page
         The file to be written, for links relative to it.
+
+    Raises
+    ------
+    InputError
+        If a record is broken, or is not that of the figure beside it.
     """
     profile = run.name
     outputs = {}  # output -> notebook's stem
     for path in sorted(run.glob("provenance/*.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
-        outputs |= dict.fromkeys(record["hashed"]["outputs"], path.stem)
+        record = artifacts.read_json(path)
+        with artifacts.reading(path, "hashed", "lists no outputs", AGAIN):
+            outputs |= dict.fromkeys(dict(record["hashed"]["outputs"]), path.stem)
     lines = [f"# Figures and tables of the profile `{profile}`", "",
              f"Made by `make figures PROFILE={profile}`; this page is generated: do not edit.", ""]
     left_out = []
     folder = page.parent
-    for notebook in sorted(path for path in folder.iterdir() if path.is_dir()):
-        lines += [f"## {notebook.name}", ""]
+    if not folder.is_dir():
+        raise InputError(folder, "figures", "is no folder", f"run make figures PROFILE={profile}")
+    for notebook in sorted(path for path in folder.iterdir()
+                           if path.is_dir() and not path.name.startswith(".")):
+        lines += [f"## {plain(notebook.name)}", ""]
         for record_path in sorted(notebook.glob("*.json")):
-            record = json.loads(record_path.read_text(encoding="utf-8"))
+            record = _record(record_path)
             name = record["figure"]
             origin = "synthetic data" if record["synthetic"] else "real data"
-            lines += [f"**{name}** ({origin}). {record['caption']}", "",
-                      f"![{name}]({notebook.name}/{name}.png)", ""]
+            lines += [f"**{plain(name)}** ({origin}). {plain(record['caption'])}", "",
+                      f"![{plain(name)}]({_link(notebook.name, f'{name}.png')})", ""]
         tables = sorted(path.name for path in notebook.glob("*.csv")
                         if not path.with_suffix(".json").exists()
-                        and not path.name.endswith(".timing.csv"))
+                        and not path.name.endswith(".timing.csv")
+                        and not path.name.startswith("."))
         if tables:
-            lines += ["Tables: " + ", ".join(f"[{t}]({notebook.name}/{t})" for t in tables), ""]
+            lines += ["Tables: " + ", ".join(
+                f"[{plain(t)}]({_link(notebook.name, t)})" for t in tables), ""]
     for name in sorted(outputs):
         if ".tissue." in name and name.endswith(".png"):
             left_out.append(name)
     if left_out:
         lines += ["## Left out", "",
                   "These figures show pixels of real tissue; they stay where they were made:", "",
-                  *[f"- `{name}`" for name in left_out], ""]
+                  *[f"- `{plain(name)}`" for name in left_out], ""]
     return "\n".join(lines)
 
 
-if __name__ == "__main__":
-    run, page = Path(sys.argv[1]), Path(sys.argv[2])
-    artifacts.write_text(page, gallery(run, page))
+def _record(path: Path) -> dict:
+    """A figure's record, checked."""
+    record = artifacts.read_json(path)
+    for key, kind in RECORD.items():
+        if not isinstance(record.get(key), kind):
+            raise InputError(path, key, f"is {record.get(key)!r}, not {kind.__name__}", AGAIN)
+    if record["figure"] != path.stem:
+        raise InputError(path, "figure", f"is {record['figure']!r}, not the file's name", AGAIN)
+    return record
+
+
+def plain(text: str) -> str:
+    """Text that Markdown shows as it stands: on one line, and no tag of HTML in it."""
+    return re.sub(r"<(?=[a-zA-Z/!?])", "&lt;", " ".join(text.splitlines()))
+
+
+def _link(*parts: str) -> str:
+    return "/".join(quote(part, safe="+=,@~") for part in parts)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line: the run's folder, and the page."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if len(given) != 2:
+        print("usage: python -m mvhlib.gallery runs/<profile> PAGE", file=sys.stderr)
+        return 2
+    run, page = map(Path, given)
+    try:
+        artifacts.write_text(page, gallery(run, page))
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 1
     print(f"the figures are in {page.parent.resolve()}; start with {page.name}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

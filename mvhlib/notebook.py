@@ -9,13 +9,13 @@ A notebook begins with ``run = notebook.begin("05_expression", globals())`` and 
     OUT/figures/<profile>/<name>/<table>.csv, <table>.timing.csv
     OUT/runs/<profile>/figures/<name>/<figure>.tissue.*      figures with pixels of real tissue
 
-papermill only warns about a parameter that the notebook does not have; `begin` refuses it.
+papermill only warns about a parameter that the notebook does not have; `begin` refuses it. It also
+sees to it that an `InputError` or a failed check is one line in the notebook, without the traceback
+above it, wherever the notebook runs.
 """
 
 import ast
-import difflib
 import importlib.metadata
-import json
 import os
 import platform
 import random
@@ -31,6 +31,7 @@ import numpy as np
 
 from mvhlib import artifacts
 from mvhlib.artifacts import InputError
+from mvhlib.parameters import check, check_seed
 from mvhlib.places import choose_device, home, resolve
 
 #: The parameters that every notebook starts with, in this order.
@@ -98,10 +99,21 @@ def declared_parameters(source: str) -> dict[str, tuple[str, Any]]:
 
 
 def given_parameters(source: str) -> dict[str, Any]:
-    """Read the cell that papermill injects: name -> value."""
-    return {target.id: ast.literal_eval(node.value)
-            for node in ast.parse(source).body if isinstance(node, ast.Assign)
-            for target in node.targets if isinstance(target, ast.Name)}
+    """Read the cell that papermill injects: name -> value.
+
+    Raises
+    ------
+    InputError
+        If a value is no literal: papermill writes NaN and infinities as calls.
+    """
+    given = {}
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            name = node.targets[0].id
+            with artifacts.reading("injected parameters", name, f"is {ast.unparse(node.value)}",
+                                   "give a number, text, list or mapping"):
+                given[name] = ast.literal_eval(node.value)
+    return given
 
 
 def check_parameters(name: str, declared: dict[str, tuple[str, Any]],
@@ -113,38 +125,17 @@ def check_parameters(name: str, declared: dict[str, tuple[str, Any]],
     InputError
         Names the parameter and, where it is unknown, the nearest that exists.
     """
-    for key, value in values.items():
-        if key not in declared:
-            near = difflib.get_close_matches(key, declared, n=1, cutoff=0.4)
-            raise InputError(name, key, "is not a parameter of this notebook",
-                             f"did you mean {near[0]!r}?" if near else f"use {list(declared)}")
-        expected = declared[key][0]
-        if not _fits(value, expected):
-            raise InputError(name, key, f"is {value!r} ({type(value).__name__})",
-                             f"give a value of type {expected}")
-
-
-def _fits(value: Any, annotation: str) -> bool:
-    kind, _, inner = annotation.partition("[")
-    if kind in ("int", "float"):  # a bool is an int in Python, but not in a parameter file
-        numbers = (int,) if kind == "int" else (int, float)
-        return isinstance(value, numbers) and not isinstance(value, bool)
-    types = {"str": str, "bool": bool, "list": list, "dict": dict}
-    if kind not in types:
-        raise InputError("parameters cell", annotation, "is no type that a parameter can have",
-                         f"use one of int, float, {', '.join(types)}")
-    if not isinstance(value, types[kind]):
-        return False
-    if inner and kind == "list":
-        return all(_fits(item, inner.rstrip("]")) for item in value)
-    return True
+    check(name, {key: annotation for key, (annotation, _) in declared.items()}, values,
+          noun="parameter of this notebook")
 
 
 def read_parameters_cell(path: Path) -> str:
     """Source of the cell tagged ``parameters`` in a notebook file."""
-    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-        if "parameters" in cell["metadata"].get("tags", []):
-            return "".join(cell["source"])
+    content = artifacts.read_json(path)
+    with artifacts.reading(path, "cells", "are no notebook", "take it from git again"):
+        for cell in content["cells"]:
+            if "parameters" in cell["metadata"].get("tags", []):
+                return "".join(cell["source"])
     raise InputError(path, "parameters", "no cell has this tag", "tag the first code cell")
 
 
@@ -213,8 +204,14 @@ class Run:
         return self.data is None
 
     def path(self, *parts: str) -> Path:
-        """A place in the run folder, ``OUT/runs/<profile>/...``."""
-        return self.out.joinpath("runs", self.profile, *parts)
+        """A place in the run folder, ``OUT/runs/<profile>/...``.
+
+        Raises
+        ------
+        InputError
+            If a part, such as a name that a table gave, leads out of it.
+        """
+        return _inside(self.out / "runs" / self.profile, parts, self.name)
 
     @property
     def figures(self) -> Path:
@@ -263,11 +260,17 @@ class Run:
         Raises
         ------
         InputError
-            If the width or a text size is not one that a page can print.
+            If the width or a text size is not one that a page can print, in a profile of the
+            project on data that it makes itself. Anyone else's run prints that and goes on: how a
+            page is laid out must not cost the results.
         """
-        check_figure(fig, f"{self.name}/{name}")
+        try:
+            check_figure(fig, f"{self.name}/{name}")
+        except InputError as error:
+            self._complain(error)
         _settle(fig)
         folder = self.path("figures", self.name) if shows_tissue else self.figures
+        _inside(folder, (name,), self.name)
         base = f"{name}.tissue" if shows_tissue else name
         self._claim(base, "figure")
         is_committed = not shows_tissue and self.profile not in UNCOMMITTED
@@ -282,8 +285,9 @@ class Run:
                         break
             size = self.note(folder / f"{base}.{ending}").stat().st_size
             if is_committed and size > LARGEST_FIGURE_KB * 1000:
-                raise InputError(folder / f"{base}.{ending}", "size", f"is {size // 1000} kB",
-                                 "draw large clouds with rasterized=True, or thin them")
+                self._complain(InputError(
+                    folder / f"{base}.{ending}", "size", f"is {size // 1000} kB",
+                    "draw large clouds with rasterized=True, or thin them"))
         record = {"figure": name, "notebook": self.name, "caption": caption,
                   "synthetic": self.is_synthetic, "shows_tissue": shows_tissue,
                   "provenance": self._hashed()}
@@ -293,9 +297,16 @@ class Run:
         self.note(artifacts.write_json(folder / f"{base}.json", record))
         return folder / f"{base}.png"
 
+    def _complain(self, error: InputError) -> None:
+        """Raise what is wrong with a figure that the project prints; else say it and go on."""
+        if self.is_synthetic and (self.home / "params" / self.profile / "workflow.yaml").exists():
+            raise error
+        print(f"note: {error}")
+
     def save_table(self, frame, name: str, timing=None) -> Path:
         """Write a table to the figures folder; wall-clock columns go to ``<name>.timing.csv``."""
         self._claim(name, "table")
+        _inside(self.figures, (name,), self.name)
         path = self.note(artifacts.write_csv(self.figures / f"{name}.csv", frame))
         if timing is not None:
             artifacts.write_csv(self.figures / f"{name}.timing.csv", timing)
@@ -331,6 +342,21 @@ class Run:
         for name in sorted(self.outputs):
             print(f"  {name}  {(self.out / name).stat().st_size / 1000:,.0f} kB")
         _release(self._lock_path)
+
+    def end(self, reason: str) -> None:
+        """End well where nothing is left to do: say why, write the provenance, run no more cells.
+
+        papermill, and with it the workflow, takes ``SystemExit(0)`` for success; JupyterLab runs
+        no further cell.
+
+        Raises
+        ------
+        SystemExit
+            With 0.
+        """
+        print(reason)
+        self.finish()
+        raise SystemExit(0)
 
     @property
     def _lock_path(self) -> Path:
@@ -381,13 +407,25 @@ def begin(name: str, namespace: dict[str, Any]) -> Run:
     Raises
     ------
     InputError
-        On an unknown or mistyped parameter, or a data directory that is not there.
+        On an unknown or mistyped parameter, a profile or encoder that is no name of a folder, a
+        seed that is none, a data directory that is not there or a place that cannot be written.
     """
+    show_errors_in_one_line()
     _, values = _collect(name, namespace)
+    for key in ("profile", *WILDCARDS):
+        if isinstance(values.get(key), str) and artifacts.safe_name(values[key], name, key) != (
+                values[key]):
+            raise InputError(name, key, f"is {values[key]!r}", "take off the blanks around it")
+    check_seed(values["seed"], name)
+    artifacts.safe_path(values["out"], name, "out")
+    if values["data"]:
+        artifacts.safe_path(values["data"], name, "data")
     run = Run(name, values)
     if run.data is not None and not run.data.is_dir():
         raise InputError(run.data, "data", "is not a directory",
                          "pass DATA=<directory> (make) or -p data <directory> (papermill)")
+    with artifacts.reading(run.out, "out", "cannot be written", "name a folder of yours"):
+        run._lock_path.parent.mkdir(parents=True, exist_ok=True)
     _hold(run._lock_path)
     seed_everything(run.seed)
     from mvhlib import plots
@@ -395,6 +433,33 @@ def begin(name: str, namespace: dict[str, Any]) -> Run:
     plots.set_style()
     print(f"{run.stem}: profile {run.profile}, seed {run.seed}, device {run.device}")
     return run
+
+
+def show_errors_in_one_line() -> None:
+    """Show `InputError` and `CheckFailed` without a traceback in the kernel that runs this.
+
+    The message says what to mend; frames of the library would only stand between it and its reader.
+    All other errors keep their traceback.
+    """
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell is None:
+        return
+
+    def show(shell, kind, error, traceback, tb_offset=None):
+        line = f"{kind.__name__}: {artifacts.one_line(error, 2000)}"
+        shell._showtraceback(kind, error, [line])
+        return [line]
+
+    shell.set_custom_exc((InputError, CheckFailed), show)
+
+
+def _inside(folder: Path, parts: tuple[str, ...], where: str) -> Path:
+    """`folder` with `parts`, which must not lead out of it."""
+    for part in parts:
+        if os.path.isabs(part) or ".." in Path(part).parts or "\0" in os.fspath(part):
+            raise InputError(where, "name", f"{os.fspath(part)!r} leads out of {folder}",
+                             "choose a name without slashes and dots in front")
+    return folder.joinpath(*parts)
 
 
 def seed_everything(seed: int) -> None:

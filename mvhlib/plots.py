@@ -8,6 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mvhlib import lattice
+from mvhlib.artifacts import InputError
+from mvhlib.standardise import standardise
+
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
@@ -41,6 +45,11 @@ LABELS = {
     "stnet": "ST-Net", "bleep": "BLEEP",
 }
 
+
+#: Entries of a legend beside a figure at most: what two columns hold.
+LEGEND_ENTRIES = 28
+#: Category of points that have none, and its colour.
+UNNAMED, UNNAMED_COLOUR = "not known", "#BBBBBB"
 
 #: Columns of tables as they are written on an axis.
 AXES = {
@@ -161,8 +170,6 @@ def map_values(prediction: "AnnData", genes) -> "pd.DataFrame":
     """
     import pandas as pd
 
-    from mvhlib.expression.spatial import residual
-
     columns = [list(prediction.var_names).index(gene) for gene in genes]
     measured, predicted = (np.asarray(prediction.layers[layer][:, columns], float)
                            for layer in ("measured", "predicted"))
@@ -172,6 +179,27 @@ def map_values(prediction: "AnnData", genes) -> "pd.DataFrame":
         "gene": gene, "spot": list(prediction.obs_names), "x_px": x, "y_px": y,
         "measured": measured[:, k], "predicted": predicted[:, k], "residual": left[:, k]})
         for k, gene in enumerate(genes)], ignore_index=True)
+
+
+def residual(measured: np.ndarray, predicted: np.ndarray, *,
+             standardised: bool = False) -> np.ndarray:
+    """Measured less predicted, positive where the tissue expresses more than its image suggests.
+
+    Parameters
+    ----------
+    measured, predicted
+        `(T, G)`.
+    standardised
+        Bring both to mean 0 and standard deviation 1 per gene first. An offset between studies
+        then does not colour the whole map; constant genes become 0.
+    """
+    measured, predicted = np.asarray(measured, np.float64), np.asarray(predicted, np.float64)
+    if measured.shape != predicted.shape:
+        raise InputError("residual", "shape", f"measured {measured.shape}, predicted "
+                         f"{predicted.shape}", "give the same spots and genes in one order")
+    if standardised:
+        measured, predicted = standardise(measured), standardise(predicted)
+    return measured - predicted
 
 
 def measured_predicted(adata: "AnnData", prediction: "AnnData", genes, axes, *, img: bool = False,
@@ -214,10 +242,8 @@ def measured_predicted(adata: "AnnData", prediction: "AnnData", genes, axes, *, 
 
 def _filling(adata: "AnnData") -> float:
     """Size at which spots all but touch, relative to their own."""
-    from scipy.spatial import cKDTree
-
     places = np.asarray(adata.obsm["spatial"], float)
-    pitch = np.median(cKDTree(places).query(places, k=2)[0][:, 1])
+    pitch = lattice.pitch(places)
     library = next(iter(adata.uns["spatial"].values()))
     return max(1.0, 0.9 * pitch / float(library["scalefactors"]["spot_diameter_fullres"]))
 
@@ -366,13 +392,22 @@ def legend_below(fig, ax: "Axes") -> None:
 
 def scatter(table: "pd.DataFrame", x: str, y: str, by: str, ax: "Axes", *, diagonal: bool = False,
             size: float | None = None, legend: bool = True) -> "Axes":
-    """Draw points coloured by a category, with the legend to the right; fewer points are larger."""
+    """Draw points coloured by a category, with the legend to the right; fewer points are larger.
+
+    Points of no category are grey, and the legend, which has no room for more than
+    `LEGEND_ENTRIES`, names the first of them and counts the rest.
+    """
+    if table[by].isna().any():
+        table = table.assign(**{by: table[by].astype(object).where(table[by].notna(), UNNAMED)})
     groups = list(dict.fromkeys(table[by]))
     size = size or float(np.clip(3000 / max(1, len(table)), 3, 12))
-    colours = categorical_colours(groups)
+    colours = categorical_colours(groups) | {UNNAMED: UNNAMED_COLOUR}
     for group in groups:
         rows = table[table[by] == group]
         name = str(group).replace("_", " ") or "all genes"
+        if len(groups) > LEGEND_ENTRIES and group in groups[LEGEND_ENTRIES - 1:]:
+            name = f"and {len(groups) - LEGEND_ENTRIES + 1} more" if (
+                group == groups[LEGEND_ENTRIES - 1]) else "_nolegend_"
         ax.scatter(rows[x], rows[y], s=size, color=colours[group], label=name, linewidth=0,
                    alpha=0.8, rasterized=len(table) > 500)
     if diagonal:
@@ -381,7 +416,7 @@ def scatter(table: "pd.DataFrame", x: str, y: str, by: str, ax: "Axes", *, diago
     ax.set_ylabel(AXES.get(y, y.replace("_", " ")))
     if legend and len(groups) > 1:
         ax.legend(title=by, loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=1.5,
-                  ncols=1 + len(groups) // 14)
+                  ncols=1 + min(len(groups), LEGEND_ENTRIES) // 14)
     return ax
 
 
@@ -407,22 +442,23 @@ def principal_plane(embeddings: "dict[str, np.ndarray]", manifest: "pd.DataFrame
     Returns
     -------
     DataFrame
-        Columns section, study, patient, pc1, pc2. The sign of a component is fixed by its
-        largest loading, since it is arbitrary.
+        Columns section, study, patient (``not named`` where nobody says), pc1, pc2. The sign of a
+        component is fixed by its largest loading, since it is arbitrary.
     """
     import pandas as pd
     from sklearn.decomposition import PCA
     from sklearn.preprocessing import StandardScaler
 
     stacked = np.concatenate(list(embeddings.values())).astype(np.float64)
-    fitted = PCA(2, svd_solver="full")
+    fitted = PCA(min(2, *stacked.shape), svd_solver="full")
     plane = fitted.fit_transform(StandardScaler().fit_transform(stacked))
     largest = np.abs(fitted.components_).argmax(axis=1)
-    plane *= np.sign(fitted.components_[np.arange(2), largest])
+    plane *= np.sign(fitted.components_[np.arange(len(largest)), largest])
+    plane = np.pad(plane, ((0, 0), (0, 2 - plane.shape[1])))  # one tile has no second component
     owner = manifest.set_index("section")
     names = np.repeat(list(embeddings), [len(e) for e in embeddings.values()])
     return pd.DataFrame({"section": names, "study": owner.loc[names, "study"].to_numpy(),
-                         "patient": owner.loc[names, "patient"].to_numpy(),
+                         "patient": owner.loc[names, "patient"].fillna("not named").to_numpy(),
                          "pc1": plane[:, 0], "pc2": plane[:, 1]})
 
 

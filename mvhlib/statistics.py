@@ -8,6 +8,7 @@ is said instead of a p-value.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,14 +16,8 @@ from scipy import stats
 
 from mvhlib.artifacts import InputError
 
-#: From so many clusters on, the percentile bootstrap covers; below it is too narrow.
-PERCENTILE_FROM = 30
-
 #: Up to so many pairs every flip of signs is enumerated.
 ENUMERATE_TO = 16
-
-#: Sides of a block for the spatial bootstrap [spots].
-BLOCK_SPOTS = 5
 
 IMPOSSIBLE = "no test possible at this n"
 
@@ -70,97 +65,96 @@ def t_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
     return Interval(mean, mean - half, mean + half, n, "t")
 
 
-def bootstrap_t_interval(values: Sequence[float], confidence: float = 0.95, *,
-                         n_boot: int = 1999, rng: np.random.Generator) -> Interval:
-    """Studentised bootstrap interval on the means of clusters.
+def unit_means(scores: pd.DataFrame, unit: str, *, by: Sequence[str] = (), value: str = "pcc",
+               within: Sequence[str] = (), over: str = "mean") -> pd.Series:
+    """Average scores to one number per unit of inference: genes, then sections, then units.
 
-    The quantiles of `(mean* - mean) / se*` replace those of Student's t, so that skewed clusters
-    are covered as well (Efron and Tibshirani, "An introduction to the bootstrap", 1993, chapter
-    12.5). Resamples without spread carry no `se*`: their t is infinite with the sign of the
-    difference, which widens the interval instead of dropping them in silence. Where that reaches
-    the quantile itself (fewer than four clusters), Student's t is returned and named.
-    """
-    values = _known(values)
-    n = len(values)
-    if n < 2:
-        return t_interval(values, confidence)
-    mean, se = values.mean(), values.std(ddof=1) / np.sqrt(n)
-    draws = values[rng.integers(0, n, size=(n_boot, n))]
-    spread = draws.std(axis=1, ddof=1) / np.sqrt(n)
-    flat = spread <= 1e-12 * max(abs(mean), se)
-    difference = draws.mean(axis=1) - mean
-    with np.errstate(divide="ignore", invalid="ignore"):
-        t = np.where(flat, np.sign(difference) * np.inf, difference / spread)
-    t[np.isnan(t)] = 0.0
-    tail = (1 - confidence) / 2
-    low_t, high_t = np.quantile(t, [tail, 1 - tail], method="inverted_cdf")
-    if not (np.isfinite(low_t) and np.isfinite(high_t)):
-        return t_interval(values, confidence)
-    return Interval(float(mean), float(mean - high_t * se), float(mean - low_t * se), n,
-                    "bootstrap-t")
-
-
-def percentile_interval(values: Sequence[float], confidence: float = 0.95, *,
-                        n_boot: int = 1999, rng: np.random.Generator) -> Interval:
-    """Percentile bootstrap interval over clusters, with expanded percentiles.
-
-    The percentiles are moved outward by what Student's t and the sample variance ask for at this
-    number, which the plain ones lack (Hesterberg, "What teachers should know about the bootstrap",
-    The American Statistician 2015, section 5): simulated at 30 clusters, the plain form covers
-    93 %, this one 95 %.
-
-    Raises
-    ------
-    InputError
-        With fewer than 30 clusters, where percentiles of resamples are too narrow and too
-        coarse (4 clusters, plain form: about 80 % where 95 % are meant).
-    """
-    values = _known(values)
-    if len(values) < PERCENTILE_FROM:
-        raise InputError("statistics", "clusters", f"are {len(values)}, the percentile bootstrap "
-                         f"needs {PERCENTILE_FROM}", "use t_interval or bootstrap_t_interval")
-    means = values[rng.integers(0, len(values), size=(n_boot, len(values)))].mean(axis=1)
-    n = len(values)
-    tail = stats.norm.cdf(-np.sqrt(n / (n - 1)) * stats.t.ppf(0.5 + confidence / 2, n - 1))
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return Interval(float(values.mean()), float(low), float(high), len(values), "percentile")
-
-
-def spatial_blocks(coords: np.ndarray, side_spots: int = BLOCK_SPOTS,
-                   least: int = 4) -> np.ndarray:
-    """Assign the spots of one section to square blocks.
+    A section counts once whatever it measured, and a unit once however many sections it has. Genes
+    without a score (NaN) are left out.
 
     Parameters
     ----------
-    coords
-        `(T, 2)`, any unit.
-    side_spots
-        Side of a block in distances between neighbouring spots; halved (by ones) until there are
-        `least` blocks.
-    least
-        Blocks wanted at least.
+    scores
+        One row per gene of a section, or per section; columns `unit`, ``section``, `value`, those
+        of `by` and of `within`.
+    unit
+        Column of the unit of inference: ``study``, ``patient``, or ``section`` where replicates of
+        one patient are all there is.
+    by
+        Columns that are kept apart, such as ``encoder``.
+    value
+        Column that is averaged.
+    within
+        Columns that are averaged within a section before sections are, such as ``fold`` where a
+        section is scored by several.
+    over
+        How genes are put together within a section: ``mean`` or ``median``.
 
     Returns
     -------
-    np.ndarray
-        Label per spot, 0 to the number of blocks less one.
+    pd.Series
+        Indexed by `by` and `unit`, sorted; ``.unstack(by)`` gives a column per series.
     """
-    from scipy.spatial import cKDTree
+    section = list(dict.fromkeys([*by, unit, "section"]))
+    means = scores.groupby([*section, *within])[value].agg(over)
+    if within:
+        means = means.groupby(section).mean()
+    return means.groupby([*by, unit]).mean()
 
-    coords = np.asarray(coords, dtype=np.float64)
-    if len(coords) < 2:
-        return np.zeros(len(coords), dtype=np.int64)
-    pitch = float(np.median(cKDTree(coords).query(coords, k=2)[0][:, 1]))
-    if pitch == 0:
-        raise InputError("spatial blocks", "coordinates", "several spots lie on one point",
-                         "give one place per spot")
-    start = coords.min(axis=0) - pitch / 2
-    for side in range(side_spots, 0, -1):
-        cell = np.floor((coords - start) / (side * pitch)).astype(np.int64)
-        labels = np.unique(cell, axis=0, return_inverse=True)[1].ravel()
-        if labels.max() + 1 >= least:
-            break
-    return labels
+
+def unit_table(scores: pd.DataFrame, unit: str, *, by: Sequence[str] = (), value: str = "pcc",
+               within: Sequence[str] = (), over: str = "mean",
+               confidence: float = 0.95) -> pd.DataFrame:
+    """Mean over units with Student's interval at their number.
+
+    Parameters
+    ----------
+    scores, unit, by, value, within, over
+        See `unit_means`.
+
+    Returns
+    -------
+    pd.DataFrame
+        Columns of `by`, then ``unit, n_units, mean, ci_low, ci_high``; rows in the order in which
+        `scores` names them first. The interval is NaN at one unit.
+    """
+    means = unit_means(scores, unit, by=by, value=value, within=within, over=over)
+    order = list(dict.fromkeys(zip(*(scores[name] for name in by), strict=True))) if by else [()]
+    rows = []
+    for keys in order:
+        own = means.loc[keys] if by else means
+        rows.append((*keys, *unit_row(own, unit, confidence).values()))
+    return pd.DataFrame(rows, columns=[*by, "unit", "n_units", "mean", "ci_low", "ci_high"])
+
+
+def unit_row(values: Sequence[float], unit: str, confidence: float = 0.95) -> dict[str, Any]:
+    """One number per unit as the cells of a table: unit, n_units, mean, ci_low, ci_high."""
+    found = t_interval(values, confidence)
+    return {"unit": unit, "n_units": found.n, "mean": found.mean, "ci_low": found.low,
+            "ci_high": found.high}
+
+
+def combine(*sources: Interval) -> Interval:
+    """The interval of one mean that several independent sources of chance move.
+
+    Half-widths add as the root of the sum of their squares, as independent errors do: another
+    seed of the training and another study, say. Either interval alone covers too little, and the
+    wider of the two still does (`benchmarks/coverage.csv`).
+
+    Parameters
+    ----------
+    sources
+        Intervals around the same mean, one per source.
+
+    Returns
+    -------
+    Interval
+        NaN bounds where a source allows no interval; ``n`` is the smallest of theirs.
+    """
+    half = np.sqrt(sum(((each.high - each.low) / 2) ** 2 for each in sources))
+    mean = sources[0].mean
+    return Interval(mean, mean - half, mean + half, min(each.n for each in sources),
+                    "root of summed squares")
 
 
 def spatial_block_bootstrap(estimate: float, statistic: Callable[[list[np.ndarray]], np.ndarray],
@@ -214,33 +208,27 @@ def smallest_p(n: int) -> float:
 
 
 def signed_rank_test(a: Sequence[float], b: Sequence[float]) -> float:
-    """Exact two-sided Wilcoxon signed-rank p of paired scores.
+    """Two-sided Wilcoxon signed-rank p of paired scores, by `scipy.stats.wilcoxon`.
 
-    Zeros are dropped and ties get middle ranks; the distribution over all patterns of signs is
-    convolved exactly, ties included (Wilcoxon 1945; Hollander, Wolfe and Chicken, "Nonparametric
-    statistical methods", 2014, chapter 3).
+    Zeros are dropped and ties get middle ranks. Exact without ties, and with them where all flips
+    of signs can be enumerated (`ENUMERATE_TO` pairs); beyond that, the normal approximation.
     """
     difference = _differences(a, b)
-    if len(difference) == 0:
+    n = len(difference)
+    if n == 0:
         return 1.0
-    # Twice the middle ranks are whole numbers, so the convolution is over integers.
-    ranks = np.rint(2 * stats.rankdata(np.abs(difference))).astype(np.int64)
-    patterns = np.zeros(ranks.sum() + 1)
-    patterns[0] = 1.0
-    for rank in ranks:
-        shifted = np.zeros_like(patterns)
-        shifted[rank:] = patterns[:-rank]
-        patterns = (patterns + shifted) / 2
-    positive = int(ranks[difference > 0].sum())
-    extreme = min(positive, int(ranks.sum()) - positive)
-    return float(min(1.0, 2 * patterns[:extreme + 1].sum()))
+    tied = len(np.unique(np.abs(difference))) < n
+    method = ("exact" if not tied else stats.PermutationMethod(n_resamples=np.inf)
+              if n <= ENUMERATE_TO else "asymptotic")
+    return float(stats.wilcoxon(difference, method=method).pvalue)
 
 
 def sign_flip_test(a: Sequence[float], b: Sequence[float], *, n_draws: int = 9999,
                    rng: np.random.Generator | None = None) -> float:
     """Two-sided permutation p of the mean paired difference, by flipping signs.
 
-    Up to 16 pairs all flips are enumerated; beyond, `n_draws` random ones with the observed one
+    Up to 16 pairs all flips are enumerated, as one product; `scipy.stats.permutation_test` gives
+    the same number and takes a second for it. Beyond, `n_draws` random flips with the observed one
     counted among them (Phipson and Smyth, "Permutation p-values should never be zero", 2010).
 
     Raises
@@ -276,14 +264,34 @@ def _differences(a, b) -> np.ndarray:
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
-    """Holm's step-down correction; NaN stays NaN and does not count (Holm 1979)."""
+    """Holm's step-down correction by statsmodels; NaN stays NaN and does not count."""
+    from statsmodels.stats.multitest import multipletests
+
     p = np.asarray(p_values, dtype=np.float64)
     adjusted = np.full(p.shape, np.nan)
-    known = np.flatnonzero(np.isfinite(p))
-    order = known[np.argsort(p[known], kind="stable")]
-    factors = np.arange(len(order), 0, -1)
-    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(factors * p[order]))
+    known = np.isfinite(p)
+    if known.any():
+        adjusted[known] = multipletests(p[known], method="holm")[1]
     return adjusted
+
+
+def auroc(score: np.ndarray, positive: np.ndarray) -> float:
+    """Area under the ROC curve by scikit-learn; NaN where there is one kind of case only.
+
+    Raises
+    ------
+    InputError
+        If scores and cases differ in number, or a score is not finite.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    score, positive = np.asarray(score, dtype=np.float64), np.asarray(positive, dtype=bool)
+    if score.shape != positive.shape or not np.isfinite(score).all():
+        raise InputError("auroc", "score", "does not fit the labels or is not finite",
+                         "give one number per spot")
+    if positive.all() or not positive.any():
+        return float("nan")
+    return float(roc_auc_score(positive, score))
 
 
 def compare(pairs: Mapping[str, tuple[Sequence[float], Sequence[float]]], *,
@@ -334,627 +342,48 @@ def compare(pairs: Mapping[str, tuple[Sequence[float], Sequence[float]]], *,
     return frame
 
 
-def coverage(interval: Callable[[np.ndarray, np.random.Generator], Interval], n_clusters: int, *,
-             n_repetitions: int = 2000, seed: int = 0, spots: int = 50,
-             between: float = 0.1, within: float = 0.5, skew: float = 0.0) -> float:
-    """Share of simulated cohorts whose interval holds the true mean.
-
-    A cohort is `n_clusters` clusters; each has a true score (normal, or a shifted gamma with
-    skewness `skew`, of standard deviation `between`) and `spots` noisy observations of it, which
-    are averaged, as scores are.
-
-    Parameters
-    ----------
-    interval
-        Takes cluster means and a generator.
-    n_clusters
-        Clusters in a cohort.
-    n_repetitions
-        Cohorts to simulate.
-    seed
-        Fixed beforehand.
-    spots, between, within
-        Observations per cluster, spread of clusters, spread of observations.
-    skew
-        0 for normal clusters.
-    """
-    rng = np.random.default_rng(np.random.SeedSequence([seed, n_clusters]))
-    truth, hits = 0.3, 0
-    for _ in range(n_repetitions):
-        if skew:
-            shape = 4 / skew**2
-            effect = (rng.gamma(shape, size=n_clusters) - shape) / np.sqrt(shape)
-        else:
-            effect = rng.standard_normal(n_clusters)
-        means = truth + between * effect + within / np.sqrt(spots) * rng.standard_normal(n_clusters)
-        found = interval(means, rng)
-        hits += bool(found.low <= truth <= found.high)
-    return hits / n_repetitions
+#: Columns of a verdict by `judge`.
+JUDGED_COLUMNS = ("claim", "better", "worse", "unit", "n_units", "difference", "ci_low", "ci_high",
+                  "verdict")
 
 
-@dataclass(frozen=True)
-class Published:
-    """Two encoders' scores under leave-one-study-out as a paper prints them.
-
-    Attributes
-    ----------
-    comparison
-        What is compared, on which genes.
-    mean_a, sd_a, mean_b, sd_b
-        Means and standard deviations over studies.
-    n_studies
-        Studies that they rest on.
-    source
-        Where it is printed.
-    """
-
-    comparison: str
-    mean_a: float
-    sd_a: float
-    mean_b: float
-    sd_b: float
-    n_studies: int
-    source: str
-
-    @property
-    def gap(self) -> float:
-        return self.mean_a - self.mean_b
-
-
-#: Leave-one-study-out Pearson correlation over 200 genes and eight studies.
-PUBLISHED_GAPS = (
-    Published("MVHybrid - ViT12, 200 highly variable genes", 0.138, 0.102, 0.097, 0.108, 8,
-              "MVHybrid, arXiv 2508.00383"),
-    Published("MVHybrid - ViT12, 200 high-mean highly variable genes", 0.212, 0.166, 0.110, 0.203,
-              8, "MVHybrid, arXiv 2508.00383"),
-)
-
-#: Correlations between two encoders' scores over studies for which power is tabulated.
-POWER_CORRELATIONS = (0.0, 0.5, 0.8, 0.95)
-
-
-def sd_of_difference(sd_a: float, sd_b: float, correlation: float) -> float:
-    """Standard deviation of paired differences, `sqrt(a^2 + b^2 - 2 r a b)`.
-
-    A paper that prints two standard deviations and not this one hides what a paired test needs.
-
-    Raises
-    ------
-    InputError
-        On a negative standard deviation or a correlation beyond -1 to 1.
-    """
-    if sd_a < 0 or sd_b < 0 or not -1 <= correlation <= 1:
-        raise InputError("power", "spread", f"is {sd_a}, {sd_b} at correlation {correlation}",
-                         "give standard deviations of at least 0 and a correlation of -1 to 1")
-    return float(np.sqrt(max(sd_a**2 + sd_b**2 - 2 * correlation * sd_a * sd_b, 0.0)))
-
-
-def paired_power(gap: float, sd: float, n: int, alpha: float = 0.05) -> float:
-    """Power of the two-sided paired t test, in closed form.
-
-    The statistic follows a noncentral t distribution with `n - 1` degrees of freedom and
-    noncentrality `gap sqrt(n) / sd` (Cohen, "Statistical power analysis", 1988, chapter 2).
+def judge(units: pd.DataFrame, words: str, better: str, worse: str | None = None, *,
+          unit: str = "patient") -> dict[str, Any]:
+    """Whether the arm that authors call better is better here, unit by unit.
 
     Parameters
     ----------
-    gap
-        True mean difference.
-    sd
-        Standard deviation of the differences.
-    n
-        Pairs (studies).
-    alpha
-        Level of the test.
-    """
-    if n < 2:
-        return 0.0
-    if sd == 0:
-        return 1.0 if gap else alpha
-    limit, shift = stats.t.ppf(1 - alpha / 2, n - 1), abs(gap) * np.sqrt(n) / sd
-    if shift > 30 + limit:  # scipy's noncentral t leaves its range there
-        return 1.0
-    # From the wrong side the test rejects as well, as rarely as that is.
-    beyond = stats.nct.sf(limit, n - 1, shift) + np.nan_to_num(stats.nct.cdf(-limit, n - 1, shift))
-    return float(min(1.0, beyond))
-
-
-def studies_needed(gap: float, sd: float, *, power: float = 0.8, alpha: float = 0.05,
-                   most: int = 100_000) -> float:
-    """Fewest pairs that give a paired t test this power.
+    units
+        One row per unit of inference, one column per arm.
+    words
+        The claim, as it stands in the table.
+    better, worse
+        Arms; None takes the best of the others, a rival chosen by its result, which favours it a
+        little.
+    unit
+        Its name; a verdict over sections speaks of these patients alone.
 
     Returns
     -------
-    float
-        A whole number; infinite where `most` pairs do not suffice, as for a gap of 0.
-
-    Raises
-    ------
-    InputError
-        If `power` is not above `alpha` and below 1.
+    dict
+        `JUDGED_COLUMNS`: Student's interval of the paired difference, one by one and not corrected
+        for their number; the verdict is ``as claimed`` or ``the other way`` where it leaves zero
+        out, else ``not decided``, and says so where no test is possible at this n.
     """
-    if not alpha < power < 1:
-        raise InputError("power", "power", f"is {power} at level {alpha}",
-                         "ask for more than the level and less than 1")
-    if gap == 0 or paired_power(gap, sd, most, alpha) < power:
-        return float("inf")
-    low, high = 1, 2
-    while paired_power(gap, sd, high, alpha) < power:
-        low, high = high, min(2 * high, most)
-    while high - low > 1:  # power grows with n
-        middle = (low + high) // 2
-        low, high = (low, middle) if paired_power(gap, sd, middle, alpha) >= power else (middle,
-                                                                                         high)
-    return float(high)
+    rival = worse or str(units.mean().drop(better).idxmax())
+    gap = t_interval(units[better] - units[rival])
+    verdict = ("as claimed" if gap.low > 0 else "the other way" if gap.high < 0
+               else "not decided")
+    if verdict != "not decided":
+        verdict += " on these sections" if unit == "section" else ""
+        few = smallest_p(gap.n) > 0.05
+        verdict += f", {IMPOSSIBLE}" if few else ""
+    values = (words, better, rival, unit, gap.n, gap.mean, gap.low, gap.high, verdict)
+    return dict(zip(JUDGED_COLUMNS, values, strict=True))
 
 
-def simulated_power(gap: float, sd_a: float, sd_b: float, correlation: float, n: int, *,
-                    test: str = "t", alpha: float = 0.05, n_repetitions: int = 2000,
-                    seed: int = 0) -> float:
-    """Share of simulated cohorts in which a paired test finds the gap.
-
-    Scores of both encoders are drawn from a bivariate normal distribution, one pair per study.
-
-    Parameters
-    ----------
-    test
-        ``"t"``, or ``"wilcoxon"``, which no number below six can satisfy at 0.05.
-    gap, sd_a, sd_b, correlation, n, alpha
-        See `sd_of_difference` and `paired_power`.
-    n_repetitions, seed
-        Of the simulation.
-
-    Raises
-    ------
-    InputError
-        On an unknown test.
-    """
-    if test not in ("t", "wilcoxon"):
-        raise InputError("power", "test", f"{test!r} is not known", "use t or wilcoxon")
-    sd_of_difference(sd_a, sd_b, correlation)  # refuses what makes no sense
-    rng = np.random.default_rng(np.random.SeedSequence([seed, n]))
-    x, y = rng.standard_normal((2, n_repetitions, n))
-    a = gap + sd_a * x
-    b = sd_b * (correlation * x + np.sqrt(1 - correlation**2) * y)
-    p = (stats.ttest_rel(a, b, axis=1).pvalue if test == "t" else
-         np.array([signed_rank_test(one, other) for one, other in zip(a, b, strict=True)]))
-    return float((p <= alpha).mean())
-
-
-def score_correlation(a: Sequence[float], b: Sequence[float],
-                      confidence: float = 0.95) -> Interval:
-    """Correlation between two encoders' scores over units, with Fisher's z interval.
-
-    What a paired test gains by pairing; from four units on there is an interval (Fisher 1921).
-    """
-    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    if a.shape != b.shape or a.ndim != 1:
-        raise InputError("correlation", "pairs", f"{a.shape} against {b.shape}",
-                         "give one score per unit for both, in one order")
-    known = np.isfinite(a) & np.isfinite(b)
-    a, b, n = a[known], b[known], int(known.sum())
-    if n < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
-        return Interval(float("nan"), float("nan"), float("nan"), n, "fisher z")
-    r = float(np.clip(np.corrcoef(a, b)[0, 1], -1, 1))
-    if n < 4 or abs(r) == 1:
-        return Interval(r, float("nan"), float("nan"), n, "fisher z")
-    half = stats.norm.ppf(0.5 + confidence / 2) / np.sqrt(n - 3)
-    return Interval(r, float(np.tanh(np.arctanh(r) - half)), float(np.tanh(np.arctanh(r) + half)),
-                    n, "fisher z")
-
-
-def power_table(gaps: Sequence[Published] = PUBLISHED_GAPS,
-                correlations: Sequence[float] = POWER_CORRELATIONS, *,
-                measured: float | None = None, power: float = 0.8,
-                alpha: float = 0.05) -> pd.DataFrame:
-    """How many studies would show the gaps that papers report, by a paired t test.
-
-    The published standard deviations are taken for the true ones; a paper that prints no
-    correlation between its encoders leaves the answer open by an order of magnitude.
-
-    Parameters
-    ----------
-    gaps
-        What was reported.
-    correlations
-        Between the two encoders' scores, over studies.
-    measured
-        The correlation found in this run; None or NaN leaves it out.
-    power, alpha
-        Of the test.
-
-    Returns
-    -------
-    pd.DataFrame
-        ``comparison, gap, sd_a, sd_b, correlation, assumed, sd_difference, n_needed,
-        n_published, power_published``; ``assumed`` is False for the measured correlation,
-        ``power_published`` the chance that the published number of studies had of showing the gap.
-    """
-    grid = [(float(value), True) for value in correlations]
-    if measured is not None and np.isfinite(measured):
-        grid.append((float(measured), False))
-    rows = []
-    for gap in gaps:
-        for correlation, assumed in grid:
-            sd = sd_of_difference(gap.sd_a, gap.sd_b, correlation)
-            rows.append({
-                "comparison": gap.comparison, "gap": gap.gap, "sd_a": gap.sd_a, "sd_b": gap.sd_b,
-                "correlation": correlation, "assumed": assumed, "sd_difference": sd,
-                "n_needed": studies_needed(gap.gap, sd, power=power, alpha=alpha),
-                "n_published": gap.n_studies,
-                "power_published": paired_power(gap.gap, sd, gap.n_studies, alpha)})
-    return pd.DataFrame(rows, columns=["comparison", "gap", "sd_a", "sd_b", "correlation",
-                                       "assumed", "sd_difference", "n_needed", "n_published",
-                                       "power_published"])
-
-
-@dataclass(frozen=True)
-class Null:
-    """A score beside what it would be without any relation between truth and prediction.
-
-    Attributes
-    ----------
-    observed
-        Mean over sections of the mean over genes of Pearson's r.
-    low, high
-        Between them lies 95 % (or the confidence asked for) of the null.
-    p
-        Two-sided, the observed order counted among the draws.
-    p_smallest
-        The least p that so many draws can give.
-    draws
-        The score of every draw, the observed one not among them.
-    method
-        ``"permutation"``, ``"toroidal shift"`` or ``"random shift"`` (not wrapped).
-    """
-
-    observed: float
-    low: float
-    high: float
-    p: float
-    p_smallest: float
-    draws: np.ndarray
-    method: str
-
-
-def permutation_null(measured: Sequence[np.ndarray], predicted: Sequence[np.ndarray], *,
-                     confidence: float = 0.95, n_draws: int = 999,
-                     rng: np.random.Generator) -> Null:
-    """Null of a score by permuting the spots within each section, all genes together.
-
-    Exact where spots are exchangeable. Neighbouring spots are not: maps that are smooth on their
-    own accord correlate by chance far more than their permutations do, and this null is then too
-    narrow (simulated by `null_coverage`). `toroidal_null` keeps that smoothness.
-
-    Parameters
-    ----------
-    measured, predicted
-        `(T_s, G)` per section. Spots with a missing value are left out; genes that do not vary in a
-        section are left out of it.
-    confidence
-        Share of the null between ``low`` and ``high``.
-    n_draws
-        Permutations.
-    rng
-        Source of randomness.
-
-    Raises
-    ------
-    InputError
-        On shapes that differ, or where no gene varies in any section.
-    """
-    observed, draws = [], []
-    for truth, guess in _paired_maps(measured, predicted):
-        x, y = _unit_columns(truth), _unit_columns(guess)
-        both = (x != 0).any(axis=0) & (y != 0).any(axis=0)
-        if not both.any():
-            continue
-        x, y = x[:, both], y[:, both]
-        observed.append((x * y).sum() / both.sum())
-        # r of a permuted map, summed over genes, is the sum of one entry per row of x y^T.
-        products, rows = x @ y.T / both.sum(), np.arange(len(x))
-        scores = []
-        for start in range(0, n_draws, 100):
-            orders = np.tile(rows, (min(100, n_draws - start), 1))
-            scores.append(products[rows, rng.permuted(orders, axis=1)].sum(axis=1))
-        draws.append(np.concatenate(scores))
-    return _null(observed, draws, confidence, "permutation")
-
-
-def toroidal_null(measured: Sequence[np.ndarray], predicted: Sequence[np.ndarray],
-                  positions: Sequence[np.ndarray], *, confidence: float = 0.95,
-                  n_draws: int = 999, min_overlap: float = 0.5, wrap: bool = True,
-                  rng: np.random.Generator) -> Null:
-    """Null of a score by shifting each prediction over its array.
-
-    A shift destroys the relation between two maps and keeps the autocorrelation of both, genes
-    included. Wrapped to a torus (Lotwick and Silverman, JRSS B 1982) all spots are used, but maps
-    do not fit each other where the torus is closed, so that the null is slightly narrow for smooth
-    maps on small sections. Without wrapping the overlap alone is used and its correlation scaled by
-    the root of its share of the spots, since fewer pairs vary more (variance correction of
-    Mrkvicka et al., "Revisiting the random shift approach for testing in spatial statistics",
-    Spatial Statistics 2021); that is closer to what it promises. Simulated by `null_coverage` where
-    95 % are meant, 20 x 20 spots, four sections: 94 % against 95 % for a kernel of 1.5 spots, 91 %
-    against 97 % for one of 3; 30 sections of 16 x 16 spots, kernel 0.8: 93 % on the torus.
-    Permutation of the spots gives 45 % at 1.5.
-
-    Tissue is no rectangle: a shift is scored over the spots whose shifted place is a spot as well,
-    and shifts that leave too few are not drawn. All shifts are computed at once by Fourier
-    transform.
-
-    Parameters
-    ----------
-    measured, predicted
-        As in `permutation_null`.
-    positions
-        Integer row and column of every spot, `(T_s, 2)`, per section; see `array_positions`. On a
-        hexagonal array columns count half pitches, so that row and column have one parity.
-    confidence
-        Share of the null between ``low`` and ``high``.
-    n_draws
-        Draws; each shifts every section by itself.
-    min_overlap
-        Least share of a section's spots that a shift must pair.
-    wrap
-        False for the second form above.
-    rng
-        Source of randomness.
-
-    Raises
-    ------
-    InputError
-        On shapes that differ, two spots on one place, or where no gene varies or no shift is left.
-    """
-    observed, draws = [], []
-    positions = list(positions)
-    maps = list(_paired_maps(measured, predicted, positions))
-    for truth, guess, places in maps:
-        scores = _shifted_scores(truth, guess, places, min_overlap, wrap)
-        if scores is None:
-            continue
-        observed.append(scores[0])
-        if len(scores) < 2:
-            raise InputError("toroidal null", "positions", "leave no shift that pairs "
-                             f"{min_overlap:.0%} of the spots", "lower min_overlap")
-        draws.append(rng.choice(scores[1:], size=n_draws))
-    return _null(observed, draws, confidence, "toroidal shift" if wrap else "random shift")
-
-
-def array_positions(coords: np.ndarray) -> np.ndarray:
-    """Row and column on the array from spot centres, whatever the image's rotation and jitter.
-
-    Steps between neighbours are rounded to the array's directions and added up along a walk from
-    spot to spot, so that neither drift nor a small rotation adds up to a wrong row; islands are
-    placed by a linear fit to the largest piece.
-
-    Parameters
-    ----------
-    coords
-        `(T, 2)`, any unit.
-
-    Returns
-    -------
-    np.ndarray
-        `(T, 2)` int64 from 0. On a hexagonal array (Visium) columns count half pitches and
-        ``row + column`` is even, as Visium's own ``array_row`` and ``array_col`` have it.
-
-    Raises
-    ------
-    InputError
-        If two spots fall on one place.
-    """
-    from scipy.sparse import coo_matrix, csgraph
-    from scipy.spatial import cKDTree
-
-    from mvhlib.expression.spatial import lattice
-
-    coords = np.asarray(coords, dtype=np.float64)
-    order = lattice(coords)
-    tree = cKDTree(coords)
-    pitch = float(np.median(tree.query(coords, k=2)[0][:, 1]))
-    a, b = tree.query_pairs(1.3 * pitch, output_type="ndarray").T
-    step = coords[b] - coords[a]
-    turn = np.angle(np.exp(1j * order * np.arctan2(step[:, 1], step[:, 0])).sum()) / order
-    # Directions of a row and of the next row, in array units; multiples of the turn's period.
-    if order == 4:
-        axes, units = (0.0, np.pi / 2), np.array([[0, 1], [1, 0]])
-    else:
-        axes, units = (0.0, np.pi / 3), np.array([[0, 2], [1, 1]])
-    frame = pitch * np.array([[np.cos(turn + angle), np.sin(turn + angle)] for angle in axes])
-    hops = np.rint(step @ np.linalg.inv(frame)).astype(np.int64)
-    n = len(coords)
-    links = coo_matrix((np.ones(2 * len(a)), (np.r_[a, b], np.r_[b, a])), shape=(n, n)).tocsr()
-    _, piece = csgraph.connected_components(links, directed=False)
-    largest = np.flatnonzero(piece == np.bincount(piece).argmax())
-    hop = {(i, j): h for i, j, h in zip(a.tolist(), b.tolist(), hops, strict=True)}
-    walked, before = csgraph.breadth_first_order(links, largest[0], directed=False)
-    index = np.zeros((n, 2), dtype=np.int64)
-    for spot in walked[1:].tolist():
-        last = int(before[spot])
-        index[spot] = index[last] + (hop[last, spot] if (last, spot) in hop
-                                     else -hop[spot, last])
-    known = np.c_[coords[largest], np.ones(len(largest))]
-    if np.linalg.matrix_rank(known - known.mean(axis=0)) >= 2:
-        fit = np.linalg.lstsq(known, index[largest].astype(np.float64), rcond=None)[0]
-    else:  # one row of spots says nothing of the other direction
-        linear = np.linalg.inv(frame)
-        fit = np.vstack([linear, -coords[largest[0]] @ linear])
-    islands = piece != piece[largest[0]]
-    index[islands] = np.rint(np.c_[coords[islands], np.ones(islands.sum())] @ fit).astype(np.int64)
-    places = index @ units
-    places -= places.min(axis=0)
-    if order == 6:
-        places[:, 1] += places[0].sum() % 2  # the parity that the walk's start was given
-    if len(np.unique(places, axis=0)) < n:
-        raise InputError("array positions", "coordinates", "put two spots on one place of the "
-                         "array", "give the array's own rows and columns")
-    return places
-
-
-def _paired_maps(measured, predicted, positions=None):
-    """Yield truth and prediction of every section (and its positions), spots without NaN."""
-    measured, predicted = list(measured), list(predicted)
-    lengths = {len(measured), len(predicted), len(measured if positions is None else positions)}
-    if len(lengths) != 1 or not measured:
-        raise InputError("null", "sections", f"differ in number: {sorted(lengths)}",
-                         "give truth and prediction of the same sections")
-    for number, (truth, guess) in enumerate(zip(measured, predicted, strict=True)):
-        truth, guess = np.asarray(truth, np.float64), np.asarray(guess, np.float64)
-        places = None if positions is None else np.asarray(positions[number])
-        if truth.shape != guess.shape or truth.ndim != 2 or (
-                places is not None and places.shape != (len(truth), 2)):
-            raise InputError("null", f"section {number}", f"measured {truth.shape}, predicted "
-                             f"{guess.shape}" + ("" if places is None else
-                                                 f", positions {places.shape}"),
-                             "give the same spots and genes in one order")
-        known = np.isfinite(truth).all(axis=1) & np.isfinite(guess).all(axis=1)
-        yield (truth[known], guess[known]) if places is None else (
-            truth[known], guess[known], places[known])
-
-
-def _unit_columns(values: np.ndarray) -> np.ndarray:
-    """Columns of mean 0 and norm 1; those that do not vary become 0."""
-    if len(values) == 0:
-        return values
-    centred = values - values.mean(axis=0)
-    norm = np.linalg.norm(centred, axis=0)
-    varies = np.ptp(values, axis=0) > 1e-12 * np.abs(values).max(axis=0)
-    return np.where(varies, centred, 0.0) / np.where(varies, norm, 1.0)
-
-
-def _shifted_scores(truth: np.ndarray, guess: np.ndarray, places: np.ndarray,
-                    min_overlap: float, wrap: bool = True) -> np.ndarray | None:
-    """Mean over genes of r for every shift that pairs enough spots; the first is no shift."""
-    if len(truth) == 0:
-        return None
-    x, y = _unit_columns(truth), _unit_columns(guess)
-    both = (x != 0).any(axis=0) & (y != 0).any(axis=0)
-    if not both.any():
-        return None
-    places = places - places.min(axis=0)
-    if not np.issubdtype(places.dtype, np.integer):
-        raise InputError("toroidal null", "positions", "are not whole numbers",
-                         "use array_positions of the spot centres")
-    height, width = places.max(axis=0) + 1
-    parity = places.sum(axis=1) % 2
-    hexagonal = len(places) > 3 and (parity == parity[0]).all()
-    if hexagonal:  # an odd torus would break the rows' alternation
-        height, width = height + height % 2, width + width % 2
-    if not wrap:  # so much glass around that nothing meets itself
-        height, width = 2 * height, 2 * width
-    flat = places[:, 0] * width + places[:, 1]
-    if len(np.unique(flat)) < len(flat):
-        raise InputError("toroidal null", "positions", "put two spots on one place",
-                         "use array_positions of the spot centres")
-
-    def spectrum(values):  # (T, G) -> (G, height, width // 2 + 1)
-        grid = np.zeros((values.shape[1], height * width))
-        grid[:, flat] = values.T
-        return np.fft.rfft2(grid.reshape(-1, height, width))
-
-    def correlate(one, other):  # sum over spots p of one(p + shift) other(p)
-        return np.fft.irfft2(one * np.conj(other), s=(height, width)).reshape(len(one), -1)
-
-    mask = spectrum(np.ones((len(places), 1)))
-    count = np.rint(correlate(mask, mask)[0])
-    enough = count >= max(min_overlap * len(places), 3)
-    enough[0] = True
-    total, genes = np.zeros(int(enough.sum())), np.zeros(int(enough.sum()))
-    n = count[enough]
-    for gene in np.flatnonzero(both):
-        x1, y1 = spectrum(x[:, [gene]]), spectrum(y[:, [gene]])
-        x2, y2 = spectrum(x[:, [gene]] ** 2), spectrum(y[:, [gene]] ** 2)
-        sx, sxx = correlate(mask, x1)[0][enough], correlate(mask, x2)[0][enough]
-        sy, syy = correlate(y1, mask)[0][enough], correlate(y2, mask)[0][enough]
-        sxy = correlate(y1, x1)[0][enough]
-        vx, vy = sxx - sx**2 / n, syy - sy**2 / n
-        good = (vx > 1e-9) & (vy > 1e-9)  # of columns whose squares sum to 1
-        r = (sxy - sx * sy / n) / np.sqrt(np.where(good, vx * vy, 1.0))
-        if not wrap:  # fewer pairs vary more
-            r = r * np.sqrt(n / len(places))
-        total += np.where(good, np.clip(r, -1, 1), 0.0)
-        genes += good
-    return (total / np.maximum(genes, 1))[genes > 0]
-
-
-def _null(observed: list[float], draws: list, confidence: float, method: str) -> Null:
-    if not observed:
-        raise InputError("null", "genes", "do not vary in any section",
-                         "give measured and predicted expression")
-    score = float(np.mean(observed))
-    null = np.mean(np.asarray(draws, dtype=np.float64), axis=0)
-    ranked, n = np.sort(null), len(null)
-    # Order statistics, so that a draw of the null lies outside with the probability promised.
-    tail = max(int(np.floor((n + 1) * (1 - confidence) / 2 + 1e-9)), 1)
-    centre = float(null.mean())
-    beyond = (np.abs(null - centre) >= abs(score - centre) - 1e-12).sum()
-    return Null(score, float(ranked[tail - 1]), float(ranked[n - tail]),
-                float((1 + beyond) / (n + 1)), 1 / (n + 1), null, method)
-
-
-def smooth_field(rng: np.random.Generator, shape: tuple[int, int], smooth: float) -> np.ndarray:
-    """Gaussian field of variance 1, cut from a larger one so that its borders do not meet.
-
-    Parameters
-    ----------
-    rng
-        Source of randomness.
-    shape
-        Rows and columns [spots].
-    smooth
-        Standard deviation of the kernel [spots]; 0 gives independent spots.
-    """
-    if smooth == 0:
-        return rng.standard_normal(shape)
-    reach = int(np.ceil(4 * smooth))
-    offset = np.arange(-reach, reach + 1)
-    kernel = np.exp(-0.5 * (offset / smooth) ** 2)
-    kernel /= np.linalg.norm(kernel)
-    white = rng.standard_normal((shape[0] + 2 * reach, shape[1] + 2 * reach))
-    bands = []
-    for length in shape:
-        band = np.zeros((length, length + 2 * reach))
-        for number, value in enumerate(kernel):
-            band[np.arange(length), np.arange(length) + number] = value
-        bands.append(band)
-    return bands[0] @ white @ bands[1].T
-
-
-def null_coverage(method: str, *, n_sections: int = 8, side: int = 20, smooth: float = 0.0,
-                  n_genes: int = 1, n_draws: int = 199, n_repetitions: int = 2000,
-                  seed: int = 0) -> float:
-    """Share of simulated cohorts without any relation whose score lies inside the null's 95 %.
-
-    Truth and prediction are independent Gaussian fields on square arrays.
-
-    Parameters
-    ----------
-    method
-        ``"permutation"``, ``"toroidal shift"`` or ``"random shift"`` (not wrapped).
-    n_sections, side, n_genes
-        Sections of a cohort; spots along a section's side; genes.
-    smooth
-        See `smooth_field`; 0 for spots that are exchangeable.
-    n_draws, n_repetitions, seed
-        Draws of each null; cohorts to simulate; fixed beforehand.
-
-    Raises
-    ------
-    InputError
-        On an unknown method.
-    """
-    if method not in ("permutation", "toroidal shift", "random shift"):
-        raise InputError("null", "method", f"{method!r} is not known",
-                         "use permutation, toroidal shift or random shift")
-    rng = np.random.default_rng(np.random.SeedSequence([seed, n_sections, side]))
-    places = np.stack(np.divmod(np.arange(side**2), side), 1)
-    hits = 0
-    for _ in range(n_repetitions):
-        truth, guess = ([np.stack([smooth_field(rng, (side, side), smooth).ravel()
-                                   for _ in range(n_genes)], 1) for _ in range(n_sections)]
-                        for _ in range(2))
-        null = (permutation_null(truth, guess, n_draws=n_draws, rng=rng)
-                if method == "permutation" else
-                toroidal_null(truth, guess, [places] * n_sections, n_draws=n_draws,
-                              wrap=method == "toroidal shift", rng=rng))
-        hits += null.low < null.observed < null.high
-    return hits / n_repetitions
+def sentence(judged: Mapping[str, Any]) -> str:
+    """A row of `judge` to be read."""
+    return (f"{judged['claim']}: {judged['verdict']} ({judged['better']} less {judged['worse']} "
+            f"{judged['difference']:+.3f} [{judged['ci_low']:+.3f}, {judged['ci_high']:+.3f}], "
+            f"{judged['n_units']} {judged['unit']}s)")

@@ -37,13 +37,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mvhlib.artifacts import InputError, check_file, reading
+from mvhlib.artifacts import InputError, check_file, reading, safe_name
 
 if TYPE_CHECKING:
     import pandas as pd
 
 #: Largest table, unpacked [bytes]: a list of slides, tiles or genes is far smaller.
-LARGEST = 64 * 2**20
+LARGEST = 16 * 2**20
+MOST_COLUMNS = 20_000
 
 SEPARATORS = (",", ";", "\t")
 
@@ -97,27 +98,46 @@ def read_table(path: str | os.PathLike, columns: Sequence[str] = (), *,
     """
     import pandas as pd
 
+    names, body, separator = read_rows(path, columns, any_row=any_row)
+    frame = pd.DataFrame({name: pd.Series([row[at] for _, row in body], dtype=object)
+                          for at, name in enumerate(names)})
+    frame.index = pd.Index([line for line, _ in body], name="line", dtype="int64")
+    comma = separator != "," and any(
+        _COMMA.fullmatch(cell) and not _THOUSANDS.fullmatch(cell) for _, row in body
+        for cell in row)
+    frame.attrs = {"separator": separator, "decimal": "," if comma else "."}
+    return frame
+
+
+def read_rows(path: str | os.PathLike, columns: Sequence[str] = (), *, any_row: bool = False
+              ) -> tuple[list[str], list[tuple[int, tuple[str, ...]]], str]:
+    """What `read_table` reads, for machines without pandas.
+
+    Returns
+    -------
+    names, rows, separator
+        Columns; for each row its line [from 1] and one cell for each column; what stands between.
+    """
     path = Path(path)
     text = _text(path, _bytes(path))
-    separator, rows = _rows(path, text, columns)
-    header_line, header = rows[0]
-    header = [name.strip() for name in header]
-    short = next(((line, row) for line, row in rows[1:] if len(row) != len(header)), None)
-    if short is not None:
+    separator, lines, rows = _rows(path, text, columns)
+    header, width = rows[0], len(rows[0])
+    odd = next((at for at, row in enumerate(rows) if len(row) != width), None)
+    if odd is not None:
         hint = ("; R's write.table leaves out the name of the row names: write with row.names=FALSE"
-                if all(len(row) == len(header) + 1 for _, row in rows[1:]) else "")
-        raise InputError(path, f"row {short[0]}", f"has {len(short[1])} cells where the header "
-                         f"(row {header_line}) has {len(header)}",
-                         f"give every row one cell per column, and quote cells that hold "
-                         f"{separator!r}{hint}")
-    body = [(line, cells) for line, cells in ((line, [cell.strip() for cell in row])
-                                              for line, row in rows[1:]) if any(cells)]
+                if all(len(row) == width + 1 for row in rows[1:]) else "")
+        raise InputError(path, f"row {lines[odd]}", f"has {len(rows[odd])} cells where the header "
+                         f"(row {lines[0]}) has {width}", "give every row one cell per column, and "
+                         f"quote cells that hold {separator!r}{hint}")
+    full = [at for at in range(1, len(rows)) if any(rows[at])]
+    lines, body = [lines[at] for at in full], [rows[at] for at in full]
     kept = []
     for at, name in enumerate(header):
         if name:
             kept.append(at)
-        elif at > 0 and (full := next((line for line, row in body if row[at]), None)):
-            raise InputError(path, f"column {at + 1}", f"has no name and is filled in row {full}",
+        elif at > 0 and (filled := next((line for line, row in zip(lines, body, strict=True)
+                                         if row[at]), None)):
+            raise InputError(path, f"column {at + 1}", f"has no name and is filled in row {filled}",
                              "name it in the header, or delete it")
     names = [header[at] for at in kept]
     twice = [name for name, n in Counter(names).items() if n > 1]
@@ -127,14 +147,9 @@ def read_table(path: str | os.PathLike, columns: Sequence[str] = (), *,
     check_columns(path, names, columns)
     if not body and not any_row:
         raise InputError(path, "rows", "are none below the header", "give one row or more")
-    frame = pd.DataFrame({name: pd.Series([row[at] for _, row in body], dtype=object)
-                          for name, at in zip(names, kept, strict=True)})
-    frame.index = pd.Index([line for line, _ in body], name="line", dtype="int64")
-    comma = separator != "," and any(
-        _COMMA.fullmatch(cell) and not _THOUSANDS.fullmatch(cell) for _, row in body
-        for cell in row)
-    frame.attrs = {"separator": separator, "decimal": "," if comma else "."}
-    return frame
+    if len(kept) < len(header):
+        body = [tuple(row[at] for at in kept) for row in body]
+    return names, list(zip(lines, body, strict=True)), separator
 
 
 def check_columns(path: str | os.PathLike, present: Sequence[str], needed: Iterable[str]) -> None:
@@ -149,7 +164,7 @@ def check_columns(path: str | os.PathLike, present: Sequence[str], needed: Itera
 
 
 def names(frame: "pd.DataFrame", column: str, path: str | os.PathLike, *, unique: bool = False,
-          none: Iterable[str] = NOT_KNOWN) -> "pd.Series":
+          safe: bool = False, none: Iterable[str] = NOT_KNOWN) -> "pd.Series":
     """Names of a column: text as it stands, every one there.
 
     Parameters
@@ -158,6 +173,8 @@ def names(frame: "pd.DataFrame", column: str, path: str | os.PathLike, *, unique
         From `read_table`.
     unique
         Whether each may stand once only.
+    safe
+        Whether they become files or folders: see `mvhlib.artifacts.safe_name`.
     none
         Words (lower case) that are no name. Genes may be called ``NA``: pass ``("",)``.
 
@@ -174,6 +191,8 @@ def names(frame: "pd.DataFrame", column: str, path: str | os.PathLike, *, unique
     unseen = ~values.map(str.isprintable).astype(bool)
     if unseen.any():
         refuse(path, values, unseen, "with a character that is not seen", "type the name again")
+    for line, name in values.items() if safe else ():
+        safe_name(name, path, f"{column}, row {line}")
     if unique and values.duplicated().any():
         refuse(path, values, values.duplicated(), "a second time", "keep one row for each")
     distinct = values.drop_duplicates()
@@ -375,8 +394,8 @@ def _windows(content: bytes) -> str | None:
 
 
 def _rows(path: Path, text: str, columns: Sequence[str]
-          ) -> tuple[str, list[tuple[int, list[str]]]]:
-    """The separator, and (line, cells) of the header and of every row that is not blank."""
+          ) -> tuple[str, list[int], list[tuple[str, ...]]]:
+    """The separator; first line and stripped cells of the header and of every row below it."""
     told = re.match(r"(?:\s*\n)*\"?sep=([^\r\n])\"?[ \t]*(?:\r\n|\r|\n)", text, re.IGNORECASE)
     skipped = 0
     if told:
@@ -386,12 +405,14 @@ def _rows(path: Path, text: str, columns: Sequence[str]
         skipped = text[:told.end()].count("\n") or text[:told.end()].count("\r")
         text = text[told.end():]
     separator = told[1] if told else _separator(path, text, columns)
-    rows, last = [], 0
+    lines, rows, last = [], [], 0
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     try:
         for row in reader:
-            if any(cell.strip() for cell in row[:1]) or len(row) > 1:
-                rows.append((last + 1 + skipped, row))
+            cells = tuple(map(str.strip, row))
+            if len(cells) > 1 or any(cells):
+                lines.append(last + 1 + skipped)
+                rows.append(cells)
             last = reader.line_num
     except csv.Error as error:
         line = last + 1 + skipped
@@ -401,12 +422,15 @@ def _rows(path: Path, text: str, columns: Sequence[str]
                          "close the quote, or double a quote that is part of the text") from error
     if not rows:
         raise InputError(path, "file", "is empty", "give a table with a header and rows")
-    return separator, rows
+    return separator, lines, rows
 
 
 def _separator(path: Path, text: str, columns: Sequence[str]) -> str:
     """What separates the columns: with it the header has most of the columns that are needed."""
     found = {}
+    if max(text.lstrip().partition("\n")[0].count(each) for each in SEPARATORS) > MOST_COLUMNS:
+        raise InputError(path, "columns", f"are more than {MOST_COLUMNS}", "give patients, slides, "
+                         "tiles or genes in rows")
     for separator in SEPARATORS:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
         try:

@@ -7,7 +7,8 @@ checkpoint before it grows again.
 
 ::
 
-    <folder>/state/step_00000120.pt     weights, optimiser, generators, step; the last few are kept
+    <folder>/state/step_00000120.pt     weights, optimiser, generators, step; the last few are kept;
+                                        ends with the sha256 of its bytes
     <folder>/log.csv                    one row per logged step; equal runs give equal bytes
     <folder>/log.timing.csv             wall-clock columns, which never repeat
 
@@ -16,7 +17,7 @@ Works in one process and under ``torchrun``; the helpers for many processes do n
 
 import contextlib
 import csv
-import difflib
+import hashlib
 import math
 import os
 import signal
@@ -31,7 +32,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mvhlib.artifacts import FLOAT_FORMAT, InputError, atomic
+from mvhlib.artifacts import FLOAT_FORMAT, InputError, atomic, reading, sha256_file
+from mvhlib.parameters import check, parse_yaml, read_yaml
 
 
 class TrainingStopped(RuntimeError):
@@ -142,20 +144,8 @@ def read_config(kind: type, path: str | os.PathLike | None = None,
     InputError
         On an unknown name (the nearest is named), a wrong type, or a file that is no mapping.
     """
-    import yaml
-
-    values: dict[str, Any] = {}
-    where = str(path) if path is not None else kind.__name__
-    if path is not None:
-        if not Path(path).is_file():
-            raise InputError(path, "file", "does not exist", "name a YAML file of settings")
-        try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-        except yaml.YAMLError as error:
-            raise InputError(path, "content", f"is no YAML ({error})", "mend it") from error
-        if not isinstance(values, dict):
-            raise InputError(path, "content", "is no list of names and values",
-                             "write `name: value`, one per line")
+    where = kind.__name__ if path is None else path
+    values = {} if path is None else read_yaml(path)
     _check_config(kind, where, values)
     if not isinstance(overrides, Mapping):
         overrides = read_pairs(overrides)
@@ -173,52 +163,32 @@ def read_pairs(items: Sequence[str]) -> dict[str, Any]:
     InputError
         If an item has no ``=``.
     """
-    import yaml
-
     pairs = {}
     for item in items:
         name, equals, text = item.partition("=")
         if not equals:
             raise InputError("command line", item, "is no key=value", "write key=value")
-        pairs[name] = yaml.safe_load(text)
+        pairs[name] = parse_yaml(text, "command line", name)
     return pairs
 
 
-def _check_config(kind: type, where: str, values: dict[str, Any]) -> None:
+def _check_config(kind: type, where: str | os.PathLike, values: Mapping[str, Any]) -> None:
     known = {field.name: field for field in fields(kind)}
-    for name, value in values.items():
-        if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
-            raise InputError(where, str(name), "is not a setting",
-                             f"did you mean {near[0]!r}?" if near else f"use {sorted(known)}")
-        annotation = known[name].type
-        if not _is_a(_coerce(value, annotation), annotation):
-            default = known[name].default
-            example = "" if default is MISSING else f", for example {default!r}"
-            kind_name = getattr(annotation, "__name__", str(annotation))
-            if getattr(annotation, "__origin__", None):
-                kind_name = str(annotation)
-            raise InputError(where, name, f"is {value!r} ({type(value).__name__})",
-                             f"give a value of type {kind_name}{example}")
+    check(where, {name: field.type for name, field in known.items()},
+          {name: _coerce(value, known[name].type) if name in known else value
+           for name, value in values.items()},
+          noun="setting", examples={name: field.default for name, field in known.items()
+                                    if field.default is not MISSING})
 
 
 def _coerce(value: Any, annotation: Any) -> Any:
     """YAML reads ``1e-6`` as text and ``1`` as an integer; a float is meant by both."""
     if annotation is float and isinstance(value, (int, str)) and not isinstance(value, bool):
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, OverflowError):
             return float(value)
     if getattr(annotation, "__origin__", None) is list and isinstance(value, list):
         return [_coerce(item, annotation.__args__[0]) for item in value]
     return value
-
-
-def _is_a(value: Any, annotation: Any) -> bool:
-    origin = getattr(annotation, "__origin__", None)
-    if origin is list:
-        return isinstance(value, list) and all(_is_a(v, annotation.__args__[0]) for v in value)
-    if annotation is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, origin or annotation)
 
 
 # --------------------------------------------------------------------------------------------
@@ -339,6 +309,7 @@ class Checkpoints:
         path = self.folder / f"step_{content['step']:08d}.pt"
         with atomic(path) as temporary:
             torch.save({"key": self.key, **content}, temporary)
+            _seal(temporary)
         for old in self.files()[:-self.keep]:
             old.unlink(missing_ok=True)
         return path
@@ -349,14 +320,21 @@ class Checkpoints:
         Raises
         ------
         InputError
-            If the file is truncated, or was saved under another key (says which entries differ).
+            If the file's bytes are not those whose hash it ends with (truncated, rotten, edited, or
+            of a version that wrote none: nothing would vouch for them), or it was saved under
+            another key (says which entries differ).
         """
-        try:
+        fix = "delete this file; the one before it is used then"
+        with reading(path, "content", "is no readable state", fix):
+            if not _is_sealed(path):
+                raise InputError(path, "sha256", "is no readable state: its bytes are not those "
+                                 "that were saved", fix)
             content = torch.load(path, map_location=map_location, weights_only=True)
-            content["step"], content["parts"]
-        except Exception as error:  # torch.load raises what zip, pickle and the disk raise
-            raise InputError(path, "content", f"is no readable state ({type(error).__name__})",
-                             "delete this file; the one before it is used then") from error
+            step = content["step"]
+            if not isinstance(step, int) or isinstance(step, bool) or step < 0:
+                raise InputError(path, "step", f"is {step!r}", fix)
+            if not isinstance(content["parts"], dict) or not isinstance(content["notes"], dict):
+                raise InputError(path, "parts", "are no readable state", fix)
         if content.get("key") != self.key:
             raise InputError(path, "key", f"was saved by another recipe: "
                              f"{difference(content.get('key'), self.key)}",
@@ -377,8 +355,8 @@ class Checkpoints:
         content = self.read(path, map_location)
         try:
             state.load_state_dict(content)
-        except (KeyError, RuntimeError, ValueError, TypeError) as error:
-            reason = str(error).splitlines()[0]
+        except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(path, "content", f"is the state of another model ({reason})",
                              "name another folder, or begin afresh with restart=true") from error
         return True
@@ -386,6 +364,34 @@ class Checkpoints:
     def clear(self) -> None:
         for path in self.files():
             path.unlink(missing_ok=True)
+
+
+#: What stands before the hash, and the length of both together.
+_SEAL, _SEALED = b"sha256:", len(b"sha256:") + 64
+
+
+def _seal(path: Path) -> None:
+    """Put the hash of a zip archive (which a state is) behind it, as the archive's comment.
+
+    One file holds both, so that no kill and no copy can part them.
+    """
+    with open(path, "r+b") as stream:
+        stream.seek(-2, os.SEEK_END)
+        stream.write(_SEALED.to_bytes(2, "little"))  # length of the comment
+    digest = sha256_file(path)
+    with open(path, "ab") as stream:
+        stream.write(_SEAL + digest.encode())
+
+
+def _is_sealed(path: Path) -> bool:
+    with open(path, "rb") as stream:
+        left = stream.seek(0, os.SEEK_END) - _SEALED
+        stream.seek(0)
+        digest = hashlib.sha256()
+        while left > 0 and (chunk := stream.read(min(left, 2**20))):
+            digest.update(chunk)
+            left -= len(chunk)
+        return stream.read() == _SEAL + digest.hexdigest().encode()
 
 
 def difference(old: Any, new: Any) -> str:
@@ -420,7 +426,8 @@ class CsvLog:
         """Keep only whole rows of steps before `step`: those after it will be written again."""
         rows = []
         if self.path.exists():
-            with open(self.path, newline="", encoding="utf-8") as stream:
+            with reading(self.path, "log", fix="delete it"), \
+                    open(self.path, newline="", encoding="utf-8") as stream:
                 text = stream.read()
             whole = text[:text.rfind("\n") + 1]
             rows = [line for line in whole.splitlines()[1:]
@@ -454,11 +461,12 @@ def _cell(value: Any) -> str:
 
 def read_log(path: str | os.PathLike) -> dict[str, list[float]]:
     """Read a log as lists of numbers, one per column; an unfinished last row is left out."""
-    with open(path, newline="", encoding="utf-8") as stream:
-        text = stream.read()
-    rows = list(csv.DictReader(text[:text.rfind("\n") + 1].splitlines()))
-    names = rows[0].keys() if rows else []
-    return {name: [float(row[name]) for row in rows] for name in names}
+    with reading(path, "log", "is no log of numbers", "delete it and train again"):
+        with open(path, newline="", encoding="utf-8") as stream:
+            text = stream.read()
+        rows = list(csv.DictReader(text[:text.rfind("\n") + 1].splitlines()))
+        names = rows[0].keys() if rows else []
+        return {name: [float(row[name]) for row in rows] for name in names}
 
 
 # --------------------------------------------------------------------------------------------

@@ -21,10 +21,13 @@ does. An encoder is its `source`, `weights`, `options` and other parameters of `
 """
 
 import ast
-import difflib
+import base64
 import json
+import os
 import re
 import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +36,143 @@ import yaml
 from mvhlib import artifacts
 from mvhlib.artifacts import InputError
 from mvhlib.notebook import check_parameters, declared_parameters, read_parameters_cell
+from mvhlib.parameters import check, check_seed, nearest, read_yaml, read_yaml_if_any
 from mvhlib.places import home, resolve
 
-SLUG = re.compile(r"[a-z0-9_.-]+")
+#: An encoder's name; neither hidden nor an option of a command.
+SLUG = re.compile(r"[a-z0-9_][a-z0-9_.-]*")
 #: Methods that train on tiles, each by a notebook of its own.
 METHODS = ("mmap", "cmrcnet")
+#: Keys of an encoder beside the parameters of 04_embed.
+ENCODER = {"pretrain": "dict", "seeds": "int", "held_out": "list[str]", "if_data": "str",
+           "seed": "int"}
+#: Parameters that the workflow gives by itself.
+GIVEN = ("profile", "out", "data", "encoder")
+MOST_SEEDS = 1000
+#: Types of the keys of workflow.yaml.
+PLAN_TYPES = {"needs_data": "bool", "notebooks": "list[str]", "encoders": "dict",
+              "methods": "dict", "threads": "dict", "gpus": "int"}
 #: Keys of workflow.yaml and what stands for them where they are absent.
 PLAN = {"needs_data": False, "notebooks": [], "encoders": {}, "methods": {}, "threads": {},
         "gpus": 0}
+
+
+@dataclass(frozen=True)
+class Call:
+    """What the workflow was asked for.
+
+    Attributes
+    ----------
+    profile
+        Folder below ``params/``.
+    data
+        The data set's directory, as it was given; empty for the synthetic cohort.
+    seed
+        Of the whole run.
+    """
+
+    profile: str = "demo"
+    data: str = ""
+    seed: int = 0
+
+
+def read_call(values: Mapping[str, Any], where: str = "make") -> Call:
+    """Check profile, data directory and seed, given as text or (the seed) as a number.
+
+    Raises
+    ------
+    InputError
+        On a profile that is no name of a folder, a directory that is not there, or a seed that is
+        no whole number from 0.
+    """
+    profile = profile_name(values.get("profile", "demo"), where)
+    data = values.get("data") or ""
+    if not isinstance(data, str):
+        raise InputError(where, "DATA", f"is {data!r}, not text", "write it in quotes")
+    if data:
+        artifacts.safe_path(data, where, "DATA")
+        with artifacts.reading(data, "DATA", "cannot be read", "change its permissions"):
+            if not resolve(data).is_dir():
+                raise InputError(f"DATA={data}", "DATA", "is not a directory",
+                                 "name the data set's folder")
+            os.scandir(resolve(data)).close()
+    return Call(profile, data, whole_number(values.get("seed", 0), where, "SEED"))
+
+
+def profile_name(profile: Any, where: str) -> str:
+    """Return the name of a profile if it is made of letters, digits, ``.``, ``-`` and ``_``."""
+    if artifacts.safe_name(profile, where, "PROFILE") != profile or not re.fullmatch(
+            r"[\w.-]+", profile):
+        raise InputError(where, "PROFILE", f"is {profile!r}",
+                         "name a folder below params/, of letters, digits, dot, hyphen, underscore")
+    return profile
+
+
+def whole_number(value: Any, where: str, field: str, least: int = 0) -> int:
+    """Read a whole number from `least` to 2,147,483,647 that stands as text."""
+    text = value if isinstance(value, str) else repr(value)
+    if not re.fullmatch(r"[0-9]{1,10}", text.strip()) or not least <= int(text) < 2**31:
+        raise InputError(where, field, f"is {value!r}",
+                         f"give a whole number from {least} to {2**31 - 1}")
+    return int(text)
+
+
+def given_to_snakemake(config: Mapping[str, Any], entries: Sequence[str] | None) -> Call:
+    """What stands behind ``--config``, before Snakemake took it for YAML.
+
+    Snakemake reads ``data=/a/b #2`` as ``/a/b``, ``data=a: b`` as a mapping, and takes quotes off.
+
+    Parameters
+    ----------
+    config
+        What Snakemake made of it, and of a ``--configfile``.
+    entries
+        The words behind ``--config``, or `to_jobs` of them.
+    """
+    values = {key: value for key, value in config.items() if key != "call"}
+    for entry in entries or ():
+        key, _, text = entry.partition("=")
+        if key == "call":
+            with artifacts.reading("--config", "call", "is not what the workflow wrote",
+                                   "pass profile=, data= and seed="):
+                return Call(**json.loads(base64.urlsafe_b64decode(text)))
+        values[key] = text
+    for key in values:
+        if key not in ("profile", "data", "seed"):
+            raise InputError("--config", str(key), "is nothing that the workflow takes",
+                             nearest(key, ("profile", "data", "seed")))
+    return read_call(values, "--config")
+
+
+def to_jobs(call: Call) -> str:
+    """What Snakemake hands to jobs on other machines, where shells and YAML find nothing in it."""
+    return "call=" + base64.urlsafe_b64encode(json.dumps(asdict(call)).encode()).decode()
+
+
+def to_papermill(values: Mapping[str, Any]) -> str:
+    """Parameters as papermill takes them by ``-b``: neither a shell nor Snakemake looks inside."""
+    text = yaml.safe_dump(dict(values), default_flow_style=True, width=10**6)
+    return base64.b64encode(text.encode()).decode()
+
+
+def notebook_for_papermill(name: str) -> str:
+    """Path of a notebook; papermill fills in what stands in braces, so they are doubled."""
+    path = str(home() / "notebooks" / f"{name}.ipynb")
+    return path.replace("{", "{{").replace("}", "}}")
+
+
+def prepare(call: Call) -> dict[str, Any]:
+    """`read_plan` of a call, after a look into every parameter file of its profile."""
+    folder = home() / "params" / call.profile
+    plan = read_plan(folder, data=call.data)
+    for name in notebooks():
+        read_params(folder, name)
+    return plan
+
+
+def notebooks() -> list[str]:
+    """Names of the collection's notebooks, in reading order."""
+    return sorted(path.stem for path in (home() / "notebooks").glob("[0-9]*.ipynb"))
 
 
 def read_plan(folder: Path, data: str = "") -> dict[str, Any]:
@@ -59,34 +191,28 @@ def read_plan(folder: Path, data: str = "") -> dict[str, Any]:
     Raises
     ------
     InputError
-        If the profile does not exist, a key is unknown, an encoder's name is no slug, or the
-        profile wants a data directory and none is given.
+        If the profile does not exist, a key, notebook or option of an encoder is unknown (names
+        the nearest) or of another type, an encoder's name is no slug, or the profile wants a data
+        directory and none is given.
     """
     path = folder / "workflow.yaml"
-    if not path.exists():
+    if not os.path.lexists(path):
         profiles = sorted(p.parent.name for p in folder.parent.glob("*/workflow.yaml"))
-        near = difflib.get_close_matches(folder.name, profiles, n=1)
         raise InputError(path, "PROFILE", f"there is no profile {folder.name!r}",
-                         f"did you mean {near[0]!r}?" if near else f"use one of {profiles}")
-    given = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    for key in given:
-        if key not in PLAN:
-            raise InputError(path, key, "is not a key of workflow.yaml", f"use {list(PLAN)}")
+                         nearest(folder.name, profiles))
+    given = read_yaml(path)
+    check(path, PLAN_TYPES, given, noun="key of workflow.yaml")
     plan = PLAN | given
+    _check_notebooks(path, plan)
     for slug, options in plan["encoders"].items():
-        if not SLUG.fullmatch(slug):
-            raise InputError(path, f"encoders: {slug}", "is no slug",
-                             "use lower-case letters, digits, dot, hyphen, underscore")
-        if "source" not in options:
-            raise InputError(path, f"encoders: {slug}", "has no source",
-                             "add `source: handmade`, a registry name or a directory")
-        if ("pretrain" in options) != (options.get("weights") == "pretrained"):
-            raise InputError(path, f"encoders: {slug}", "is pretrained in one place only",
-                             "write `weights: pretrained` and `pretrain: {...}` together")
+        _check_encoder(path, slug, options)
     if plan["needs_data"] and not data:
         raise InputError(path, "DATA", f"profile {folder.name!r} reads a data set of yours",
                          f"run make figures PROFILE={folder.name} DATA=<directory>")
     plan["left_out"] = _without_data(plan["encoders"], data)
+    for method, slugs in plan["methods"].items():
+        if not isinstance(slugs, list) or not all(isinstance(slug, str) for slug in slugs):
+            raise InputError(path, f"methods: {method}", f"is {slugs!r}", "list encoders by name")
     plan["methods"] = {method: [slug for slug in slugs if slug not in plan["left_out"]]
                        for method, slugs in plan["methods"].items()}
     kept = {slug: {key: value for key, value in options.items() if key != "if_data"}
@@ -107,6 +233,52 @@ def read_plan(folder: Path, data: str = "") -> dict[str, Any]:
     return plan
 
 
+def _check_notebooks(path: Path, plan: dict[str, Any]) -> None:
+    """Refuse names that are no notebook: in the plan, and of files that nothing would read."""
+    known = notebooks()
+    for field, names in (("notebooks", plan["notebooks"]), ("threads", plan["threads"])):
+        for name in names:
+            if name not in known:
+                raise InputError(path, f"{field}: {name}", "is no notebook", nearest(name, known))
+    check(f"{path}: threads", dict.fromkeys(known, "int"), plan["threads"])
+    for name, n in {"gpus": plan["gpus"] + 1, **plan["threads"]}.items():
+        if n < 1:
+            raise InputError(path, name, "is less than one can have", "give a whole number")
+    for other in sorted(path.parent.iterdir()):
+        if other.suffix not in (".yaml", ".yml") or other.name.startswith("."):
+            continue
+        if other.suffix == ".yml" or other.stem not in (*known, path.stem):
+            raise InputError(other, "name", "is read by no notebook",
+                             nearest(f"{other.stem}.yaml", [f"{n}.yaml" for n in known]))
+
+
+def _check_encoder(path: Path, slug: str, options: Any) -> None:
+    """Refuse an encoder that is misnamed, lacks a source, or has options that nothing reads."""
+    field = f"encoders: {slug}"
+    if not SLUG.fullmatch(slug):
+        raise InputError(path, field, "is no slug", "use lower-case letters, digits, dot, hyphen, "
+                         "underscore, and begin with a letter or digit")
+    artifacts.safe_name(slug, path, field)
+    if not isinstance(options, dict):
+        raise InputError(path, field, f"is {options!r}", f"write `{slug}: {{source: ...}}`")
+    if not options.get("source"):
+        raise InputError(path, field, "has no source",
+                         "add `source: handmade`, a registry name or a directory")
+    embed, pretraining = (
+        {key: kind for key, (kind, _) in declared_parameters(read_parameters_cell(
+            home() / "notebooks" / f"{name}.ipynb")).items() if key not in GIVEN}
+        for name in ("04_embed", "03_pretrain"))
+    check(f"{path}: {field}", embed | ENCODER, options, noun="key of an encoder")
+    for key in ("seed", "backbone"):  # said beside it: `seed`, `source`
+        pretraining.pop(key)
+    check(f"{path}: {field}: pretrain", pretraining, options.get("pretrain", {}),
+          noun="parameter of 03_pretrain that an encoder sets")
+    check_seed(options.get("seed", 0), f"{path}: {field}")
+    if ("pretrain" in options) != (options.get("weights") == "pretrained"):
+        raise InputError(path, field, "is pretrained in one place only",
+                         "write `weights: pretrained` and `pretrain: {...}` together")
+
+
 def _each_seed(path: Path, encoders: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Every encoder as often as it asks for."""
     each = {}
@@ -116,9 +288,14 @@ def _each_seed(path: Path, encoders: dict[str, dict[str, Any]]) -> dict[str, dic
             each[slug] = options
             continue
         n = options.pop("seeds")
-        if not isinstance(n, int) or isinstance(n, bool) or n < 1:
-            raise InputError(path, f"encoders: {slug}: seeds", f"is {n!r}", "give a number from 1")
-        each |= {f"{slug}.s{seed}": options | {"seed": seed} for seed in range(n)}
+        if not 1 <= n <= MOST_SEEDS:
+            raise InputError(path, f"encoders: {slug}: seeds", f"is {n!r}",
+                             f"give a number from 1 to {MOST_SEEDS}")
+        seeded = {f"{slug}.s{seed}": options | {"seed": seed} for seed in range(n)}
+        if taken := sorted(set(seeded) & (set(encoders) | set(each))):
+            raise InputError(path, f"encoders: {slug}: seeds", f"makes {taken[0]!r}, which is "
+                             "another encoder", "rename one of them")
+        each |= seeded
     return each
 
 
@@ -144,11 +321,11 @@ def _each_held_out(path: Path, encoders: dict[str, dict[str, Any]]
             raise InputError(path, f"encoders: {slug}: held_out", f"is {sections!r}",
                              "list sections, and say `pretrain: {...}`")
         for section in sections:
-            name = f"{slug}.no-{str(section).lower()}"
-            if not SLUG.fullmatch(name) or name in each:
+            name = f"{slug}.no-{section.lower()}"
+            if not SLUG.fullmatch(name) or name in each or name in encoders:
                 raise InputError(path, f"encoders: {slug}: held_out", f"{section!r} makes no slug "
                                  "of its own", "name sections of letters, digits, dot, hyphen")
-            exclude = [*options["pretrain"].get("exclude", []), str(section)]
+            exclude = [*options["pretrain"].get("exclude", []), section]
             each[name] = options | {"pretrain": options["pretrain"] | {"exclude": exclude}}
             members.setdefault(slug, []).append(name)
     return each, members
@@ -157,11 +334,7 @@ def _each_held_out(path: Path, encoders: dict[str, dict[str, Any]]
 def read_params(folder: Path, name: str) -> dict[str, Any]:
     """Read ``params/<profile>/<notebook>.yaml`` and check it against the parameters cell."""
     path = folder / f"{name}.yaml"
-    if not path.exists():
-        return {}
-    values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    if not isinstance(values, dict):
-        raise InputError(path, "content", "is no list of names and values", "write `name: value`")
+    values = read_yaml_if_any(path)
     source = home() / "notebooks" / f"{name}.ipynb"
     check_parameters(str(path), declared_parameters(read_parameters_cell(source)), values)
     return values
@@ -173,7 +346,7 @@ def code_hash(name: str) -> str:
         sources, todo = {}, [name]
     else:
         path = home() / "notebooks" / f"{name}.ipynb"
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        cells = artifacts.read_json(path)["cells"]
         code = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
         sources, todo = {name: artifacts.sha256_file(path)}, imported_modules(code)
     while todo:
@@ -218,10 +391,11 @@ def forget_incomplete(run: Path) -> list[str]:
     out = run.parent.parent
     for path in sorted(run.glob("provenance/*.json")):
         try:
-            outputs = json.loads(path.read_text(encoding="utf-8"))["hashed"]["outputs"]
-        except (ValueError, KeyError):
-            outputs = {"": None}
-        if not all((out / name).is_file() for name in outputs):
+            outputs = dict(artifacts.read_json(path)["hashed"]["outputs"])
+            whole = all((out / name).is_file() for name in outputs)
+        except (ValueError, KeyError, TypeError):  # InputError is a ValueError
+            whole = False
+        if not whole:
             path.unlink(missing_ok=True)
             forgotten.append(path.stem)
     return forgotten
@@ -229,18 +403,28 @@ def forget_incomplete(run: Path) -> list[str]:
 
 def explain(executed: Path) -> str:
     """Say in a few lines which cell of an executed notebook failed, and how."""
+    log = Path(f"{executed}.txt")
     if not executed.exists():
-        log = Path(f"{executed}.txt")
-        tail = log.read_text(encoding="utf-8").strip().splitlines()[-3:] if log.exists() else []
-        return "\n".join([f"{executed.stem}: did not start", *tail])
-    for cell in json.loads(executed.read_text(encoding="utf-8"))["cells"]:
-        for output in cell.get("outputs", []):
-            if output.get("output_type") == "error":
-                return (f"{executed.stem}: cell {cell['id']!r} failed\n"
-                        f"  {output['ename']}: {output['evalue']}\n"
-                        f"  the notebook up to there: {executed}")
-    return f"{executed.stem}: stopped without an error in a cell; see {executed}.txt"
+        said = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+        return "\n".join([f"{executed.stem}: did not start", *said.strip().splitlines()[-3:]])
+    with artifacts.reading(executed, "cells", "are no executed notebook", f"see {log}"):
+        for cell in artifacts.read_json(executed)["cells"]:
+            for output in cell.get("outputs", []):
+                if output.get("output_type") == "error":
+                    return (f"{executed.stem}: cell {cell['id']!r} failed\n"
+                            f"  {output['ename']}: {artifacts.one_line(output['evalue'], 2000)}\n"
+                            f"  the notebook up to there: {executed}")
+    return f"{executed.stem}: stopped without an error in a cell; see {log}"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print why an executed notebook failed; the workflow calls it after papermill."""
+    try:
+        print(explain(Path(arguments[0])), file=sys.stderr)
+    except InputError as error:
+        print(error, file=sys.stderr)
+    return 0
 
 
 if __name__ == "__main__":
-    print(explain(Path(sys.argv[1])), file=sys.stderr)
+    raise SystemExit(main(sys.argv[1:]))

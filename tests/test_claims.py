@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from mvhlib import claims
+from mvhlib import claims, statistics
 from mvhlib.artifacts import InputError, read_csv, write_csv
 from mvhlib.expression.scores import drop
 from mvhlib.places import home
@@ -128,17 +128,17 @@ def test_an_arm_is_judged_against_the_best_of_the_others():
     rng = np.random.default_rng(6)
     units = pd.DataFrame({"a": rng.normal(0.5, 0.01, 8), "b": rng.normal(0.3, 0.01, 8),
                           "c": rng.normal(0.2, 0.01, 8)})
-    row = claims.judge(units, "a is best", "a")
+    row = statistics.judge(units, "a is best", "a")
     assert (row["worse"], row["verdict"], row["n_units"]) == ("b", "as claimed", 8)
     gap = units["a"] - units["b"]
     low, high = stats.t.interval(0.95, 7, gap.mean(), stats.sem(gap))
     assert (row["ci_low"], row["ci_high"]) == pytest.approx((low, high))
-    assert claims.judge(units, "c beats a", "c", "a")["verdict"] == "the other way"
+    assert statistics.judge(units, "c beats a", "c", "a")["verdict"] == "the other way"
     noisy = units.assign(b=units["a"] + rng.normal(0, 1, 8))
-    assert claims.judge(noisy, "a beats b", "a", "b")["verdict"] == "not decided"
-    few = claims.judge(units.iloc[:4], "a is best", "a", unit="section")
+    assert statistics.judge(noisy, "a beats b", "a", "b")["verdict"] == "not decided"
+    few = statistics.judge(units.iloc[:4], "a is best", "a", unit="section")
     assert few["verdict"] == "as claimed on these sections, no test possible at this n"
-    assert claims.sentence(row).startswith("a is best: as claimed (a less b +0.")
+    assert statistics.sentence(row).startswith("a is best: as claimed (a less b +0.")
 
 
 def test_claims_of_all_profiles_stand_in_one_table(tmp_path):

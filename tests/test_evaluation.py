@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from mvhlib import artifacts
 from mvhlib.artifacts import InputError
 from mvhlib.cohort import base, splits
 from mvhlib.expression import evaluation, scores, site
@@ -254,3 +255,51 @@ def test_features_of_a_function_keep_names_and_places():
     found = from_tiles(tiles, brightness)
     assert found.barcodes == ["u", "v"] and found.attrs["encoder"] == "brightness"
     assert np.allclose(found.features, tiles.img.mean(axis=(1, 2)))
+
+
+@pytest.mark.parametrize("primary", [[], ["a"]])
+def test_without_a_comparison_named_there_is_none(primary):
+    table = score_table({"a": 0.3})
+    found = evaluation.comparisons(table, primary)
+    named = evaluation.comparisons(score_table({"a": 0.3, "b": 0.2}), ["a", "b"])
+    assert found.empty and list(found.columns) == list(named.columns)
+    assert np.isnan(evaluation.encoder_correlation(table, primary))
+
+
+@pytest.mark.parametrize("mean, half, n_units, verdict", [
+    (0.01, 0.001, 16, "none"), (0.058, 0.17, 2, "open"), (0.2, 0.02, 16, "leak"),
+    (0.2, 0.19, 16, "open"), (0.2, np.nan, 1, "open")])
+def test_only_an_interval_without_zero_proves_a_leak(mean, half, n_units, verdict):
+    row = dict.fromkeys(["protocol", "encoder", "panel"], "x") | {
+        "unit": "patient", "control": "permuted", "metric": "pcc", "program": "all",
+        "mean": mean, "ci_low": mean - half, "ci_high": mean + half, "n_units": n_units}
+    found = evaluation.leaks(pd.DataFrame([row, row | {"control": "none", "mean": 0.9}]))
+    assert list(found["verdict"]) == [verdict]
+    if n_units == 16:  # half of a t interval of 99.9 % over half of one of 95 %
+        wider = stats.t.ppf(0.9995, 15) / stats.t.ppf(0.975, 15)
+        assert found["high"].item() == pytest.approx(mean + wider * half)
+
+
+def test_what_05_left_out_is_shown_by_another_protocol_and_said(tmp_path):
+    with pytest.raises(InputError, match="run notebooks/05_expression"):
+        evaluation.scored(tmp_path, "loso", "ridge", "mine")
+    evaluation.write_left_out(tmp_path, pd.DataFrame(
+        [("loso", "all", "one study")], columns=evaluation.LEFT_OUT_COLUMNS))
+    protocol, encoder, why = evaluation.scored(tmp_path, "loso", "ridge", "mine")
+    assert (protocol, encoder) == ("", "") and "one study" in why
+    for protocol in ("random10_section", "patient"):
+        artifacts.write_csv(tmp_path / protocol / "ridge" / "mine" / "scores.csv",
+                            pd.DataFrame({"pcc": [0.1]}))
+    assert evaluation.scored(tmp_path, "patient", "ridge", "mine") == ("patient", "mine", "")
+    protocol, encoder, why = evaluation.scored(tmp_path, "loso", "ridge", "handmade")
+    assert (protocol, encoder) == ("patient", "mine")
+    assert "handmade was not scored" in why and "loso was left out" in why and "one study" in why
+    artifacts.write_csv(tmp_path / "patient" / "ridge" / "other" / "scores.csv",
+                        pd.DataFrame({"pcc": [0.1]}))
+    with pytest.raises(InputError, match="choose one of .'mine', 'other'"):
+        evaluation.scored(tmp_path, "loso", "ridge", "handmade")
+
+
+def test_a_cohort_without_images_says_so():
+    assert evaluation.nobody_imaged(pd.DataFrame({"has_image": ["False", False]}))
+    assert evaluation.nobody_imaged(pd.DataFrame({"has_image": [True, False]})) == ""

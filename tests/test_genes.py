@@ -233,3 +233,20 @@ def test_real_panels(shared):
     assert {"ERBB2", "EPCAM", "CD68"} <= set(genes.panel("markers_breast", adatas))
     mean = {name: genes.targets(adatas[0], panel).mean() for name, panel in panels.items()}
     assert mean["heg"] > mean["hmhvg"] > mean["hvg"]
+
+
+def test_a_users_list_is_read_strictly(tmp_path):
+    counts = np.ones((4, 3), int)
+    adata, path = section(counts, ["NA", "1e5", "HLA-A"]), tmp_path / "mine.csv"
+    for content in ("gene\nNA\n1e5\nHLA-A\n",
+                    '"","gene"\n"1","NA"\n"2","1e5"\n"3","HLA-A"\n',
+                    "list;gene\na;NA\na; 1e5\nb;HLA-A\n"):
+        path.write_text(content)
+        assert genes.panel(str(path), [adata]) == ["NA", "1e5", "HLA-A"]
+    for content, said in (("gene,x\nNA,1\n,2\n", "gene: row 3 is blank"),
+                          ("gene\n2-Sep\n", "row 2 is '2-Sep' a date"),
+                          ("gene\nMar-01\n", "a date"), ("", "is empty"), ("Gene\na\n", "'Gene'"),
+                          ("gene\nzz\n", "none of its 1 genes")):
+        path.write_text(content)
+        with pytest.raises(InputError, match=said):
+            genes.panel(str(path), [adata])

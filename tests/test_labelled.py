@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mvhlib.artifacts import InputError
+from mvhlib.artifacts import InputError, read_csv
+from mvhlib.downstream import probe
 from mvhlib.tiles import labelled, store
 
 
@@ -208,3 +209,82 @@ def test_real_sets(shared, tmp_path):
     rows = labelled.cut([images[0], *tiles], tmp_path, tile_um=112, tile_px=64, mpp=0.5)
     assert rows[0]["n_tiles"] > 1 and {row["n_tiles"] for row in rows[1:]} == {1}
     assert max(row["padded_max"] for row in rows) == 0
+
+
+def relink(path, target):
+    path.unlink()
+    path.symlink_to(target)
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    (lambda d: (d / "labels.csv").write_bytes((d / "labels.csv").read_text().encode("utf-16")),
+     "labels.csv: encoding: is UTF-16"),
+    (lambda d: (d / "labels.csv").write_text((d / "labels.csv").read_text() + "train_4,1\n"),
+     "labels.csv: row 6: has 2 cells"),
+    (lambda d: ((d / "labels.csv").unlink(), (d / "labels.csv").mkdir()), "csv: file: is a folder"),
+    (lambda d: relink(d / "labels.csv", "absent.csv"), "labels.csv: file: is a link to nothing"),
+    (lambda d: (d / "labels.csv").write_text(
+        (d / "labels.csv").read_text().replace("label,", "Label,")), "rename 'Label' for 'label'"),
+    (lambda d: relink(d / "images/train_0.png", "absent.png"), "train_0.png: .*link to nothing"),
+    (lambda d: relink(d / "images/train_0.png", "train_0.png"), "train_0.png: .*link to nothing"),
+    (lambda d: relink(d / "images/train_0.png", "train_1.png"), "label: is a, b for one file"),
+    (lambda d: (d / "images/more").symlink_to(d / "absent"), "more: file: is a link to nothing"),
+    (lambda d: (d / "images/more").symlink_to(d), "more: folder: is a link to a folder that holds"),
+    (lambda d: (d / "images/pipe.png").mkdir(), None),
+    (lambda d: (d / "._labels.csv").write_bytes(b"\0\x05\x16\x07" + bytes(99)), None),
+    (lambda d: (d / "images/._train_0.png").write_bytes(b"\0\x05\x16\x07" + bytes(99)), None),
+    (lambda d: (d / "notes.csv").write_bytes("who\nMüllerß\n".encode("latin-1")), None)])
+def test_tables_and_links_are_read_or_refused_where_they_stand(tmp_path, change, said):
+    glas(tmp_path)
+    plain = labelled.read("glas", tmp_path)
+    change(tmp_path)
+    if said is None:
+        assert labelled.read("glas", tmp_path) == plain
+        return
+    with pytest.raises(InputError, match=said) as error:
+        labelled.read("glas", tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_semicolons_and_row_names_give_the_same_images(tmp_path):
+    glas(tmp_path)
+    plain, path = labelled.read("glas", tmp_path), tmp_path / "labels.csv"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([",".join(["", lines[0]]), *(
+        f"{n},{line}" for n, line in enumerate(lines[1:], 1))]))
+    assert labelled.read("glas", tmp_path) == plain
+    path.write_text("\ufeff" + "\r\n".join(lines).replace(",", ";"), encoding="utf-8")
+    assert labelled.read("glas", tmp_path) == plain
+    assert [image.extra for image in labelled.read("glas", tmp_path)] == [
+        image.extra for image in plain]
+
+
+@pytest.mark.parametrize("word", ["", "NA", "nan", "unknown"])
+def test_where_nobody_names_patients_images_are_the_unit(tmp_path, word):
+    rows = glas(tmp_path)
+    for row in rows:
+        row["patient_id"] = word
+    table(tmp_path / "labels.csv", rows)
+    images = labelled.read("glas", tmp_path)
+    assert {image.patient for image in images} == {""}
+    labelled.cut(images, tmp_path / "out", tile_um=16, tile_px=16, mpp=0.5)
+    about = read_csv(tmp_path / "out" / "labels.csv", dtype=str)
+    assert about["patient"].isna().all() and probe.in_two_units(about["label"],
+                                                                about["patient"]).all()
+    X = np.random.default_rng(0).normal(size=(40, 3))
+    many = about.iloc[np.arange(40) % 4].reset_index(drop=True)
+    found = probe.compare(X, many, dataset="d", encoder="e", classifiers=["knn"], n_folds=2)
+    assert set(found.table["unit"]) == {"image"} and "grouped" in set(found.left_out["split"])
+
+
+@pytest.mark.parametrize("word", ["NA", "nan", "[Not Available]"])
+def test_a_word_for_nothing_is_no_label(tmp_path, word):
+    rows = glas(tmp_path)
+    rows[2]["label"] = word
+    table(tmp_path / "labels.csv", rows)
+    with pytest.raises(InputError, match=f"label: is .*{word[-4:-1]}.* for train_2"):
+        labelled.read("glas", tmp_path)
+    rows[2] |= {"label": "a", "patient_id": word}
+    table(tmp_path / "labels.csv", rows)
+    with pytest.raises(InputError, match="patient: is empty for train_2"):
+        labelled.read("glas", tmp_path)

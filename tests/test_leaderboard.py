@@ -72,3 +72,14 @@ def test_scores_are_cut_to_what_all_systems_have(tmp_path):
     assert list(leaderboard.by_program(found).columns) == ["noise"]
     with pytest.raises(InputError, match="05_expression"):
         leaderboard.read(tmp_path, "patient")
+
+
+def test_one_system_has_no_order_and_none_has_no_row(tmp_path):
+    board = leaderboard.table(scores({"only": 0.0}))
+    assert list(board["note"]) == ["the only system"] and board["mean_rank"].item() == 1
+    assert np.isfinite(board[["mean", "ci_low", "ci_high"]].to_numpy(float)).all()
+    nothing = leaderboard.read(tmp_path, "")
+    assert nothing.empty and list(leaderboard.table(nothing).columns) == list(board.columns)
+    assert leaderboard.rank(leaderboard.unit_means(nothing)).ranks.empty
+    with pytest.raises(InputError, match="holds no scores"):
+        leaderboard.read(tmp_path, "loso")

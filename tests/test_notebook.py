@@ -165,3 +165,35 @@ def test_what_a_killed_process_left_is_deleted(tmp_path):
     (tmp_path / ".a-b~r4nn1n.csv").write_text("another file's")
     artifacts.write_text(tmp_path / "a.csv", "whole")
     assert sorted(os.listdir(tmp_path)) == [".a-b~r4nn1n.csv", "a.csv"]
+
+
+def test_a_page_that_cannot_be_printed_stops_the_project_and_no_user(tmp_path, capsys):
+    (tmp_path / "data").mkdir()
+    with pytest.raises(InputError, match="width"):
+        begin(tmp_path).save_figure(figure(width=5), "wide")
+    for changed in ({"data": str(tmp_path / "data")}, {"profile": "mine"}):
+        run = begin(tmp_path, **changed)
+        assert run.save_figure(figure(width=5), "wide").exists()
+        assert "note: 05_expression/wide: width" in capsys.readouterr().out
+
+
+def test_a_notebook_with_nothing_left_to_do_ends_well(tmp_path, capsys):
+    run = begin(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        run.end("No section has an image.")
+    assert end.value.code == 0 and "No section has an image." in capsys.readouterr().out
+    assert run.path("provenance", "05_expression.json").exists()
+
+
+def test_points_of_no_category_are_one_entry_and_a_legend_has_an_end():
+    import matplotlib.pyplot as plt
+
+    table = pd.DataFrame({"x": range(60), "y": range(60), "who": [None, np.nan] + ["a"] * 58})
+    _, ax = plt.subplots()
+    plots.scatter(table, "x", "y", "who", ax)
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["not known", "a"]
+    _, ax = plt.subplots()
+    plots.scatter(table.assign(who=range(60)), "x", "y", "who", ax)
+    entries = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert len(entries) == plots.LEGEND_ENTRIES and entries[-1] == "and 33 more"
+    plt.close("all")

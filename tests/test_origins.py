@@ -79,6 +79,29 @@ def test_wrong_sets_are_refused(sets, tmp_path, change, said):
         origins.read({"colon": [{"folder": "colon-a"}], "liver": []}, tmp_path)
 
 
+@pytest.mark.parametrize(("change", "said"), [
+    ({"mpp": 0}, "mpp: is 0"), ({"mpp": "0,5"}, "mpp: is '0,5'"), ({"mpp": True}, "mpp: is True"),
+    ({"mpp": float("nan")}, "mpp: is nan"), ({"study": "../../x"}, "study: "),
+    ({"study": "colon-a"}, "study: gives two images the name colon-a-1"),
+    ({"study": None}, "study: is None"), ({"folder": 7}, "folder: is 7, which is no text"),
+    ({"folder": "colon-a", "study": "c"}, "label: is colon, liver for one file")])
+def test_a_data_set_that_cannot_be_meant_is_refused(sets, tmp_path, change, said):
+    sets["liver"] = [sets["liver"][0] | change]
+    with pytest.raises(InputError, match=said):
+        origins.read(sets, tmp_path)
+
+
+@pytest.mark.parametrize(("given", "said"), [
+    ({"colon": []}, "colon: sets: are .."), ({"colon": "folder"}, "colon: sets: are 'folder'"),
+    ({"colon": {"reader": "folder"}}, "colon: sets"),
+    ({"colon": ["folder"]}, "sets: hold 'folder'"), ({True: []}, "organs: hold True")])
+def test_an_organ_without_data_sets_is_refused(sets, tmp_path, given, said):
+    with pytest.raises(InputError, match=said):
+        origins.read(given | {"liver": sets["liver"]}, tmp_path)
+    with pytest.raises(InputError, match="map each organ"):
+        origins.read(["colon", "liver"], tmp_path)
+
+
 def test_one_class_of_each_study_is_kept_and_classes_are_spread():
     studies, labels = np.repeat(["s1", "s2", "s3", "s4"], 4), np.tile(["a", "a", "b", "b"], 4)
     kept = probe.one_class_per_study(labels, studies)

@@ -322,3 +322,14 @@ def test_glas_leaks_patients(shared, tmp_path):
                           repeats=5)
     row = found.leaks.set_index("metric").loc["auroc"]
     assert row["grouped"] < 0.75 and row["random"] > 0.85 and row["ci_low"] > 0
+
+
+def test_nobody_named_keeps_all_rows_and_too_few_patients_are_left_out():
+    assert probe.in_two_units(["a", "b", "b"], ["", "", ""]).all()
+    assert probe.in_two_units(["a", "b", "b"], [np.nan] * 3).all()
+    X, about = np.random.default_rng(0).normal(size=(8, 3)), pd.DataFrame({
+        "label": list("aabb") * 2, "patient": ["p"] * 4 + ["q"] * 4})
+    found = probe.compare(X, about, dataset="d", encoder="e")
+    assert "grouped, logistic" in set(found.left_out["split"])
+    assert found.left_out["reason"].str.contains("too few to choose a penalty on").any()
+    assert ("knn", "grouped") in found.results and len(found.table)

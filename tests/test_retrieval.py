@@ -445,3 +445,15 @@ def test_umap_repeats_and_keeps_its_rows():
     gap = ((place[:, None] - place[None]) ** 2).sum(-1) + 1e9 * np.eye(90)
     label = first["label"].to_numpy()
     assert (label[gap.argmin(axis=1)] == label).mean() > 0.95
+
+
+def test_images_of_nobody_leave_nothing_to_search():
+    labels = pd.DataFrame({"image": ["a", "b"], "patient": [np.nan, np.nan], "label": ["x", "y"]})
+    rows = retrieval.image_rows(images(["a", "b"]), labels)
+    assert rows.about["patient"].isna().all()
+    kept, dropped = retrieval.keep_classes(rows, "patient")
+    assert len(kept.X) == 0 and dropped == ["x", "y"]
+    nothing = pd.DataFrame(columns=list(retrieval.VALUE_COLUMNS))
+    assert list(retrieval.summarise(nothing, "d").columns) == list(retrieval.SUMMARY_COLUMNS)
+    tests = retrieval.compare_all(nothing, ["e"], ["patient", "study"])
+    assert tests.empty and {"of", "classifier", "p_wilcoxon_holm"} <= set(tests.columns)

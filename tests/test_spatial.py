@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import sparse, stats
 
+from mvhlib import lattice, plots
 from mvhlib.artifacts import InputError
 from mvhlib.expression import spatial
 
@@ -33,13 +34,13 @@ def test_the_array_is_told_from_its_coordinates(make, neighbors, degrees, jitter
     coords = turn(make(14, 11), degrees)
     pitch = np.linalg.norm(coords[1] - coords[0])
     coords = coords + jitter * pitch * rng.standard_normal(coords.shape) / np.sqrt(2)
-    assert spatial.lattice(coords[rng.random(len(coords)) < kept]) == neighbors
+    assert lattice.neighbours_on(coords[rng.random(len(coords)) < kept]) == neighbors
 
 
 @pytest.mark.parametrize("make, neighbors, inside", [(square, 4, 8 * 6), (hexagonal, 6, 8 * 6)])
 def test_graph_links_neighbours_only(make, neighbors, inside):
     coords = make(10, 8)
-    weights = spatial.graph(coords)
+    weights = lattice.graph(coords)
     degree = np.diff(weights.indptr)
     assert degree.max() == neighbors and (degree == neighbors).sum() >= inside
     np.testing.assert_allclose(np.asarray(weights.sum(axis=1)).ravel(), 1.0)
@@ -58,7 +59,7 @@ def test_moran_of_a_wave_on_a_ring_and_of_a_checkerboard():
                                np.cos(2 * np.pi * np.arange(1, 20) / n), atol=1e-12)
     coords = square(8, 6)
     board = (coords.sum(axis=1) / 200 % 2)[:, None]
-    assert spatial.morans_i(board, spatial.graph(coords))[0] == pytest.approx(-1.0)
+    assert spatial.morans_i(board, lattice.graph(coords))[0] == pytest.approx(-1.0)
 
 
 @pytest.mark.parametrize("make", [square, hexagonal])
@@ -70,7 +71,7 @@ def test_moran_equals_squidpy(make):
     coords = make(15, 12)
     coords = coords[rng.random(len(coords)) < 0.9]
     values = rng.standard_normal((len(coords), 5)) + coords[:, :1] / coords.max() * np.arange(5)
-    weights = spatial.graph(coords)
+    weights = lattice.graph(coords)
     adata = anndata.AnnData(values)
     adata.obsp["spatial_connectivities"] = (weights > 0).astype(float)
     table = squidpy.gr.spatial_autocorr(adata, mode="moran", copy=True)
@@ -81,7 +82,7 @@ def test_moran_equals_squidpy(make):
 def test_permutation_null_has_the_known_mean_and_uniform_p():
     rng = np.random.default_rng(2)
     coords = square(9, 9)
-    weights = spatial.graph(coords)
+    weights = lattice.graph(coords)
     noise = rng.standard_normal((81, 400))
     # Permutations of any values have expectation -1 / (T - 1) (Cliff and Ord 1981).
     null = np.mean([spatial.morans_i(noise[rng.permutation(81)], weights).mean()
@@ -98,7 +99,7 @@ def test_structure_is_found_and_constants_do_not_count():
     values = rng.standard_normal((144, 6))
     values[:, 0] += coords[:, 0] / 200
     values[:, 3] = 1.0
-    table = spatial.moran_test(values, spatial.graph(coords), n_permutations=199, rng=rng)
+    table = spatial.moran_test(values, lattice.graph(coords), n_permutations=199, rng=rng)
     assert table["fdr"][0] < 0.05 and table["p"][0] == pytest.approx(1 / 200)
     assert table.loc[3].isna().all()
     known = table.index != 3
@@ -117,7 +118,7 @@ def test_smoothing_measures_the_excess_on_common_spots():
     table = spatial.smoothing(measured, predicted, coords, ["smooth", "copy"], n_permutations=49)
     assert (table["n_spots"] == 118).all() and (table["n_neighbors"] == 4).all()
     keep = np.setdiff1d(np.arange(120), [7, 9])
-    weights = spatial.graph(coords[keep], 4)
+    weights = lattice.graph(coords[keep], 4)
     np.testing.assert_allclose(table["i_true"], spatial.morans_i(measured[keep], weights))
     assert table["oversmoothing"][0] > 0.2
     assert table["oversmoothing"][1] == 0.0  # an exact copy is exactly as smooth
@@ -128,20 +129,20 @@ def test_smoothing_measures_the_excess_on_common_spots():
 def test_residual_and_its_standardised_form():
     rng = np.random.default_rng(5)
     truth = rng.standard_normal((30, 2))
-    np.testing.assert_allclose(spatial.residual(truth, truth - 2.5), 2.5)
-    shifted = spatial.residual(truth, 3 * truth + 10, standardised=True)
+    np.testing.assert_allclose(plots.residual(truth, truth - 2.5), 2.5)
+    shifted = plots.residual(truth, 3 * truth + 10, standardised=True)
     np.testing.assert_allclose(shifted, 0, atol=1e-12)
-    constant = spatial.residual(np.full((5, 1), 0.1), np.arange(5.0)[:, None], standardised=True)
+    constant = plots.residual(np.full((5, 1), 0.1), np.arange(5.0)[:, None], standardised=True)
     assert constant.mean() == pytest.approx(0) and constant.std() == pytest.approx(1)
 
 
 @pytest.mark.parametrize("call, field", [
-    (lambda: spatial.lattice(square(3, 1)), "spots"),
-    (lambda: spatial.lattice(np.zeros((9, 2))), "coordinates"),
+    (lambda: lattice.neighbours_on(square(3, 1)), "spots"),
+    (lambda: lattice.neighbours_on(np.zeros((9, 2))), "coordinates"),
     (lambda: spatial.morans_i(np.ones((3, 1)), sparse.eye(4)), "values"),
     (lambda: spatial.smoothing(np.ones((9, 2)), np.ones((9, 1)), square(3, 3), ["a"]), "shape"),
     (lambda: spatial.smoothing(np.ones((9, 1)), np.ones((9, 1)), square(3, 3), []), "genes"),
-    (lambda: spatial.residual(np.ones((9, 1)), np.ones((8, 1))), "shape"),
+    (lambda: plots.residual(np.ones((9, 1)), np.ones((8, 1))), "shape"),
 ])
 def test_bad_input_is_one_error(call, field):
     with pytest.raises(InputError) as caught:

@@ -417,3 +417,33 @@ def test_a_donor_of_two_groups_is_refused():
     with pytest.raises(InputError, match="on both sides") as caught:
         splits.make(manifest, "transfer")
     assert caught.value.field == "patient"
+
+
+def test_a_table_of_groups_is_read_strictly(tmp_path):
+    frame = pd.DataFrame({"section": ["007", "8"]})
+    path = tmp_path / "groups.csv"
+    for content in ("section,group\n007,x\n8,y\n",
+                    '"","section","group"\n"1","007","x"\n"2","8","y"\n',
+                    "section;group\n 007 ;x\n8;y\n9;y\n"):
+        path.write_text(content)
+        assert splits.group_of(frame, str(path)).tolist() == ["x", "y"]
+    for content, said in (("section,group\n007,x\n007,y\n8,x\n", "row 3 is '007' a second time"),
+                          ("section,group\n007,\n8,y\n", "group: row 2 is blank"),
+                          ("section,group\n7,x\n8,y\n", "of .'007'. is not stated"),
+                          ("section,group\n007,x,z\n8,y\n", "row 2: has 3 cells")):
+        path.write_text(content)
+        with pytest.raises(InputError, match=said):
+            splits.group_of(frame, str(path))
+
+
+@pytest.mark.parametrize(("column", "value", "said"), [
+    ("has_image", "maybe", "has_image: is 'maybe'"), ("mpp", 0.0, "mpp: is 0.0 for section b"),
+    ("mpp", np.inf, "mpp: is inf"), ("patient", " ", "patient: is empty in a row"),
+    ("study", None, "study: is empty in a row")])
+def test_a_manifest_that_cannot_be_true_makes_no_folds(column, value, said):
+    table = pd.DataFrame({"section": ["a", "b"], "study": ["s", "t"], "patient": ["p", "q"],
+                          "specimen": ["p", "q"], "has_image": [True, True], "mpp": [0.5, 0.5]})
+    assert len(splits.make(table, "loso")) == 4
+    table[column] = [table[column][0], value]
+    with pytest.raises(InputError, match=said):
+        splits.make(table, "loso")

@@ -1,9 +1,12 @@
 """Intervals and tests over few clusters, against closed forms, scipy and simulated coverage."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
+from benchmarks import simulation
+from mvhlib import lattice
 from mvhlib import statistics as st
 from mvhlib.artifacts import InputError
 
@@ -19,47 +22,10 @@ def test_t_interval_equals_scipy_and_counts_what_is_known():
     assert np.isnan(st.t_interval([]).mean)
 
 
-def test_intervals_repeat_and_do_not_depend_on_scale():
-    values = np.random.default_rng(0).gamma(2.0, size=12)
-    for make in (st.bootstrap_t_interval,):
-        a = make(values, rng=np.random.default_rng(5))
-        b = make(values * 1e-3 - 7, rng=np.random.default_rng(5))
-        assert a == make(values, rng=np.random.default_rng(5))
-        assert b.low == pytest.approx(a.low * 1e-3 - 7, abs=1e-9)
-        assert b.high == pytest.approx(a.high * 1e-3 - 7, abs=1e-9)
-
-
-def test_bootstrap_t_follows_skew_and_falls_back_on_three():
-    values = 2.0 ** np.arange(12)
-    found = st.bootstrap_t_interval(values, rng=np.random.default_rng(0))
-    assert found.high - found.mean > 1.3 * (found.mean - found.low)
-    three = st.bootstrap_t_interval(values[:3], rng=np.random.default_rng(0))
-    assert three == st.t_interval(values[:3]) and three.method == "t"
-
-
-def test_percentile_needs_thirty_clusters():
-    rng = np.random.default_rng(0)
-    values = rng.standard_normal(30)
-    with pytest.raises(InputError) as caught:
-        st.percentile_interval(values[:29], rng=rng)
-    assert caught.value.field == "clusters"
-    # For many clusters it agrees with the normal interval.
-    many = rng.standard_normal(4000)
-    a, b = st.percentile_interval(many, rng=rng), st.t_interval(many)
-    assert a.low == pytest.approx(b.low, abs=0.004) and a.high == pytest.approx(b.high, abs=0.004)
-
-
 @pytest.mark.parametrize("n_clusters", [4, 8, 16, 30])
 def test_t_covers(n_clusters):
-    found = st.coverage(lambda values, rng: st.t_interval(values), n_clusters, seed=20)
+    found = simulation.coverage(lambda values, rng: st.t_interval(values), n_clusters, seed=20)
     assert 0.93 <= found <= 0.97
-
-
-@pytest.mark.parametrize("n_clusters", [8, 16])
-def test_bootstrap_t_covers(n_clusters):
-    found = st.coverage(lambda values, rng: st.bootstrap_t_interval(values, n_boot=499, rng=rng),
-                        n_clusters, n_repetitions=600, seed=20)
-    assert 0.92 <= found <= 0.98
 
 
 def test_the_simulation_can_tell_an_interval_that_does_not_cover():
@@ -67,31 +33,61 @@ def test_the_simulation_can_tell_an_interval_that_does_not_cover():
         means = values[rng.integers(0, len(values), size=(300, len(values)))].mean(axis=1)
         return st.Interval(values.mean(), *np.quantile(means, [0.025, 0.975]), len(values), "")
 
-    assert st.coverage(percentile, 4, n_repetitions=600, seed=20) < 0.88
+    assert simulation.coverage(percentile, 4, n_repetitions=600, seed=20) < 0.88
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("n_clusters", [8, 16, 30])
-@pytest.mark.parametrize("skew", [0.0, 1.0])
-def test_all_intervals_cover_at_full_repetitions(n_clusters, skew):
-    ways = [lambda values, rng: st.bootstrap_t_interval(values, rng=rng)]
-    if n_clusters >= 30:
-        ways.append(lambda values, rng: st.percentile_interval(values, rng=rng))
-    for way in ways:
-        assert 0.93 <= st.coverage(way, n_clusters, seed=20, skew=skew) <= 0.97
+@pytest.mark.parametrize(("n_seeds", "n_units"), [(8, 8), (4, 16)])
+def test_two_sources_of_chance_are_covered_by_the_root_of_their_squares(n_seeds, n_units):
+    found = simulation.two_way_coverage(st.combine, n_seeds, n_units, n_repetitions=1500, seed=20)
+    assert 0.93 <= found <= 0.985
+    one = simulation.two_way_coverage(lambda seeds, units: units, n_seeds, n_units,
+                                      n_repetitions=1500, seed=20)
+    assert one < 0.93
+
+
+def test_combined_interval_in_closed_form():
+    a, b = st.Interval(0.5, 0.2, 0.8, 8, "t"), st.Interval(0.5, 0.1, 0.9, 16, "t")
+    found = st.combine(a, b)
+    assert (found.mean, found.n) == (0.5, 8)
+    assert found.high - found.mean == pytest.approx(0.5) == pytest.approx(found.mean - found.low)
+    assert np.isnan(st.combine(a, st.Interval(0.5, np.nan, np.nan, 1, "t")).low)
+
+
+@pytest.mark.parametrize("unit", ["patient", "section"])
+def test_units_count_once_however_many_sections_and_genes(unit):
+    rng = np.random.default_rng(3)
+    rows = [{"encoder": encoder, "patient": patient, "section": f"{patient}{k}", "fold": fold,
+             "gene": gene, "pcc": rng.normal()}
+            for encoder in ("b", "a") for patient, n in (("P", 1), ("Q", 3)) for k in range(n)
+            for fold in range(1 + k) for gene in range(4 + k)]
+    scores = pd.DataFrame(rows)
+    scores.loc[2, "pcc"] = np.nan
+    means = st.unit_means(scores, unit, by=["encoder"], within=["fold"])
+    for (encoder, name), value in means.items():
+        own = scores[(scores["encoder"] == encoder) & (scores[unit] == name)]
+        expected = np.mean([np.mean([np.nanmean(part["pcc"]) for _, part in each.groupby("fold")])
+                            for _, each in own.groupby("section")])
+        assert value == pytest.approx(expected)
+    table = st.unit_table(scores, unit, by=["encoder"], within=["fold"])
+    assert list(table["encoder"]) == ["b", "a"] and (table["unit"] == unit).all()
+    row = table.iloc[0]
+    low, high = stats.t.interval(0.95, len(means["b"]) - 1, means["b"].mean(),
+                                 stats.sem(means["b"]))
+    assert (row["mean"], row["ci_low"], row["ci_high"]) == (
+        pytest.approx(means["b"].mean()), pytest.approx(low), pytest.approx(high))
 
 
 def test_blocks_cover_a_section_in_squares():
     x, y = np.meshgrid(np.arange(20), np.arange(10))
     coords = np.stack([x.ravel(), y.ravel()], axis=1) * 200.0 + 1e5
-    labels = st.spatial_blocks(coords, side_spots=5)
+    labels = lattice.spatial_blocks(coords, side_spots=5)
     assert labels.max() + 1 == 8 and (np.bincount(labels) == 25).all()
     for block in range(8):
         assert np.ptp(coords[labels == block], axis=0).max() == 800
-    small = st.spatial_blocks(coords[(x.ravel() < 4) & (y.ravel() < 4)], side_spots=5)
+    small = lattice.spatial_blocks(coords[(x.ravel() < 4) & (y.ravel() < 4)], side_spots=5)
     assert small.max() + 1 >= 4
     with pytest.raises(InputError):
-        st.spatial_blocks(np.zeros((5, 2)))
+        lattice.spatial_blocks(np.zeros((5, 2)))
 
 
 def _autocorrelated(rng, side, block):
@@ -104,7 +100,7 @@ def test_block_bootstrap_covers_where_spots_as_units_do_not():
     rng = np.random.default_rng(11)
     x, y = np.meshgrid(np.arange(30), np.arange(30))
     coords = np.stack([x.ravel(), y.ravel()], axis=1).astype(float)
-    labels = st.spatial_blocks(coords)
+    labels = lattice.spatial_blocks(coords)
     member = np.eye(labels.max() + 1)[:, labels]
     hits, naive = 0, 0
     n_repetitions = 300

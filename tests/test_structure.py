@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 from sklearn import metrics
 
+from mvhlib import statistics
 from mvhlib.artifacts import InputError
 from mvhlib.expression import structure
 from mvhlib.expression.protocols import Prediction
@@ -222,11 +223,11 @@ def test_clusters_do_not_depend_on_units_or_order():
 def test_auroc_equals_scikit_learn_with_ties():
     rng = np.random.default_rng(0)
     score, positive = rng.integers(0, 6, 80), rng.random(80) < 0.3
-    assert structure.auroc(score, positive) == pytest.approx(
+    assert statistics.auroc(score, positive) == pytest.approx(
         metrics.roc_auc_score(positive, score))
-    assert np.isnan(structure.auroc(score, np.ones(80, bool)))
+    assert np.isnan(statistics.auroc(score, np.ones(80, bool)))
     with pytest.raises(InputError):
-        structure.auroc(score[:-1], positive)
+        statistics.auroc(score[:-1], positive)
 
 
 def test_class_auroc_learns_elsewhere_and_is_chance_where_nothing_is_shared():
@@ -267,18 +268,6 @@ def test_class_auroc_from_other_expression_and_its_edges():
         structure.class_auroc(truth, labels, "bone")
     with pytest.raises(InputError, match="columns"):
         structure.class_auroc({"S0": truth["S0"][:, :2]}, labels, "cancer", train=truth)
-
-
-def test_marker_auroc_fits_nothing():
-    rng = np.random.default_rng(4)
-    kind = rng.random(2000) < 0.5
-    values = {"S": rng.standard_normal((2000, 4)) + np.array([1.0, 1.0, 0, 0]) * kind[:, None]}
-    labels = {"S": np.where(kind, "cancer", "fat").astype(object)}
-    found = structure.marker_auroc(values, list("abcd"), ["a", "b", "ERBB2"], labels, "cancer")
-    # Mean of two: gap 1, standard deviation sqrt(1/2) in each kind.
-    assert found["auroc"][0] == pytest.approx(stats.norm.cdf(1.0), abs=0.03)
-    with pytest.raises(InputError, match="ERBB2"):
-        structure.marker_auroc(values, list("abcd"), ["ERBB2"], labels, "cancer")
 
 
 def test_align_brings_everything_to_the_same_spots():
@@ -324,3 +313,16 @@ def test_measured_expression_of_real_sections_places_invasive_cancer(shared):
     assert len(table) == 2 and table["auroc"].mean() > 0.7
     placed = structure.localise({"measured": values}, labels)
     assert placed["ari"].mean() > 0.1
+
+
+def test_genes_that_vary_and_classes_that_are_not_there():
+    rng = np.random.default_rng(0)
+    measured = rng.normal(size=(12, 3))
+    measured[:, 1] = 2.0
+    part = anndata.AnnData(measured, layers={"measured": measured,
+                                             "predicted": rng.normal(size=(12, 3))})
+    part.var_names = ["a", "constant", "b"]
+    assert structure.varying({"s": part}) == ["a", "b"]
+    found = structure.class_aurocs({"measured": {"s": measured}}, {"s": ["x"] * 6 + ["y"] * 6},
+                                   "tumour")
+    assert found.empty and list(found.columns) == list(structure.AUROC_COLUMNS)

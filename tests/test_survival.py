@@ -7,11 +7,12 @@ from lifelines import CoxPHFitter, KaplanMeierFitter
 from lifelines.statistics import logrank_test
 from lifelines.utils import concordance_index
 
-from mvhlib import statistics
+from mvhlib import artifacts, statistics
 from mvhlib.artifacts import InputError
 from mvhlib.cohort import clinical
 from mvhlib.downstream import mixture as mx
 from mvhlib.downstream import survival as sv
+from tests import absent
 
 
 def outcomes(log_hazard, seed=0, censored=0.5, ties=False):
@@ -551,3 +552,24 @@ def test_planted_hazards_of_the_synthetic_slides(tmp_path):
     assert gap["spread"]["ci_low"] > 0.1
     assert c["spread"]["mixture"] > c["spread"]["true hazard"] - 0.08
     assert c["spread"]["mean"] < 0.56
+
+
+def test_groups_that_never_meet_have_no_p():
+    risks = pd.DataFrame({"time_months": [1.0, 2.0, 3.0], "event": [1, 1, 0],
+                          "high_risk": [True] * 3, "fold": ["0"] * 3})
+    assert np.isnan(sv.logrank_of(risks)["p"])
+
+
+def test_too_little_leaves_an_endpoint_out_and_one_site_keeps_patients_apart(tmp_path):
+    absent.slides(tmp_path, 24, sites=1)
+    found, folds = clinical.read_with_folds("slides", tmp_path, "composition", 3, 0)
+    assert found.table["site"].is_unique and "one site" in found.notes[-1]
+    assert folds["fold"].nunique() == 3
+    absent.slides(tmp_path, 24, events=False)
+    done, why = artifacts.where_enough(["composition"], lambda endpoint: clinical.read_with_folds(
+        "slides", tmp_path, endpoint, 3, 0))
+    assert done == {} and "all 24 patients are censored" in why[0]
+    with pytest.raises(InputError, match="is missing"):  # what is wrong is refused as ever
+        absent.slides(tmp_path, 24, time_months=0.0)
+        artifacts.where_enough([0], lambda _: clinical.read_with_folds(
+            "slides", tmp_path, "composition", 3, 0))

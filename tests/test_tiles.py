@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from mvhlib.artifacts import InputError, sha256_file
+from mvhlib.tiles import store
 from mvhlib.tiles.cut import (
     PRESETS,
     MaskPreset,
@@ -868,3 +869,9 @@ def test_the_manifest_of_tiles_is_compared(tmp_path, tiles):
     rows.assign(section=["007", "9"]).to_csv(tmp_path / "manifest.csv", index=False)
     with pytest.raises(InputError, match="9.h5: file: does not exist"):
         read_manifest(tmp_path)
+
+
+def test_no_tile_is_a_table_with_columns_and_no_picture(tmp_path):
+    found = store.manifest(tmp_path, [])
+    assert found.empty and list(found.columns) == list(store.MANIFEST_COLUMNS)
+    assert store.pictures(tmp_path, ["absent"], [0]) is None

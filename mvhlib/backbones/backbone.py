@@ -15,7 +15,7 @@ of the other, so a truncated or edited file is noticed.
 import inspect
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,16 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import mvhlib
-from mvhlib.artifacts import InputError, atomic, sha256_file, sha256_of, write_json
+from mvhlib.artifacts import (
+    InputError,
+    atomic,
+    check_file,
+    read_json,
+    reading,
+    sha256_file,
+    sha256_of,
+    write_json,
+)
 from mvhlib.backbones.channel import EinFFT, Mlp
 from mvhlib.backbones.mixers import (
     Attention,
@@ -500,47 +509,47 @@ class Backbone(nn.Module):
         Raises
         ------
         InputError
-            If a file is missing, truncated or altered, or the two do not belong together.
+            If a file is missing, truncated or altered, the two do not belong together, or a weight
+            is not finite.
         """
-        from safetensors import SafetensorError, safe_open
+        from safetensors import safe_open
 
         folder = Path(folder)
         weights_path, config_path = folder / WEIGHTS, folder / CONFIG
         again = "copy or train the model again"
-        for path in (config_path, weights_path):
-            if not path.is_file():
-                raise InputError(path, "file", "does not exist", "check the model's directory")
-        try:
-            config = json.loads(config_path.read_text(encoding="utf-8"))
-            expected, args = config.pop("weights_sha256"), config["model_args"]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(config_path, "content", f"is no model configuration ({error!r})",
-                             again) from error
-        if sha256_file(weights_path) != expected:
-            raise InputError(weights_path, "sha256",
-                             f"does not match the one in {CONFIG}: truncated, altered, or of "
-                             "another model", again)
-        try:
+        config = read_json(config_path)
+        check_file(weights_path)
+        with reading(config_path, "content", "is no model configuration", again):
+            expected, args = config.pop("weights_sha256"), dict(config["model_args"])
+        with reading(weights_path, "content", "is not readable", again):
+            if sha256_file(weights_path) != expected:
+                raise InputError(weights_path, "sha256",
+                                 f"does not match the one in {CONFIG}: truncated, altered, or of "
+                                 "another model", again)
             with safe_open(weights_path, framework="pt") as stream:
                 metadata = stream.metadata() or {}
                 tensors = {name: stream.get_tensor(name) for name in stream.keys()}
-        except (SafetensorError, OSError) as error:
-            raise InputError(weights_path, "content", f"is not readable ({error})",
-                             again) from error
         if metadata.get("config_sha256") != sha256_of(config):
             raise InputError(config_path, "content", f"was altered after {WEIGHTS} was written",
                              again)
-        try:
+        check_finite(tensors, weights_path)
+        with reading(config_path, "model_args", "do not fit the weights",
+                     "pass no override that changes the weights, or use the version of mvhlib that "
+                     f"wrote it, {config.get('mvhlib_version')}"):
             with torch.device("meta"):  # initial weights would be thrown away
                 model = cls(**(args | overrides))
             model.load_state_dict(tensors, assign=True)
-        except (TypeError, RuntimeError) as error:
-            raise InputError(config_path, "model_args", f"do not fit the weights ({error})",
-                             "pass no override that changes the weights, or use the version of "
-                             f"mvhlib that wrote it, {config.get('mvhlib_version')}") from error
-        model.architecture, model.preset = config["architecture"], config["preset"]
-        model.pretrained_on = config["pretrained_on"]
+            model.architecture, model.preset = config["architecture"], config["preset"]
+            model.pretrained_on = config["pretrained_on"]
         return model.eval()
+
+
+def check_finite(tensors: Mapping[str, Tensor], where: str | Path) -> None:
+    """Refuse weights that are NaN or infinite: every prediction would be NaN, or nothing."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise InputError(where, name, "holds NaN or infinite weights",
+                             "use a checkpoint from before the training went wrong")
 
 
 def _build(kind: Callable[..., nn.Module], field: str, dim: int, **options: Any) -> nn.Module:

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mvhlib.artifacts import InputError
+from mvhlib.artifacts import InputError, check_file, reading
+from mvhlib.backbones.backbone import check_finite
 from mvhlib.backbones.mixers import MambaVisionMixer
 
 #: Wrappers that add themselves in front of, or inside, a parameter's name.
@@ -68,11 +69,14 @@ def load_reference_state_dict(model: nn.Module, path: str | os.PathLike | Mappin
     Raises
     ------
     InputError
-        If the file cannot be read, or keys or shapes do not fit; lists all of them.
+        If the file cannot be read, a weight is not finite, or keys or shapes do not fit; lists all
+        of them.
     """
     where = "state dict" if isinstance(path, Mapping) else Path(path)
     content = path if isinstance(path, Mapping) else _read(Path(path))
-    flat = _select(_flatten(content), branch)
+    with reading(where, "content", "names no numbers", "save the state dict alone"):
+        flat = _select(_flatten(content), branch)
+    check_finite(flat, where)
 
     found: dict[str, Tensor] = {}
     problems = []
@@ -98,8 +102,7 @@ def load_reference_state_dict(model: nn.Module, path: str | os.PathLike | Mappin
 
 
 def _read(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        raise InputError(path, "file", "does not exist", "check the path")
+    check_file(path)
     try:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as arrays:

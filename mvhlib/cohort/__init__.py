@@ -29,6 +29,7 @@ SOURCES = {
     "synthetic": "mvhlib.cohort.synthetic:read",
     "her2st": "mvhlib.cohort.her2st:read",
     "mob": "mvhlib.cohort.mob:read",
+    "legacy_st": "mvhlib.cohort.legacy_st:read",
     "visium": "mvhlib.cohort.visium:read",
     "visium_hd": "mvhlib.cohort.visium:read_hd",
     "xenium": "mvhlib.cohort.visium:read_xenium",
@@ -46,9 +47,9 @@ def read(source: str, path: str | Path | None = None, *, seed: int | None = None
     Parameters
     ----------
     source
-        One of `SOURCES`: ``synthetic``, ``her2st``, ``mob``, ``visium``, ``visium_hd``,
-        ``xenium``, ``hest``, ``joined`` for several of them as one cohort, or ``run`` (alias
-        ``h5ad``) for the cohort folder that a run wrote.
+        One of `SOURCES`: ``synthetic``, ``her2st``, ``mob``, ``legacy_st``, ``visium``,
+        ``visium_hd``, ``xenium``, ``hest``, ``joined`` for several of them as one cohort, or
+        ``run`` (alias ``h5ad``) for the cohort folder that a run wrote.
     path
         Directory of the data set; the synthetic source takes the folder that it writes into.
     seed

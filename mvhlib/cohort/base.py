@@ -4,18 +4,51 @@ A section on disk is one h5ad file: ``layers["counts"]`` raw counts (spots x gen
 study, patient, section, ``obsm["spatial"]`` spot centres (x, y) in level-0 pixels and, where
 there is an image, ``uns["spatial"][section]`` with a thumbnail, as squidpy draws it.
 ``uns["mvh"]`` says where the full image lies; see `ImageRef`.
+
+What the source ``run`` accepts of such a folder:
+
+==================  ================================================================================
+what                how it is read
+==================  ================================================================================
+``manifest.csv``    one row per section, strictly (`mvhlib.artifacts.read_csv`); study, patient,
+                    specimen, source, scale, image and sizes must be those of the section's h5ad
+names               text; no slash, no blank, unique without regard to case
+``uns["mvh"]``      every key with the type that `write_section` gave it; scale above 0, or -1
+                    where there is none
+image               a relative path below DATA or the cohort folder; links on the way are followed
+counts              whole numbers from 0 to 2,147,483,647, not all 0; sparse ones are checked before
+                    anything is computed
+places              ``(n, 2)`` finite numbers; at most one spot in twenty outside the image
+==================  ================================================================================
+
+All else is refused in one line.
 """
 
-from collections.abc import Callable, Iterable
+import math
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING
+from numbers import Real
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from mvhlib.artifacts import InputError, atomic, read_csv, sha256_file
+from mvhlib.artifacts import (
+    InputError,
+    atomic,
+    check_file,
+    h5_array,
+    h5_reader,
+    h5_sizes,
+    read_csv,
+    reading,
+    safe_name,
+    sha256_file,
+)
 from mvhlib.tiles.slides import Slide, open_slide
 
 if TYPE_CHECKING:
@@ -23,6 +56,16 @@ if TYPE_CHECKING:
 
 MANIFEST_COLUMNS = ("section", "study", "patient", "specimen", "n_spots", "n_genes", "has_image",
                     "mpp", "image_width_px", "image_height_px", "source")
+#: Least and most of what can be the scale of a section's image [um/px]: from a cell's organelles
+#: to a slide of a few dozen pixels.
+MPP_RANGE = (0.01, 1000.0)
+#: Largest share of spots that may lie outside the image: the rim of a scan cuts single spots.
+MOST_OUTSIDE = 0.05
+#: Bytes that a study's or patient's name may have: titles of HEST have 227, and a patient of HEST
+#: is called by both.
+_LONGEST_LABEL = 600
+#: Places beyond this are no pixels of any image [px].
+_FARTHEST_PX = 1e8
 
 
 @dataclass(frozen=True)
@@ -72,11 +115,33 @@ class Section:
     image_size: tuple[int, int] | None = None  # (width, height) [px]
     roots: dict[str, Path] = field(default_factory=dict, repr=False)
 
+    def __post_init__(self):
+        self.name = safe_name(self.name, "cohort", "section")
+        for label in ("study", "patient", "specimen"):
+            setattr(self, label, safe_name(getattr(self, label), f"section {self.name}", label,
+                                           longest=_LONGEST_LABEL))
+        if self.mpp is not None:
+            self.mpp = check_mpp(self.mpp, f"section {self.name}")
+        if self.image_ref is not None and self.image_size is not None:
+            width, height = self.image_size
+            if not (width >= 1 and height >= 1):
+                raise InputError(f"section {self.name}", "image_size", f"is {width} x {height} px",
+                                 "give the width and height of the image")
+
     @cached_property
     def adata(self) -> "AnnData":
-        """Counts and coordinates, read at first use."""
+        """Counts and coordinates, read at first use.
+
+        Raises
+        ------
+        InputError
+            If they are no raw counts, no finite places, or places of another image.
+        """
         adata = self.load()
         check_counts(adata, self.name)
+        check_places(adata, self.name)
+        if self.image_ref is not None and self.image_size is not None:
+            check_inside(adata.obsm["spatial"], self.image_size, self.name)
         return adata
 
     @property
@@ -98,9 +163,18 @@ class Section:
 
         The file's hash, and how it is read; not where it lies.
         """
-        path = self.roots[self.image_ref.root] / self.image_ref.path
-        return [sha256_file(path), self.mpp, self.image_ref.exclude,
+        return [sha256_file(self._image_path()), self.mpp, self.image_ref.exclude,
                 self.image_ref.dark_background]
+
+    def _image_path(self) -> Path:
+        if self.image_ref is None:
+            raise InputError(self.name, "image", "this section is expression-only",
+                             "choose a section with has_image in the manifest")
+        root = self.roots.get(self.image_ref.root)
+        if root is None:
+            raise InputError(self.name, self.image_ref.root, "the image's folder is not known",
+                             "pass the data directory that the cohort was read from")
+        return check_file(root / self.image_ref.path, "image")
 
     @property
     def slide(self) -> Slide:
@@ -111,14 +185,7 @@ class Section:
         InputError
             If the section has no image, or the file is not where the record says.
         """
-        if self.image_ref is None:
-            raise InputError(self.name, "image", "this section is expression-only",
-                             "choose a section with has_image in the manifest")
-        root = self.roots.get(self.image_ref.root)
-        if root is None:
-            raise InputError(self.name, self.image_ref.root, "the image's folder is not known",
-                             "pass the data directory that the cohort was read from")
-        return open_slide(root / self.image_ref.path, mpp=self.mpp,
+        return open_slide(self._image_path(), mpp=self.mpp,
                           exclude=self.image_ref.exclude,
                           dark_background=self.image_ref.dark_background)
 
@@ -138,8 +205,8 @@ class Section:
     def __repr__(self) -> str:
         size = f"{self.adata.n_obs} spots x {self.adata.n_vars} genes"
         scale = "unknown scale" if self.mpp is None else f"{self.mpp:.3g} µm/px"
-        image = "no image" if self.image_ref is None else (
-            f"image {self.image_size[0]} x {self.image_size[1]} px at {scale}")
+        width, height = self.image_size or ("?", "?")
+        image = "no image" if self.image_ref is None else f"image {width} x {height} px at {scale}"
         return (f"Section {self.name}: {size}, {image}; study {self.study}, "
                 f"patient {self.patient}, specimen {self.specimen} ({self.source})")
 
@@ -150,16 +217,24 @@ class Cohort:
     Parameters
     ----------
     sections
-        Their names must be unique over the cohort.
+        Their names must be unique over the cohort, also where upper and lower case, or two
+        encodings of one accent, do not count: a disk that knows no case would keep one of them.
     """
 
     def __init__(self, sections: Iterable[Section]):
         sections = list(sections)
-        names = [section.name for section in sections]
-        twice = sorted({name for name in names if names.count(name) > 1})
+        number = Counter(section.name for section in sections)
+        twice = sorted(name for name, n in number.items() if n > 1)
         if twice:
             raise InputError("cohort", "section", f"the same name stands twice: {twice}",
                              "give every section its own id")
+        spelt: dict[str, str] = {}
+        for name in number:
+            other = spelt.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
+            if other != name:
+                raise InputError("cohort", "section", f"{other!r} and {name!r} would be one file "
+                                 "on a disk that does not tell them apart",
+                                 "give every section its own id")
         if not sections:
             raise InputError("cohort", "section", "no section was found", "check the directory")
         self.sections: dict[str, Section] = {section.name: section for section in sections}
@@ -210,17 +285,179 @@ class Cohort:
                 f"{len(self.patients)} patients, studies {', '.join(self.studies)}")
 
 
+def entries(folder: Path) -> list[Path]:
+    """What lies in a folder, by name, hidden files left out; nothing where there is no folder.
+
+    Raises
+    ------
+    InputError
+        If it is a file, a link that leads nowhere, or may not be read.
+    """
+    if not folder.is_dir():
+        if folder.is_symlink() or folder.exists():
+            raise InputError(folder, "folder", "is a link that leads nowhere" if folder.is_symlink()
+                             else "is a file", "mend the link, or put the folder itself there")
+        return []
+    with reading(folder, "folder", fix="change its permissions"):
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def present(path: Path, field: str = "file") -> bool:
+    """Whether there is a file; what is there and cannot be one is refused, not passed over.
+
+    Raises
+    ------
+    InputError
+        If it is a folder, or a link that leads nowhere or in a circle.
+    """
+    if not (path.exists() or path.is_symlink()):
+        return False
+    check_file(path, field)
+    return True
+
+
+def section_list(sections: Iterable[str], where) -> list[str]:
+    """Names of sections that a caller asks for.
+
+    Raises
+    ------
+    InputError
+        If it is one text and no list, or a name is no text (YAML reads 007 as a number).
+    """
+    if isinstance(sections, str) or not isinstance(sections, Iterable):
+        raise InputError(where, "sections", f"is {sections!r}, and no list",
+                         f"write a list, as in [{sections}]")
+    return [safe_name(name, where, "sections") for name in sections]
+
+
+def check_mpp(mpp: Any, where, field: str = "mpp") -> float:
+    """Micrometres per pixel as a float, if they can be [um/px].
+
+    Raises
+    ------
+    InputError
+        If it is text, NaN, infinite, 0, negative or beyond `MPP_RANGE`.
+    """
+    low, high = MPP_RANGE
+    number = isinstance(mpp, (Real, np.number)) and not isinstance(mpp, (bool, np.bool_))
+    if not number or not low <= float(mpp) <= high:
+        raise InputError(where, field, f"is {mpp!r}",
+                         f"give micrometres per pixel, a number from {low:g} to {high:g} with a "
+                         "decimal point")
+    return float(mpp)
+
+
+def check_scale(stated: float, measured: float, where, field: str, *, said: str, seen: str,
+                tolerance: float = 0.1) -> None:
+    """Refuse a scale, or a distance, that is not the one that was measured.
+
+    Parameters
+    ----------
+    stated, measured
+        In one unit, which `said` and `seen` name.
+    said, seen
+        What each is, for the error: ``"mpp is {:.4g} um/px"``.
+    tolerance
+        Share by which they may differ.
+
+    Raises
+    ------
+    InputError
+        If they differ by more; both numbers are in it.
+    """
+    if not abs(math.log(stated / measured)) <= math.log1p(tolerance):
+        raise InputError(where, field, f"{said.format(stated)}, but {seen.format(measured)}",
+                         "correct the one that is wrong; they must agree within "
+                         f"{tolerance:.0%}")
+
+
+def check_inside(centers: np.ndarray, size: tuple[int, int], where, field: str = "image") -> None:
+    """Refuse an image that is not the one that the spots' places speak of.
+
+    Parameters
+    ----------
+    centers
+        Spot centres (x, y), `(T, 2)` [px of the image].
+    size
+        Width and height of the image [px].
+
+    Raises
+    ------
+    InputError
+        If more than `MOST_OUTSIDE` of the spots lie outside; it names the share and the likely
+        reason.
+    """
+    centers, size = np.asarray(centers, dtype=np.float64), np.asarray(size, dtype=np.float64)
+    outside = ((centers < 0) | (centers >= size)).any(axis=1)
+    n = int(outside.sum())
+    if n <= max(1, MOST_OUTSIDE * len(centers)) and n < len(centers):
+        return
+    reach = centers.max(axis=0)
+    over = float((reach / size).max())
+    turned = ((centers[:, ::-1] < 0) | (centers[:, ::-1] >= size)).any(axis=1)
+    if turned.sum() <= MOST_OUTSIDE * len(centers):
+        reason = "x and y are swapped, or the image was turned"
+    elif over > 1.5:
+        reason = f"the image was reduced (about {over:.3g} times, or more) or cropped"
+    elif (centers < 0).any():
+        reason = "the image was cropped, or the places are of another one"
+    else:
+        reason = "the image was cropped, turned or reduced"
+    raise InputError(where, field, f"{n} of {len(centers)} spots ({n / len(centers):.0%}) lie "
+                     f"outside its {size[0]:.0f} x {size[1]:.0f} px (they reach {reach[0]:.0f}, "
+                     f"{reach[1]:.0f}): {reason}", "give the image that the places were made for")
+
+
+def check_sparse(matrix: Any, where, field: str = "counts") -> None:
+    """Refuse a compressed sparse matrix whose pointers lead out of it.
+
+    SciPy believes them, and a wrong one ends the process: check before anything is computed.
+
+    Parameters
+    ----------
+    matrix
+        CSR or CSC of SciPy, or whatever has its `indptr`, `indices`, `data` and `shape`.
+
+    Raises
+    ------
+    InputError
+        If `indptr` does not rise from 0 to the number of values, or an index is out of bounds.
+    """
+    indptr, indices = np.asarray(matrix.indptr), np.asarray(matrix.indices)
+    n_values, fix = len(matrix.data), "the file is damaged: copy or make it again"
+    if indptr.dtype.kind not in "iu" or indices.dtype.kind not in "iu":
+        raise InputError(where, field, f"indptr or indices are {indptr.dtype} and {indices.dtype}, "
+                         "no whole numbers", fix)
+    rows, columns = matrix.shape
+    major, minor = (columns, rows) if getattr(matrix, "format", "csr") == "csc" else (rows, columns)
+    if indptr.shape != (major + 1,) or indptr[0] != 0 or indptr[-1] != n_values or \
+            (indptr[1:] < indptr[:-1]).any():
+        raise InputError(where, field, f"indptr does not rise from 0 to the {n_values} values in "
+                         f"{major} steps", fix)
+    if indices.shape != (n_values,) or (
+            n_values and not (0 <= int(indices.min()) and int(indices.max()) < minor)):
+        raise InputError(where, field, f"indices point outside the {minor} genes or spots", fix)
+
+
 def check_counts(adata: "AnnData", where) -> None:
     """Refuse what is no table of raw counts.
 
     Raises
     ------
     InputError
-        On repeated barcodes or genes, negative, fractional or missing counts, or no spot at all.
+        On repeated or blank barcodes or genes, negative, fractional, missing or impossibly large
+        counts, counts that are all 0, or no spot at all.
     """
     if adata.n_obs == 0:
         raise InputError(where, "spots", "no spot lies on tissue", "check selection and join")
+    if adata.n_vars == 0:
+        raise InputError(where, "genes", "there is none", "give a table with one gene or more")
     for field_name, index in (("barcode", adata.obs_names), ("gene", adata.var_names)):
+        blank = np.array([not str(name).strip() for name in index])
+        if blank.any():
+            raise InputError(where, field_name, f"is blank in {int(blank.sum())} of {len(index)} "
+                             f"places, the first is number {int(blank.argmax()) + 1}",
+                             "give every one its name")
         if not index.is_unique:
             twice = list(index[index.duplicated()][:3])
             raise InputError(where, field_name, f"stands more than once, for example {twice}",
@@ -228,7 +465,11 @@ def check_counts(adata: "AnnData", where) -> None:
     counts = adata.layers.get("counts")
     if counts is None:
         raise InputError(where, 'layers["counts"]', "is missing", "store the raw counts there")
+    if hasattr(counts, "indptr"):
+        check_sparse(counts, where)
     values = np.asarray(counts.data if hasattr(counts, "tocsr") else counts)
+    if values.dtype.kind not in "iufb":
+        raise InputError(where, "counts", f"are {values.dtype}, no numbers", "store the raw counts")
     if not np.isfinite(values).all():
         raise InputError(where, "counts", "hold NaN or infinity", "store the raw counts")
     if (values < 0).any():
@@ -237,6 +478,39 @@ def check_counts(adata: "AnnData", where) -> None:
     if (values != np.round(values)).any():
         raise InputError(where, "counts", "are fractional",
                          "store raw counts, not normalised values")
+    most = values.max(initial=0)
+    if most == 0:
+        raise InputError(where, "counts", f"are 0 in all of {adata.n_obs} spots",
+                         "give the counts of this section, or leave it out")
+    if most > np.iinfo(np.int32).max:
+        raise InputError(where, "counts", f"reach {most:g}, which no spot has",
+                         "store the raw counts")
+
+
+def check_places(adata: "AnnData", where) -> None:
+    """Refuse spots whose places are not known.
+
+    Raises
+    ------
+    InputError
+        If ``obsm["spatial"]`` is not `(T, 2)` finite numbers, or all spots stand at one place.
+    """
+    name = 'obsm["spatial"]'
+    if "spatial" not in adata.obsm:
+        raise InputError(where, name, "is missing", "store the spots' centres (x, y) there")
+    places = np.asarray(adata.obsm["spatial"])
+    if places.shape != (adata.n_obs, 2) or places.dtype.kind not in "iuf":
+        raise InputError(where, name, f"is {places.dtype} of shape {places.shape}",
+                         f"store numbers of shape ({adata.n_obs}, 2)")
+    lost = ~(np.abs(places.astype(np.float64)) <= _FARTHEST_PX).all(axis=1)
+    if lost.any():
+        first = int(lost.argmax())
+        raise InputError(where, name, f"is {places[first].tolist()} for spot "
+                         f"{adata.obs_names[first]!r} (and {int(lost.sum()) - 1} more)",
+                         "give every spot a finite place, or leave it out")
+    if len(places) > 2 and (places == places[0]).all():
+        raise InputError(where, name, f"is {places[0].tolist()} for all of {len(places)} spots",
+                         "give every spot its own place")
 
 
 def write_section(section: Section, folder: str | Path) -> Path:
@@ -245,10 +519,13 @@ def write_section(section: Section, folder: str | Path) -> Path:
     Raises
     ------
     InputError
-        If the counts or the image cannot be read.
+        If the counts or the image cannot be read, or the image lies outside the data directory:
+        whoever reads the run knows that directory and no other.
     """
     from mvhlib.cohort.thumbnail import attach_thumbnail
 
+    if section.image_ref is not None:
+        _check_ref(section.image_ref, section.name)
     attach_thumbnail(section)
     adata = section.adata.copy()
     adata.obs["study"], adata.obs["patient"] = section.study, section.patient
@@ -278,37 +555,119 @@ def read_section(path: str | Path, data: str | Path | None = None) -> Section:
     data
         The user's data directory, for images that lie there.
     """
-    from anndata.io import read_elem
+    return _read_section(Path(path), data)[0]
 
-    from mvhlib.artifacts import h5_reader
 
-    path = Path(path)
+def _read_section(path: Path, data: str | Path | None) -> tuple[Section, tuple[int, int]]:
+    """The section of a file, and how many spots and genes it has."""
     with h5_reader(path) as stream:
-        if "mvh" not in stream.get("uns", {}):
-            raise InputError(path, 'uns["mvh"]', "is missing", "make the file by 01_cohort")
-        record = read_elem(stream["uns/mvh"])
-    ref = None
-    if "image_path" in record:
-        ref = ImageRef(str(record["image_path"]), str(record["image_root"]),
-                       tuple(tuple(int(v) for v in box) for box in record["exclude"]),
-                       bool(record["dark_background"]))
+        record = _read_record(path, stream)
+        shape = tuple(_n_names(path, stream, axis) for axis in ("obs", "var"))
+    ref, size = record.pop("image")
+    mpp = record.pop("mpp")
 
     def load() -> "AnnData":
         import anndata
 
-        try:
-            return anndata.read_h5ad(path)
-        except Exception as error:
-            raise InputError(path, "file", f"cannot be read ({error})",
-                             "it is probably truncated: delete it and run 01_cohort") from error
+        with h5_reader(path) as stream:
+            h5_sizes(stream)
+        with reading(path, fix="it is probably truncated: delete it and run 01_cohort"):
+            adata = anndata.read_h5ad(path)
+        for name, matrix in (("X", adata.X), *adata.layers.items()):
+            if hasattr(matrix, "indptr"):
+                check_sparse(matrix, path, name)
+        check_counts(adata, path)
+        check_places(adata, path)
+        _check_owner(path, adata, record)
+        return adata
 
-    mpp = float(record["mpp"])
-    return Section(
-        name=path.stem, study=str(record["study"]), patient=str(record["patient"]),
-        specimen=str(record["specimen"]), source=str(record["source"]), load=load,
-        mpp=None if mpp < 0 else mpp, image_ref=ref,
-        image_size=tuple(int(v) for v in record["image_size"]) if ref else None,
+    section = Section(
+        name=path.stem, source=record["source"], study=record["study"], patient=record["patient"],
+        specimen=record["specimen"], load=load, mpp=mpp, image_ref=ref, image_size=size,
         roots={"cohort": path.parent} | ({"data": Path(data)} if data else {}))
+    return section, shape
+
+
+def _read_record(path: Path, stream: Any) -> dict[str, Any]:
+    """``uns["mvh"]`` of a section's file, every entry of the type that `write_section` gives it."""
+    import h5py
+
+    fix = "make the file by 01_cohort"
+    group = stream.get("uns/mvh")
+    if not isinstance(group, h5py.Group):
+        raise InputError(path, 'uns["mvh"]', "is missing", fix)
+
+    def entry(name: str, encoding: str, **options) -> Any:
+        label = f'uns["mvh"]["{name}"]'
+        node = group.get(name)
+        if not isinstance(node, h5py.Dataset):
+            raise InputError(path, label, "is missing", fix)
+        found = node.attrs.get("encoding-type")
+        if found != encoding:
+            raise InputError(path, label, f"is written as {found!r} and not as {encoding!r}", fix)
+        value = h5_array(group, name, ndim=2 if name == "exclude" else 1 if encoding == "array"
+                         else 0, **options)
+        return value if encoding == "array" else value.item()
+
+    def text(name: str) -> str:
+        value = entry(name, "string", kind="text")
+        if not value.strip():
+            raise InputError(path, f'uns["mvh"]["{name}"]', "is blank", fix)
+        return value
+
+    record = {name: text(name) for name in ("study", "patient", "specimen", "source")}
+    mpp = float(entry("mpp", "numeric-scalar"))
+    record["mpp"] = None if mpp == -1.0 else check_mpp(mpp, path, 'uns["mvh"]["mpp"]')
+    record["image"] = (None, None)
+    if any(name.startswith("image_") for name in group):
+        exclude = entry("exclude", "array", kind="integer")
+        size = entry("image_size", "array", kind="integer", rows=2)
+        if exclude.shape[1] != 4 or (exclude[:, :2] > exclude[:, 2:]).any():
+            raise InputError(path, 'uns["mvh"]["exclude"]', "holds no boxes x0, y0, x1, y1", fix)
+        if (size < 1).any():
+            raise InputError(path, 'uns["mvh"]["image_size"]', f"is {size.tolist()}", fix)
+        ref = ImageRef(text("image_path"), text("image_root"),
+                       tuple(tuple(int(v) for v in box) for box in exclude),
+                       bool(entry("dark_background", "numeric-scalar")))
+        _check_ref(ref, path)
+        record["image"] = (ref, tuple(int(v) for v in size))
+    return record
+
+
+def _check_ref(ref: ImageRef, where) -> None:
+    """Refuse an image that is not named by its way down from DATA or the cohort folder."""
+    if ref.root not in ("data", "cohort"):
+        raise InputError(where, "image_root", f"is {ref.root!r}", "use data or cohort")
+    way = PurePosixPath(ref.path)
+    if way.is_absolute() or ".." in way.parts or not way.parts or "\0" in ref.path:
+        raise InputError(where, "image_path", f"is {ref.path!r}, which does not lie below "
+                         f"{'DATA' if ref.root == 'data' else 'the cohort folder'}",
+                         "put the image, or a link to it, into the data directory")
+
+
+def _n_names(path: Path, stream: Any, axis: str) -> int:
+    """How many rows the table ``obs`` or ``var`` of an h5ad has."""
+    import h5py
+
+    table = stream.get(axis)
+    column = table.attrs.get("_index") if isinstance(table, h5py.Group) else None
+    if not isinstance(column, str):
+        raise InputError(path, axis, "is no table with an index", "make the file by 01_cohort")
+    return len(h5_array(table, column, kind="text", ndim=1, read=False))
+
+
+def _check_owner(path: Path, adata: "AnnData", record: dict[str, Any]) -> None:
+    """Refuse a file whose spots are said to be of another section, patient or study."""
+    for column, said in (("section", path.stem), ("study", record["study"]),
+                         ("patient", record["patient"]), ("specimen", record["specimen"])):
+        if column not in adata.obs:
+            raise InputError(path, f"obs[{column}]", "is missing", "make the file by 01_cohort")
+        found = adata.obs[column].astype(object)
+        other = found[found != said]
+        if len(other):
+            raise InputError(path, f"obs[{column}]", f"is {other.iloc[0]!r} for {len(other)} of "
+                             f"{len(found)} spots, and {said!r} by the file",
+                             "make the file by 01_cohort, under its own name")
 
 
 def read_run(path: str | Path, *, data: str | Path | None = None,
@@ -332,22 +691,77 @@ def read_run(path: str | Path, *, data: str | Path | None = None,
         If the manifest or a section's file is missing or broken.
     """
     folder = Path(path)
-    if not (folder / "manifest.csv").is_file():
-        raise InputError(folder / "manifest.csv", "file", "does not exist",
-                         "make it by 01_cohort")
-    text = dict.fromkeys(("section", "study", "patient", "specimen", "source"), str)
-    manifest = read_csv(folder / "manifest.csv", MANIFEST_COLUMNS, dtype=text)
+    file = folder / "manifest.csv"
+    if not file.is_file() and not file.is_symlink():
+        raise InputError(file, "file", "does not exist", "make it by 01_cohort")
+    manifest = _read_manifest(file)
     if sections is not None:
-        sections = list(sections)
+        sections = section_list(sections, file)
         unknown = [name for name in sections if name not in set(manifest["section"])]
         if unknown:
-            raise InputError(folder / "manifest.csv", "section", f"lacks {unknown}",
+            raise InputError(file, "section", f"lacks {unknown}",
                              f"use some of {list(manifest['section'])}")
         manifest = manifest.set_index("section", drop=False).loc[sections]
-    cohort = Cohort(read_section(folder / f"{name}.h5ad", data) for name in manifest["section"])
+    made = []
+    for row in manifest.to_dict("records"):
+        section, shape = _read_section(folder / f"{row['section']}.h5ad", data)
+        _check_row(file, row, section, shape)
+        made.append(section)
+    cohort = Cohort(made)
     # The table on disk spares reading every section's counts.
     cohort.manifest = manifest[list(MANIFEST_COLUMNS)].reset_index(drop=True)
     return cohort
+
+
+def _read_manifest(file: Path) -> pd.DataFrame:
+    """The table of a run's sections, every cell of its column's kind."""
+    text = dict.fromkeys(("section", "study", "patient", "specimen", "source"), str)
+    manifest = read_csv(file, MANIFEST_COLUMNS, dtype=text)
+    fix = "run 01_cohort again"
+    if manifest.empty:
+        raise InputError(file, "section", "has no row", fix)
+
+    def refuse(column: str, wrong, problem: str) -> None:
+        if np.any(wrong):
+            row = int(np.argmax(wrong))
+            raise InputError(file, column, f"is {manifest[column].iloc[row]!r} in row {row + 2}, "
+                             f"{problem}", fix)
+
+    for column in text:
+        refuse(column, manifest[column].isna(), "where a name must stand")
+    for name in manifest["section"]:
+        if safe_name(name, file, "section") != name:
+            raise InputError(file, "section", f"is {name!r}, with a blank at an end", fix)
+    refuse("section", manifest["section"].duplicated(), "for the second time")
+    for column in ("n_spots", "n_genes", "image_width_px", "image_height_px"):
+        values = pd.to_numeric(manifest[column], errors="coerce")
+        blank = manifest[column].isna() & column.startswith("image_")
+        refuse(column, ~blank & ~((values >= 1) & (values == np.floor(values))),
+               "not a whole number above 0")
+    values = pd.to_numeric(manifest["mpp"], errors="coerce")
+    refuse("mpp", manifest["mpp"].notna() & ~((values > 0) & np.isfinite(values)),
+           "not a number above 0")
+    refuse("has_image", [not isinstance(value, (bool, np.bool_)) for value in
+                         manifest["has_image"]], "not True or False")
+    return manifest
+
+
+def _check_row(file: Path, row: dict[str, Any], section: Section, shape: Sequence[int]) -> None:
+    """Refuse a row of the manifest that says other than the section's own record."""
+    width, height = section.image_size or (np.nan, np.nan)
+    own = {"study": section.study, "patient": section.patient, "specimen": section.specimen,
+           "source": section.source, "has_image": section.has_image, "n_spots": shape[0],
+           "n_genes": shape[1], "image_width_px": width, "image_height_px": height,
+           "mpp": np.nan if section.mpp is None else section.mpp}
+    for column, said in own.items():
+        listed = row[column]
+        same = listed == said
+        if isinstance(said, float) and not same:
+            # The table keeps nine digits.
+            same = bool(np.isclose(float(listed), said, rtol=1e-6, atol=0, equal_nan=True))
+        if not same:
+            raise InputError(file, column, f"is {listed!r} for section {section.name}, whose h5ad "
+                             f"says {said!r}", "run 01_cohort again, and change neither by hand")
 
 
 def spot_labels(sections: "Iterable[Section]", truth: str | Path = "") -> "dict[str, pd.Series]":
@@ -366,13 +780,11 @@ def spot_labels(sections: "Iterable[Section]", truth: str | Path = "") -> "dict[
     dict
         Section -> classes indexed by barcode. Sections without any are left out.
     """
-    import anndata
-
     found = {}
     for section in sections:
         path = Path(truth) / f"{section.name}.h5ad"
         if truth and path.exists():
-            found[section.name] = anndata.read_h5ad(path).obs["tissue_class"]
+            found[section.name] = _read_truth(path, "obs", "tissue_class")["tissue_class"]
         elif "label" in section.adata.obs and section.adata.obs["label"].notna().any():
             found[section.name] = section.adata.obs["label"]
     return found
@@ -380,7 +792,20 @@ def spot_labels(sections: "Iterable[Section]", truth: str | Path = "") -> "dict[
 
 def truth_genes(truth: str | Path) -> pd.DataFrame:
     """What the synthetic truth says of each gene (``var``); empty where there is no truth."""
+    path = next((path for path in sorted(Path(truth).glob("*.h5ad"))
+                 if not path.name.startswith(".")), None)
+    return pd.DataFrame() if path is None else _read_truth(path, "var")
+
+
+def _read_truth(path: Path, axis: str, *columns: str) -> pd.DataFrame:
+    """The table ``obs`` or ``var`` of a file of the synthetic truth."""
     import anndata
 
-    path = next(iter(sorted(Path(truth).glob("*.h5ad"))), None)
-    return pd.DataFrame() if path is None else anndata.read_h5ad(path).var
+    with h5_reader(path) as stream:
+        h5_sizes(stream)
+    with reading(path, fix="delete it and run 01_cohort"):
+        table = getattr(anndata.read_h5ad(path), axis)
+    missing = [column for column in columns if column not in table]
+    if missing:
+        raise InputError(path, axis, f"lacks {missing}", "delete it and run 01_cohort")
+    return table

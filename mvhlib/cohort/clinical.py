@@ -19,23 +19,50 @@ slides     ``slides.csv`` of a cohort of bags: slide, patient, ``time_months``, 
 table      any csv with one row per patient, its columns named by the caller (`read_table`).
 =========  =========================================================================================
 
+What is read of their columns, upper or lower case; any other cell is refused with its row:
+
+=========  =========================================================================================
+column     accepted
+=========  =========================================================================================
+patient    text, so that ``007`` stays; every TCGA barcode is cut to its first 12 characters; none
+           may be blank, ``NA`` or the like, or hold a slash (`mvhlib.artifacts.safe_name`)
+slide      text; of one patient alone, whom a TCGA barcode in its name must not contradict
+time       finite numbers, up to a hundred years; blank or ``NA`` leaves the patient out, and a note
+           says so
+event      0 and 1, ``alive`` and ``dead``, ``yes`` and ``no``, cBioPortal's ``1:DECEASED`` and what
+           else stands in `EVENTS`; blank or ``NA`` as for the time
+sex        ``male``, ``female``, M, F, and the same in other languages (`SEXES`); or not known
+stage      0 to 4, I to IV with A to C behind, ``Stage`` or ``Stadium`` before; ``Stage X`` is not
+           known
+age        numbers from 0 to 120 [years]; or not known
+site       text; none may be blank
+=========  =========================================================================================
+
+What is not known (`mvhlib.tables.NOT_KNOWN`) is NaN, and `Clinical.complete` leaves it out with a
+note; a column of which nothing is known is no covariate. A table of several TCGA studies (COAD and
+READ count as one) is refused unless ``only`` says which are meant.
+
 ``event`` is 1 where it was seen and 0 where the patient was censored; the layouts above that say
 ``censorship`` mean the opposite (1 is censored). Times are months of 365.25 / 12 days.
 """
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from mvhlib.artifacts import InputError, read_csv
+from mvhlib import tables
+from mvhlib.artifacts import InputError, TooFew
 
 SOURCES = ("panther", "survpath", "slides", "table")
 DAYS_PER_MONTH = 365.25 / 12
+
+#: No patient is followed for a hundred years: such a time is in another unit.
+LONGEST_MONTHS = 1200.0
 
 #: Days in one unit of time of a table.
 UNITS = {"days": 1.0, "months": DAYS_PER_MONTH, "months30": 30.0, "years": 365.25}
@@ -52,7 +79,35 @@ ENDPOINTS = {"os": "overall survival", "dss": "disease-specific survival",
              "pfi": "progression-free interval", "dfi": "disease-free interval",
              "composition": "hazard by composition", "spread": "hazard by spread"}
 
-_ROMAN = {"0": 0.0, "IS": 0.0, "I": 1.0, "II": 2.0, "III": 3.0, "IV": 4.0}
+#: Words of an event, in lower case: 1 where it was seen, 0 where the patient was censored.
+EVENTS = dict.fromkeys((
+    "1", "1.0", "true", "yes", "event", "dead", "deceased", "died", "death", "1:deceased", "1:dead",
+    "1:death", "1:recurred", "1:recurred/progressed", "1:progression", "1:progressed", "1:event",
+    "1:dead with tumor", "recurred", "progressed", "verstorben", "gestorben", "tot", "décédé",
+    "décédée", "mort", "morte", "fallecido", "fallecida", "muerto", "muerta", "deceduto",
+    "deceduta", "overleden"), 1.0) | dict.fromkeys((
+        "0", "0.0", "false", "no", "censored", "alive", "living", "0:living", "0:alive",
+        "0:censored", "0:diseasefree", "0:no event", "0:alive or dead tumor free", "lebt", "lebend",
+        "lebendig", "vivant", "vivante", "vivo", "viva", "levend"), 0.0)
+#: Words of a column that says who was censored.
+CENSORED = dict.fromkeys(("1", "1.0", "true", "yes", "censored"), 1.0) | dict.fromkeys(
+    ("0", "0.0", "false", "no", "event"), 0.0)
+#: Words of a sex, in lower case: 1 is male. Letters that mean one sex here and the other there
+#: (H, V) are none of them.
+SEXES = dict.fromkeys((
+    "m", "male", "man", "männlich", "maennlich", "mann", "homme", "masculin", "hombre", "masculino",
+    "varón", "varon", "maschio", "uomo", "mannelijk"), 1.0) | dict.fromkeys((
+        "f", "w", "female", "woman", "weiblich", "frau", "femme", "féminin", "feminin", "mujer",
+        "femenino", "femenina", "feminino", "femmina", "donna", "vrouw", "vrouwelijk"), 0.0)
+
+#: Studies of TCGA, as tables name them with or without ``TCGA-`` before.
+TCGA_STUDIES = frozenset((
+    "ACC BLCA BRCA CESC CHOL COAD COADREAD DLBC ESCA GBM HNSC KICH KIRC KIRP LAML LGG LIHC LUAD "
+    "LUSC MESO OV PAAD PCPG PRAD READ SARC SKCM STAD TGCT THCA THYM UCEC UCS UVM").split())
+
+_BARCODE = re.compile(r"(TCGA-[A-Z0-9]{2}-[A-Z0-9]{4})(?![A-Z0-9])", re.IGNORECASE)
+_ROMAN = {"0": 0.0, "IS": 0.0, "I": 1.0, "II": 2.0, "III": 3.0, "IV": 4.0,
+          "1": 1.0, "2": 2.0, "3": 3.0, "4": 4.0}
 _OUTCOME = ("patient", "time_months", "event")
 
 
@@ -113,6 +168,27 @@ class Clinical:
                        notes=notes)
 
 
+def read_with_folds(source: str, folder: str | os.PathLike, endpoint: str, n_folds: int, seed: int,
+                    **options) -> tuple[Clinical, pd.DataFrame]:
+    """Read one endpoint's complete patients and make folds that keep sites together.
+
+    Where all patients are of one site, each becomes a site of its own, and a note says so.
+
+    Raises
+    ------
+    TooFew
+        If too few patients, events or sites are there for folds that all have an event.
+    """
+    found = read(source, folder, endpoint, **options).complete()
+    if found.folds is None and found.table["site"].nunique() < 2:
+        found = replace(found, table=found.table.assign(site=found.table["patient"]), notes=[
+            *found.notes, "all patients are of one site: folds keep patients apart, and nothing "
+                          "is said of another hospital"])
+    folds = found.folds if found.folds is not None else site_folds(found.table, n_folds, seed)
+    check_folds(folds, found.table, group="site")
+    return found, folds
+
+
 def read(source: str, folder: str | os.PathLike, endpoint: str, **options) -> Clinical:
     """Read the outcomes of a data set; see the head of the module.
 
@@ -134,7 +210,10 @@ def read(source: str, folder: str | os.PathLike, endpoint: str, **options) -> Cl
     if source == "table":
         if "file" not in options:
             raise InputError(folder, "file", "is not named", "pass file=<name of the csv>")
-        path = Path(folder) / options.pop("file")
+        file = options.pop("file")
+        if not isinstance(file, str | os.PathLike):
+            raise InputError(folder, "file", f"is {file!r}", "pass file=<name of the csv>")
+        path = Path(folder) / file
         return read_table(path, endpoint=endpoint, **options)
     readers = {"panther": read_panther, "survpath": read_survpath, "slides": read_slides}
     if source not in readers:
@@ -163,40 +242,39 @@ def read_panther(folder: str | os.PathLike, endpoint: str = "os", *,
         folds, or a fold has a patient on both sides.
     """
     folder = Path(folder)
-    places = {found[1]: path for path in sorted(folder.glob("*_k=*")) if path.is_dir()
-              and (found := re.fullmatch(r".*_k=(\w+)", path.name))}
-    if not places:
+    named = {path: found for path in sorted(folder.glob("*_k=*")) if path.is_dir()
+             and (found := re.fullmatch(r"([^.].*)_k=(\w+)", path.name))}
+    if not named:
         raise InputError(folder, "folds", "holds no folder <name>_k=<fold>",
                          "give the folder that holds PANTHER's splits")
+    cohorts = sorted({found[1] for found in named.values()})
+    if len(cohorts) > 1:
+        raise InputError(folder, "folds", f"are of {len(cohorts)} cohorts or endpoints: "
+                         f"{', '.join(cohorts[:3])}", "keep each in a folder of its own")
     time, censorship = f"{endpoint}_survival_days", f"{endpoint}_censorship"
     parts, assigned = [], []
-    for fold, path in places.items():
+    for path, found in named.items():
         for name in ("train", "val", "test"):
-            if name == "val" and not (path / "val.csv").exists():
+            file = path / f"{name}.csv"
+            if name == "val" and not (file.exists() or file.is_symlink()):
                 continue
-            part = read_csv(path / f"{name}.csv", ("case_id", "slide_id", time, censorship),
-                            dtype={"case_id": str, "slide_id": str}, low_memory=False)
+            given = tables.read_table(file, ("case_id", "slide_id", time, censorship))
+            _one_cancer(file, given)
+            part = _parsed(file, given, PANTHER_COLUMNS | {
+                "patient": "case_id", "slide": "slide_id", "time": time, "censorship": censorship})
             parts.append(part)
-            assigned.append(pd.DataFrame({"fold": fold, "patient": part["case_id"].unique(),
+            assigned.append(pd.DataFrame({"fold": found[2], "patient": part["patient"].unique(),
                                           "role": "test" if name == "test" else "train"}))
     rows = pd.concat(parts, ignore_index=True)
-    known = {name: column for name, column in PANTHER_COLUMNS.items() if column in rows}
-    table = _one_row_each(folder, rows, "case_id", [time, censorship, *known.values()])
-    table = table.rename(columns={column: name for name, column in known.items()} | {
-        "case_id": "patient"})
+    _one_patient_each(folder, rows)
+    table = _one_row_each(folder, rows, {"time": time, "event": censorship} | {
+        ours: PANTHER_COLUMNS["sex" if ours == "male" else ours]
+        for ours in ("site", "age", "male", "stage") if ours in rows})
     out = pd.DataFrame({"patient": table["patient"],
-                        "time_months": table[time] / DAYS_PER_MONTH,
-                        "event": _event_of_censorship(folder, censorship, table[censorship])})
-    for name in ("site", "age"):
-        if name in table:
-            out[name] = table[name]
-    if "sex" in table:
-        out["male"] = _male(folder, table["sex"])
-    if "stage" in table:
-        out["stage"] = table["stage"].map(stage_number)
+                        "time_months": table["time"] / DAYS_PER_MONTH, "event": table["event"]} | {
+        name: table[name] for name in ("site", "age", "male", "stage") if name in table})
     covariates = tuple(name for name in ("age", "male", "stage") if name in out)
-    slides = rows[["case_id", "slide_id"]].drop_duplicates().rename(
-        columns={"case_id": "patient", "slide_id": "slide"})
+    slides = rows[["patient", "slide"]].drop_duplicates()
     clinical = Clinical(out, endpoint, slides, pd.concat(assigned, ignore_index=True), covariates)
     clinical = _with_outcome(folder, clinical, not_positive)
     check_folds(clinical.folds, clinical.table, group="site" if "site" in out else None)
@@ -227,61 +305,88 @@ def read_survpath(folder: str | os.PathLike, endpoint: str = "os", *,
     main = found[0].with_name(found[0].name.replace("_clinical", ""))
     suffix = "" if endpoint == "os" else f"_{endpoint}"
     time, censorship = f"survival_months{suffix}", f"censorship{suffix}"
-    rows = read_csv(main, ("case_id", "slide_id", "age", "site", "is_female", time, censorship),
-                    dtype={"case_id": str, "site": str})
-    table = _one_row_each(main, rows, "case_id",
-                          ["age", "site", "is_female", time, censorship])
-    stages = read_csv(found[0], ("case_id", "stage"), dtype={"case_id": str})
-    stages = stages[stages["case_id"].isin(table["case_id"])]
-    stages = _one_row_each(found[0], stages, "case_id", ["stage"]).set_index("case_id")["stage"]
+    given = tables.read_table(main, ("case_id", "slide_id", "age", "site", "is_female", time,
+                                     censorship))
+    _one_cancer(main, given)
+    rows = _parsed(main, given, {"patient": "case_id", "slide": "slide_id", "time": time,
+                                 "censorship": censorship, "age": "age", "site": "site"})
+    female = tables.whole_words(given, "is_female", main, {"1": 1.0, "1.0": 1.0, "0": 0.0,
+                                                           "0.0": 0.0})
+    rows["male"] = 1.0 - female
+    _one_patient_each(main, rows)
+    table = _one_row_each(main, rows, {"age": "age", "site": "site", "male": "is_female",
+                                       "time": time, "event": censorship})
+    others = tables.read_table(found[0], ("case_id", "stage"))
+    stages = pd.DataFrame({"patient": _patients(found[0], others, "case_id"),
+                           "t_stage": _stages(found[0], others, "stage")})
+    stages = stages[stages["patient"].isin(table["patient"])]
+    stages = _one_row_each(found[0], stages, {"t_stage": "stage"}).set_index("patient")["t_stage"]
     out = pd.DataFrame({
-        "patient": table["case_id"], "time_months": table[time] * UNITS["months30"]
+        "patient": table["patient"], "time_months": table["time"] * UNITS["months30"]
         / DAYS_PER_MONTH,
-        "event": _event_of_censorship(main, censorship, table[censorship]), "site": table["site"],
-        "age": table["age"], "male": 1.0 - table["is_female"],
-        "t_stage": table["case_id"].map(stages).map(stage_number)})
-    slides = pd.DataFrame({"patient": rows["case_id"],
-                           "slide": rows["slide_id"].str.removesuffix(".svs")})
+        "event": table["event"], "site": table["site"], "age": table["age"], "male": table["male"],
+        "t_stage": table["patient"].map(stages)})
+    slides = pd.DataFrame({"patient": rows["patient"],
+                           "slide": rows["slide"].str.removesuffix(".svs")})
     return _with_outcome(main, Clinical(out, endpoint, slides, None, ("age", "male", "t_stage")),
                          not_positive)
 
 
-def read_slides(folder: str | os.PathLike, endpoint: str = "composition") -> Clinical:
+def read_slides(folder: str | os.PathLike, endpoint: str = "composition", *,
+                only: Mapping[str, object] | None = None,
+                not_positive: str = "refuse") -> Clinical:
     """Read ``slides.csv`` of a cohort of bags, one of its endpoints.
 
     Parameters
     ----------
     endpoint
         ``composition`` reads ``time_months`` and ``event``; any other name is a suffix of them.
+    only
+        Column -> the value, or the values, of the rows that are read; None: all rows.
+    not_positive
+        As in `read_panther`.
+
+    Raises
+    ------
+    InputError
+        If a cell is not what its column holds (see the head of the module), a slide stands twice or
+        has two patients, or the rows of a patient disagree.
     """
     path = Path(folder) / "slides.csv"
     suffix = SLIDE_ENDPOINTS.get(endpoint, f"_{endpoint}")
-    columns = {"time_months": f"time_months{suffix}", "event": f"event{suffix}",
+    columns = {"time": f"time_months{suffix}", "event": f"event{suffix}",
                "log_hazard": f"log_hazard{suffix}"}
-    rows = read_csv(path, ("slide", "patient", columns["time_months"], columns["event"]),
-                    dtype={"slide": str, "patient": str})
-    given = [name for name in (*columns.values(), "site", "age", "sex", "stage") if name in rows]
-    table = _one_row_each(path, rows, "patient", given)
-    out = pd.DataFrame({"patient": table["patient"]} | {
-        name: table[column] for name, column in columns.items() if column in table} | {
-        name: table[name] for name in ("site", "age", "stage") if name in table})
-    if "sex" in table:
-        out["male"] = _male(path, table["sex"])
+    given = tables.read_table(path, ("slide", "patient", columns["time"], columns["event"]))
+    given = _chosen(path, given, only)
+    rows = _parsed(path, given, columns | {
+        name: name for name in ("slide", "patient", "site", "age", "sex", "stage")})
+    _one_patient_each(path, rows)
+    tables.names(given, "slide", path, unique=True)
+    table = _one_row_each(path, rows, {
+        ours: "sex" if ours == "male" else columns.get(ours, ours)
+        for ours in ("time", "event", "log_hazard", "site", "age", "stage", "male")
+        if ours in rows})
+    out = table.rename(columns={"time": "time_months"})
     covariates = tuple(name for name in ("age", "male", "stage") if name in out)
-    clinical = Clinical(out, endpoint, rows[["patient", "slide"]].copy(), None, covariates)
-    return _with_site(_with_outcome(path, clinical))
+    slides = rows[["patient", "slide"]].reset_index(drop=True)
+    return _with_site(_with_outcome(path, Clinical(out, endpoint, slides, None, covariates),
+                                    not_positive))
 
 
 def read_table(path: str | os.PathLike, *, patient: str = "id", time: str = "time",
                event: str | None = "event", censorship: str | None = None, unit: str = "months",
                site: str | None = None, covariates: Sequence[str] = (),
-               endpoint: str = "os") -> Clinical:
+               endpoint: str = "os", only: Mapping[str, object] | None = None,
+               not_positive: str = "refuse") -> Clinical:
     """Read any csv with one row per patient.
 
     Parameters
     ----------
     patient, time
         Columns.
+    only
+        Column -> the value, or the values, of the rows that are read, such as
+        ``{"type": ["COAD", "READ"]}``; None: all rows.
     event, censorship
         Give one of the two columns: ``event`` is 1 where it was seen, ``censorship`` is 1 where
         the patient was censored.
@@ -291,7 +396,10 @@ def read_table(path: str | os.PathLike, *, patient: str = "id", time: str = "tim
         Column by which folds are kept apart; without one, each patient is a site, and a note says
         so.
     covariates
-        Numeric columns, the stage last.
+        Columns of numbers, the stage last; words are read where a column is called ``sex`` or
+        ``gender`` (1 is male), or has ``stage`` in its name.
+    not_positive
+        As in `read_panther`.
 
     Raises
     ------
@@ -305,30 +413,42 @@ def read_table(path: str | os.PathLike, *, patient: str = "id", time: str = "tim
     if unit not in UNITS:
         raise InputError(path, "unit", f"is {unit!r}", f"use one of {list(UNITS)}")
     wanted = [patient, time, event or censorship, *covariates, *([site] if site else [])]
-    rows = read_csv(path, tuple(wanted), dtype={patient: str})
-    for column in (time, event or censorship, *covariates):
-        if not pd.api.types.is_numeric_dtype(rows[column]):
-            raise InputError(path, column, f"is not numeric: {rows[column].iloc[0]!r}",
-                             "write numbers, and leave what is not known empty")
-    out = pd.DataFrame({"patient": rows[patient],
-                        "time_months": rows[time] * UNITS[unit] / DAYS_PER_MONTH,
-                        "event": rows[event] if event else _event_of_censorship(
-                            path, censorship, rows[censorship])})
+    given = _chosen(path, tables.read_table(path, tuple(dict.fromkeys(wanted))), only)
+    rows = _parsed(path, given, {"patient": patient, "time": time,
+                                 "event" if event else "censorship": event or censorship}
+                   | ({"site": site} if site else {}))
+    out = pd.DataFrame({"patient": rows["patient"],
+                        "time_months": rows["time"] * UNITS[unit] / DAYS_PER_MONTH,
+                        "event": rows["event"]})
     if site:
-        out["site"] = rows[site].astype(str)
+        out["site"] = rows["site"]
     for name in covariates:
-        out[name] = rows[name].astype(float)
-    return _with_site(_with_outcome(path, Clinical(out, endpoint, None, None,
-                                                   tuple(covariates))))
+        words = not given[name].str.contains(r"^[-+.\d]", regex=True).any()
+        if words and name.casefold() in ("sex", "gender"):
+            out[name] = _male(path, given, name)
+        elif words and "stage" in name.casefold():
+            out[name] = _stages(path, given, name)
+        else:
+            out[name] = tables.numbers(given, name, path, missing=True)
+    out = out.reset_index(drop=True)
+    clinical = Clinical(out, endpoint, None, None, tuple(covariates))
+    return _with_site(_with_outcome(path, clinical, not_positive))
 
 
 def stage_number(text: object) -> float:
-    """1 to 4 of ``Stage IIIB``, ``III`` or 3; NaN of ``[Not Available]``, ``[Discrepancy]``."""
+    """1 to 4 of ``Stage IIIB``, ``III``, ``2A`` or 3; NaN of anything else."""
     if isinstance(text, (int, float, np.number)):
-        return float(text) if np.isfinite(text) else float("nan")
-    found = re.fullmatch(r"(?:stage )?(0|IS|I{1,3}|IV)[A-C]?[0-9]?", str(text).strip(),
-                         flags=re.IGNORECASE)
+        return float(text) if float(text) in (0, 1, 2, 3, 4) else float("nan")
+    found = re.fullmatch(r"(?:(?:ajcc|uicc|pathologic|clinical) )?(?:(?:stage|stadium|stade|"
+                         r"estadio|stadio) )?(0|IS|I{1,3}|IV|[1-4])(?:[A-C][0-9]?|\.0)?",
+                         " ".join(re.split(r"[\s_]+", str(text).strip())), flags=re.IGNORECASE)
     return _ROMAN[found[1].upper()] if found else float("nan")
+
+
+def patient_of(name: str) -> str:
+    """The patient of a TCGA barcode: its first 12 characters; other names as they are."""
+    found = _BARCODE.match(name)
+    return found[1].upper() if found else name
 
 
 def check_outcomes(where: str | os.PathLike, table: pd.DataFrame) -> None:
@@ -344,7 +464,7 @@ def check_outcomes(where: str | os.PathLike, table: pd.DataFrame) -> None:
     if missing:
         raise InputError(where, "columns", f"lack {missing}", f"give {list(_OUTCOME)}")
     if len(table) < 2:
-        raise InputError(where, "patient", f"only {len(table)} have an outcome",
+        raise TooFew(where, "patient", f"only {len(table)} have an outcome",
                          "give more patients")
     twice = table["patient"][table["patient"].duplicated()]
     if len(twice):
@@ -361,7 +481,7 @@ def check_outcomes(where: str | os.PathLike, table: pd.DataFrame) -> None:
         raise InputError(where, "event", f"has values {sorted(map(str, values))}",
                          "use 1 for an event and 0 for a censored time")
     if table["event"].sum() == 0:
-        raise InputError(where, "event", f"all {len(table)} patients are censored",
+        raise TooFew(where, "event", f"all {len(table)} patients are censored",
                          "look whether 1 means censored (then pass it as censorship)")
 
 
@@ -406,7 +526,7 @@ def grouped_folds(event: np.ndarray, groups: np.ndarray, n_folds: int, seed: int
     """
     names, code = np.unique(np.asarray(groups).astype(str), return_inverse=True)
     if len(names) < 2:
-        raise InputError("folds", "groups", f"are {len(names)}", "give two groups or more")
+        raise TooFew("folds", "groups", f"are {len(names)}", "give two groups or more")
     n_folds = min(n_folds, len(names))
     events = np.bincount(code, np.asarray(event, float))
     sizes = np.bincount(code)
@@ -460,7 +580,7 @@ def check_folds(folds: pd.DataFrame, table: pd.DataFrame, group: str | None = No
                                  f"put all patients of one {group} on one side")
         for role, names in sides.items():
             if len(names) == 0 or who.loc[names, "event"].sum() == 0:
-                raise InputError("folds", "event", f"fold {fold} has no {role} patient with an "
+                raise TooFew("folds", "event", f"fold {fold} has no {role} patient with an "
                                  "event", "use fewer folds")
         members[fold] = set(rows["patient"])
     first = next(iter(members))
@@ -475,32 +595,137 @@ def check_folds(folds: pd.DataFrame, table: pd.DataFrame, group: str | None = No
                          "in more than one fold", "test each patient once")
 
 
-def _one_row_each(where, rows: pd.DataFrame, patient: str, columns: list[str]) -> pd.DataFrame:
-    """One row per patient from one per slide and fold; rows of a patient must agree."""
-    counts = rows.groupby(patient, sort=False)[columns].nunique(dropna=False)
+def _parsed(path, given: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
+    """What the columns of a table hold, by our names; columns that it lacks are left out.
+
+    ``sex`` becomes ``male``, and ``censorship`` becomes ``event``.
+    """
+    out = pd.DataFrame(index=given.index)
+    for ours, column in columns.items():
+        if column not in given:
+            continue
+        if ours == "patient":
+            out[ours] = _patients(path, given, column)
+        elif ours in ("slide", "site"):
+            out[ours] = tables.names(given, column, path, safe=ours == "slide")
+        elif ours in ("time", "log_hazard"):
+            out[ours] = tables.numbers(given, column, path, missing=True)
+        elif ours == "event":
+            out[ours] = _events(path, given, column, EVENTS)
+        elif ours == "censorship":
+            out["event"] = 1.0 - _events(path, given, column, CENSORED)
+        elif ours == "sex":
+            out["male"] = _male(path, given, column)
+        elif ours == "stage":
+            out[ours] = _as_written(_stages(path, given, column), given[column])
+        else:
+            out[ours] = _as_written(tables.numbers(given, column, path, low=0, high=120,
+                                                   missing=True, unit="years"), given[column])
+    return out
+
+
+def _as_written(values: pd.Series, text: pd.Series) -> pd.Series:
+    """Whole numbers where all are there and written without a point."""
+    return values.astype(np.int64) if text.str.fullmatch(r"\d+").all() else values
+
+
+def _patients(path, given: pd.DataFrame, column: str) -> pd.Series:
+    return tables.names(given, column, path, safe=True).map(patient_of)
+
+
+def _events(path, given: pd.DataFrame, column: str, words: Mapping[str, float]) -> pd.Series:
+    said = given[column].str.lower()
+    odd = ~said.isin(tables.NOT_KNOWN | set(words))
+    if odd.any():
+        line, cell = given.index[odd][0], given[column][odd].iloc[0]
+        one, zero = ("an event", "a censored time") if words is EVENTS else ("censored", "an event")
+        raise InputError(path, column, f"has values that say neither, such as {cell[:60]!r} in row "
+                         f"{line}", f"use 1 for {one} and 0 for {zero}, or whole words; competing "
+                         "risks (-1) are not read, choose another endpoint")
+    return said.map(words).astype(np.float64)
+
+
+def _male(path, given: pd.DataFrame, column: str) -> pd.Series:
+    said = given[column].str.casefold()
+    if (said == "m").any() and (said == "mujer").any():
+        tables.refuse(path, given[column], said == "m", "beside 'mujer', and may be either",
+                      "write male and female")
+    return tables.whole_words(given, column, path, SEXES)
+
+
+def _stages(path, given: pd.DataFrame, column: str) -> pd.Series:
+    """Stages 0 to 4, NaN where not known; ``Stage X`` and ``I/II NOS`` say that it is not."""
+    said = given[column]
+    found = said.map(stage_number).astype(np.float64)
+    unknown = said.str.lower().isin(tables.NOT_KNOWN | {"x", "stage x", "i/ii nos"})
+    odd = found.isna() & ~unknown
+    if odd.any():
+        tables.refuse(path, said, odd, "and no stage", "write I to IV, with A to C behind where "
+                      "that is known, or leave it blank")
+    return found
+
+
+def _chosen(path, given: pd.DataFrame, only: Mapping[str, object] | None) -> pd.DataFrame:
+    """The rows that hold the values which `only` names, of one cancer unless it says otherwise."""
+    if only is not None and not isinstance(only, Mapping):
+        raise InputError(path, "only", f"is {only!r}", "map a column to the values that are meant")
+    for column, values in (only or {}).items():
+        tables.check_columns(path, list(given.columns), (column,))
+        kept = {str(value) for value in ([values] if isinstance(values, str | int | float)
+                                         else values)}
+        absent = sorted(kept - set(given[column]))
+        if absent:
+            raise InputError(path, column, f"never is {absent[:3]}, which only= asks for",
+                             f"use some of {sorted(set(given[column]))[:8]}")
+        given = given[given[column].isin(kept)]
+    if not only:
+        _one_cancer(path, given)
+    return given
+
+
+def _one_cancer(path, given: pd.DataFrame) -> None:
+    """Refuse a table of several TCGA studies: their patients are no one cohort."""
+    for column in given.columns:
+        found = set(given[column].str.upper().str.removeprefix("TCGA-")) - {""}
+        cancers = {"COADREAD" if name in ("COAD", "READ") else name for name in found}
+        if len(cancers) > 1 and found <= TCGA_STUDIES:
+            raise InputError(path, column, f"names {len(cancers)} cancers: {sorted(found)[:5]}",
+                             "pass only={column: values} for the rows that are meant, or keep one "
+                             "table per cancer")
+
+
+def _one_patient_each(where, rows: pd.DataFrame) -> None:
+    """Refuse a slide of two patients, also where its TCGA barcode names another one."""
+    owners = rows.groupby("slide", sort=False)["patient"].nunique()
+    shared = list(owners.index[owners > 1])
+    if shared:
+        of = rows["slide"] == shared[0]
+        raise InputError(where, "slide", f"{shared[:3]} stand under more than one patient: "
+                         f"{sorted(set(rows['patient'][of]))[:3]}"
+                         + (f" (rows {list(rows.index[of])[:3]})" if rows.index.name else ""),
+                         "a slide has one patient: mend the table")
+    barcodes = rows["slide"].str.extract(_BARCODE, expand=False).str.upper()
+    other = barcodes.notna() & rows["patient"].str.match(_BARCODE) & (barcodes != rows["patient"])
+    if other.any():
+        tables.refuse(where, rows["slide"], other, "and of another patient than its row says: "
+                      f"{rows['patient'][other].iloc[0]}", "mend the slide or the patient")
+
+
+def _one_row_each(where, rows: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
+    """One row per patient from one per slide and fold; rows of a patient must agree.
+
+    `columns` holds our names, and what the table calls them.
+    """
+    counts = rows.groupby("patient", sort=False)[list(columns)].nunique(dropna=False)
     unlike = counts[(counts > 1).any(axis=1)]
     if len(unlike):
         column = unlike.columns[(unlike > 1).any()][0]
-        names = list(unlike.index[unlike[column] > 1][:3])
-        raise InputError(where, column, f"disagrees between rows or folds of {names}",
+        people = list(unlike.index[unlike[column] > 1][:3])
+        own = rows.loc[rows["patient"] == people[0], column].drop_duplicates()
+        at = f" (rows {list(own.index)[:3]})" if rows.index.name else ""
+        raise InputError(where, columns[column], f"disagrees between rows or folds of {people}{at}",
                          "a patient has one outcome: mend the table")
-    return rows.drop_duplicates(patient)[[patient, *columns]].reset_index(drop=True)
-
-
-def _event_of_censorship(where, column: str, values: pd.Series) -> pd.Series:
-    known = set(pd.unique(values.dropna()))
-    if not known <= {0, 1}:
-        raise InputError(where, column, f"has values {sorted(known)}", "1 is censored and 0 an "
-                         "event; competing risks (-1) are not read, choose another endpoint")
-    return 1 - values
-
-
-def _male(where, values: pd.Series) -> pd.Series:
-    code = values.astype(str).str.strip().str.lower().str[:1].map({"m": 1.0, "f": 0.0})
-    if (code.isna() & values.notna()).any():
-        odd = sorted(set(values[code.isna() & values.notna()].astype(str)))
-        raise InputError(where, "sex", f"is {odd[:3]}", "use male and female, or leave it empty")
-    return code
+    return rows.drop_duplicates("patient")[["patient", *columns]].reset_index(drop=True)
 
 
 def _with_site(clinical: Clinical) -> Clinical:
@@ -513,16 +738,28 @@ def _with_site(clinical: Clinical) -> Clinical:
 
 def _with_outcome(where, clinical: Clinical, not_positive: str = "refuse") -> Clinical:
     """Leave out patients without this endpoint (noted), and check the rest."""
+    if not_positive not in ("refuse", "drop"):
+        raise InputError(where, "not_positive", f"is {not_positive!r}", "use refuse or drop")
     table, notes = clinical.table, list(clinical.notes)
+    empty = [name for name in clinical.covariates if table[name].isna().all()]
+    if empty:
+        notes.append(f"nothing is known of {', '.join(empty)}, which is left out")
+        clinical = replace(clinical, covariates=tuple(
+            name for name in clinical.covariates if name not in empty))
+    late = table["time_months"] > LONGEST_MONTHS
+    if late.any():
+        raise InputError(where, "time", f"is {table['time_months'][late].iloc[0] / 12:.0f} years "
+                         f"for patient {table['patient'][late].iloc[0]}", "look at the unit: days "
+                         "need unit=days")
     has = table["time_months"].notna() & table["event"].notna()
     if not has.all():
         notes.append(f"{int((~has).sum())} of {len(has)} patients have no {clinical.endpoint}")
     table = table[has]
     if not_positive == "drop":
-        late = table["time_months"] > 0
-        if not late.all():
-            notes.append(f"{int((~late).sum())} patients have a time of zero or less")
-        table = table[late]
+        positive = table["time_months"] > 0
+        if not positive.all():
+            notes.append(f"{int((~positive).sum())} patients have a time of zero or less")
+        table = table[positive]
     table = table.assign(event=table["event"].astype(int))
     check_outcomes(where, table)
     return clinical._only(table, notes)

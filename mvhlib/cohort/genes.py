@@ -20,10 +20,13 @@ Panels
     ``all``
         Every shared gene, in the order of the first section.
     a path to a csv
-        Column ``gene``; or ``list,gene,source`` as in ``markers.csv``, all lists together.
+        Column ``gene``; or ``list,gene,source`` as in ``markers.csv``, all lists together. It is
+        read by `mvhlib.tables.read_table`, relative to the clone. Genes are text, also ``NA``; none
+        is blank, and what a spreadsheet made a date of (``2-Sep``, ``SEPT2`` once) is refused.
 """
 
 import logging
+import os
 import re
 import warnings
 from collections.abc import Iterable, Sequence
@@ -33,8 +36,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from mvhlib import tables
 from mvhlib.artifacts import InputError, read_csv
 from mvhlib.cohort.pseudospots import is_control
+from mvhlib.places import resolve
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -45,6 +50,9 @@ MARKERS = Path(__file__).with_name("markers.csv")
 COMPUTED = ("hvg", "hmhvg", "heg")
 PANEL_COLUMNS = ("panel", "protocol", "fold", "rank", "gene")
 NORMALIZATIONS = ("log1p_cp10k", "log1p", "mmap")
+#: What spreadsheets make of genes such as SEPT2 and MARCH1.
+_MONTHS = "(jan|feb|mar|m[äa]r|apr|may|mai|jun|jul|aug|sep|sept|oct|okt|nov|dec|dez)"
+_DATE = rf"\d{{1,2}}[-.]\s?{_MONTHS}|{_MONTHS}-\d{{2}}|\d{{4}}-\d{{2}}-\d{{2}}( 00:00:00)?"
 #: Mitochondrial and ribosomal genes, as human and mouse symbols.
 HOUSEKEEPING = r"^(MT-|RPS|RPL|mt-|Rps|Rpl)"
 
@@ -222,6 +230,23 @@ def normalize(counts, how: str = "log1p_cp10k", library: np.ndarray | None = Non
     return values.astype(np.float32)
 
 
+def names(table: pd.DataFrame, column: str, path: str | os.PathLike, *, unique: bool = False
+          ) -> pd.Series:
+    """Genes of a user's table, from `mvhlib.tables.read_table`: all text that is no date.
+
+    Raises
+    ------
+    InputError
+        As `mvhlib.tables.names` does, and on a date; ``NA`` is a gene.
+    """
+    found = tables.names(table, column, path, unique=unique, none=("",))
+    dates = found.str.fullmatch(_DATE, case=False)
+    if dates.any():
+        tables.refuse(path, found, dates, "a date, which a spreadsheet has made of a gene such as "
+                      "SEPTIN2 or MARCHF1", "write the gene's symbol, in a column of text")
+    return found
+
+
 def targets(adata: "AnnData", genes: Sequence[str], how: str = "log1p_cp10k") -> np.ndarray:
     """Targets `(T, G)` float32 of `genes`; the library is that of all genes of the section.
 
@@ -315,10 +340,8 @@ def _heg(statistics: list[pd.DataFrame], qualified: np.ndarray) -> list[str]:
 def _marker_panel(name: str, shared: pd.Index) -> Panel:
     """A named list or a csv of the user's, cut to the genes that the sections have."""
     if str(name).endswith(".csv"):
-        where, table = Path(name), read_csv(name, ("gene",))
-        if table["gene"].isna().any():
-            raise InputError(where, "gene", "is empty in a row", "remove or fill the row")
-        wanted = list(dict.fromkeys(table["gene"].astype(str)))
+        where = resolve(str(name))
+        wanted = list(dict.fromkeys(names(tables.read_table(where, ("gene",)), "gene", where)))
     else:
         where, table = MARKERS, read_csv(MARKERS, ("list", "gene", "source"))
         key = re.sub(r"^markers_", "", str(name))

@@ -18,12 +18,36 @@ Who gave which tissue is not always stated, and in places stated wrongly. A tabl
 data sets of CMRCNet) overrules the metadata, says which samples are duplicates, and holds the sets
 that a cohort can be made of.
 
+What is accepted:
+
+==================  ================================================================================
+what                how it is read
+==================  ================================================================================
+csv, corrections,   as `mvhlib.tables` reads users' tables: text, stripped; ids once each. Blank,
+splits              ``NA`` and ``not reported`` are not stated
+``<id>.h5ad``       raw counts in ``X``, dense or sparse, whole and not all 0; barcodes once each;
+                    ``obsm["spatial"]`` of shape (n, 2), finite
+symbols             a doubled one gets a suffix, in the order of ``var["gene_ids"]`` where there are
+                    any, else of the file
+patches             ``img`` uint8 (n, S, S, 3), ``coords`` (n, 2) finite, ``barcode`` (or
+                    ``barcodes``) once each; ``pixel_size``, ``patch_size_src`` above 0, or absent
+scale               ``pixel_size_um_estimated`` must give spots their distance (100 um; 200 um or
+                    ``inter_spot_dist`` on legacy arrays) within a tenth, and be the patches'.
+                    ``pixel_size_um_embedded`` is not believed: half of HEST's are dots per inch
+image               at most one spot in twenty outside
+absent              slide: the patches; patches as well: expression-only. A link that leads nowhere
+                    is refused
+==================  ================================================================================
+
 HEST: Jaume et al., NeurIPS 2024.
 """
 
+import glob
 import json
 import logging
+import math
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -33,8 +57,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from mvhlib.artifacts import InputError, h5_reader, read_csv
-from mvhlib.cohort.base import Cohort, ImageRef, Section, check_counts
+from mvhlib import lattice, tables
+from mvhlib.artifacts import InputError, h5_array, h5_attr, h5_reader, h5_sizes, reading
+from mvhlib.cohort.base import (
+    Cohort,
+    ImageRef,
+    Section,
+    check_counts,
+    check_mpp,
+    check_places,
+    check_scale,
+    check_sparse,
+    entries,
+    present,
+    section_list,
+)
 from mvhlib.cohort.pseudospots import is_control
 from mvhlib.places import resolve
 from mvhlib.tiles.slides import open_slide
@@ -54,9 +91,15 @@ MEMBERSHIPS = ("A", "Aprime", "B", "C", "S", "bench")
 PATCH_MPP = 0.5
 #: A corner may miss half a patch from its spot by this share of the side.
 CORNER_TOLERANCE = 0.25
-#: Distance of neighbouring spots that Visium has and that Xenium is pooled to [um], and how far a
-#: section may be from it before the log says so.
-PITCH_UM, PITCH_TOLERANCE = 100.0, 0.1
+#: Distance of neighbouring spots that each technology has, or is pooled to [um], and how far a
+#: section may be from it. Spots of legacy arrays are printed, and stand less evenly.
+PITCH_UM = {"Visium": 100.0, "Xenium": 100.0, "Spatial Transcriptomics": 200.0}
+PITCH_TOLERANCE = {"Visium": 0.1, "Xenium": 0.1, "Spatial Transcriptomics": 0.2}
+#: Distance where nothing tells [um].
+USUAL_PITCH_UM = 100.0
+#: Largest side of a patch [level-0 px].
+LARGEST_PATCH_PX = 100_000
+_NUMBER = re.compile(r"\d+(\.\d*)?(e[+-]?\d+)?|\.\d+(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 #: Longest side of the picture that patches are put together to [px].
 MOSAIC_PX = 2000
 #: Repositories on the hub.
@@ -71,6 +114,7 @@ class _Sample:
     root: Path  # folder that st/ or adata/ lies in
     counts: Path
     facts: Mapping[str, Any]  # row of the csv, filled up from the sample's own json
+    told_by: Path  # csv, json, or the counts where there is neither
 
 
 def read(path: str | Path, *, metadata: str | Path | None = None,
@@ -166,15 +210,13 @@ def read_corrections(path: str | Path) -> pd.DataFrame:
     found = Path(path)
     if not found.exists() and not found.is_absolute():
         found = resolve(path)
-    table = read_csv(found, CORRECTION_COLUMNS, dtype=str)
+    table = tables.read_table(found, CORRECTION_COLUMNS)
     named = ["group"] if "group" in table else []
     for column in ("section", "study", "substudy", "donor", "specimen", *named):
-        if table[column].isna().any():
-            raise InputError(found, column, "is empty in a row", "fill it in")
-    if table["section"].duplicated().any():
-        twice = list(table["section"][table["section"].duplicated()])
-        raise InputError(found, "section", f"stands more than once: {twice[:3]}",
-                         "keep one row per sample")
+        tables.names(table, column, found, unique=column == "section")
+    table = table.reset_index(drop=True)
+    for column in ("duplicate_of", "note"):
+        table[column] = table[column].where(table[column] != "", np.nan)
     groups = table.pop("group") if named else pd.Series(dtype=str)
     for column in table.columns.difference(CORRECTION_COLUMNS, sort=False):
         if not set(table[column]) <= {"0", "1"}:
@@ -199,14 +241,16 @@ def _find_samples(root: Path, metadata: str | Path | None) -> dict[str, _Sample]
     """Id -> sample, of whichever layout `root` is."""
     if not root.is_dir():
         raise InputError(root, "data", "is not a directory", "pass the folder of HEST-1k")
-    homes = [home for home in (root, *sorted(p for p in root.iterdir() if p.is_dir()))
-             if any((home / sub).is_dir() for sub in ("st", "adata"))]
+    homes = [home for home in (root, *(path for path in entries(root) if path.is_dir()))
+             if any(entries(home / sub) for sub in ("st", "adata"))]
     if root in homes:
         homes = [root]
     files: dict[str, tuple[Path, Path]] = {}
     for home in homes:
         for sub in ("st", "adata"):
-            for file in sorted((home / sub).glob("*.h5ad")):
+            for file in entries(home / sub):
+                if file.suffix != ".h5ad":
+                    continue
                 if file.stem in files:
                     log.warning("%s stands in %s as well, the first is read", file,
                                 files[file.stem][1])
@@ -214,48 +258,50 @@ def _find_samples(root: Path, metadata: str | Path | None) -> dict[str, _Sample]
     if not files:
         raise InputError(root, "st", "holds no <id>.h5ad, nor does adata or a task's adata",
                          "pass the folder of HEST-1k, or one or all tasks of hest-bench")
-    rows = _metadata(root, metadata)
-    return {name: _Sample(name, home, file, _facts(home, name, rows.get(name, {})))
-            for name, (home, file) in files.items()}
+    rows, csv = _metadata(root, metadata)
+    samples = {}
+    for name, (home, file) in files.items():
+        facts, own = _facts(home, name, rows.get(name, {}))
+        samples[name] = _Sample(name, home, file, facts, csv if name in rows else own or file)
+    return samples
 
 
-def _metadata(root: Path, metadata: str | Path | None) -> dict[str, dict[str, Any]]:
-    """Id -> row of the csv; what is empty is left out."""
+def _metadata(root: Path, metadata: str | Path | None
+              ) -> tuple[dict[str, dict[str, Any]], Path | None]:
+    """Id -> row of the csv, from which what is not stated is left out; and the csv."""
     if metadata is None:
         def version(file: Path) -> list[int]:
             return [int(number) for number in re.findall(r"\d+", file.stem)]
 
-        tables = sorted(root.glob("HEST_v*.csv"), key=version)
-        if not tables:
+        found = sorted((file for file in root.glob("HEST_v*.csv")
+                        if not file.name.startswith(".")), key=version)
+        if not found:
             log.info("%s holds no HEST_v*.csv, only what the samples' own files say is known", root)
-            return {}
-        metadata = tables[-1]
-    table = read_csv(metadata, ("id", "dataset_title", "patient", "pixel_size_um_estimated"))
-    if table["id"].duplicated().any():
-        raise InputError(metadata, "id", "stands more than once, for example "
-                         f"{table['id'][table['id'].duplicated()].iloc[0]!r}",
-                         "keep one row per sample")
-    return {str(row["id"]): {key: value for key, value in row.items() if _stated(value)}
-            for row in table.to_dict("records")}
+            return {}, None
+        metadata = found[-1]
+    table = tables.read_table(metadata, ("id", "dataset_title", "patient",
+                                         "pixel_size_um_estimated"))
+    tables.names(table, "id", metadata, unique=True)
+    return {row["id"]: {key: value for key, value in row.items() if _stated(value)}
+            for row in table.to_dict("records")}, Path(metadata)
 
 
 def _stated(value: Any) -> bool:
     """Whether a cell says something; the csv has blanks beside empty cells."""
-    return str(value).strip() not in ("", "nan", "None", "[]", "{}")
+    said = str(value).strip().lower()
+    return said not in tables.NOT_KNOWN and said not in ("[]", "{}")
 
 
-def _facts(home: Path, name: str, row: Mapping[str, Any]) -> dict[str, Any]:
-    """The csv's row, filled up from ``metadata/<id>.json``."""
+def _facts(home: Path, name: str, row: Mapping[str, Any]) -> tuple[dict[str, Any], Path | None]:
+    """The csv's row, filled up from ``metadata/<id>.json``; and that file, where there is one."""
     path = home / "metadata" / f"{name}.json"
-    own = {}
-    if path.is_file():
-        try:
-            own = json.loads(path.read_text(encoding="utf-8"))
-            own = {key: value for key, value in own.items() if _stated(value)}
-        except (ValueError, AttributeError) as error:
-            raise InputError(path, "file", f"is no JSON object ({error})",
-                             "it is probably truncated: fetch it again") from error
-    return own | dict(row)
+    if not present(path):
+        return dict(row), None
+    with reading(path, problem="is no JSON object",
+                 fix="it is probably truncated: fetch it again"):
+        own = json.loads(path.read_text(encoding="utf-8-sig"))
+        own = {key: value for key, value in own.items() if _stated(value)}
+    return own | dict(row), path
 
 
 def _choose(root: Path, present: list[str], table: pd.DataFrame | None, where: Any,
@@ -279,7 +325,7 @@ def _choose(root: Path, present: list[str], table: pd.DataFrame | None, where: A
             log.warning("%s: %d of the %d samples of %s are not there, for example %s; this is "
                         "another cohort", root, len(gone), len(listed), "+".join(wanted), gone[:3])
     if sections is not None:
-        sections = list(sections)
+        sections = section_list(sections, root)
         unknown = [name for name in sections if name not in names]
         if unknown:
             raise InputError(root, "sections", f"{unknown[:3]} are not among the {len(names)} "
@@ -301,6 +347,11 @@ def _who(sample: _Sample, row: Mapping[str, Any] | None, substudies: bool,
     """Study, patient and specimen of a sample."""
     if row is not None:
         return row["substudy" if substudies else "study"], row["donor"], row["specimen"]
+    for key in ("dataset_title", "patient"):
+        value = sample.facts.get(key, "")
+        if not isinstance(value, (str, int)) or isinstance(value, bool):
+            raise InputError(sample.told_by, key, f"of {sample.name} is {value!r}, no name",
+                             "write it as text")
     study = str(sample.facts.get("dataset_title", sample.root.absolute().name)).strip()
     if "patient" in sample.facts:
         patient = f"{study}, {str(sample.facts['patient']).strip()}"
@@ -318,13 +369,16 @@ def _section(root: Path, sample: _Sample, study: str, patient: str, specimen: st
     wsi = sample.root / "wsis" / f"{sample.name}.tif"
     patches = sample.root / "patches" / f"{sample.name}.h5"
     mpp = _number(sample, "pixel_size_um_estimated")
+    if mpp is not None:
+        mpp = check_mpp(mpp, sample.told_by, f"pixel_size_um_estimated of {sample.name}")
     ref = size = None
-    if images and wsi.is_file():
+    if images and present(wsi, "slide"):
         with open_slide(wsi, mpp=mpp) as slide:
             size, mpp = (slide.width, slide.height), slide.mpp
         ref = ImageRef(str(wsi.relative_to(root)))
-    elif images and patches.is_file():
+    elif images and present(patches, "patches"):
         with _open_patches(patches) as cut:
+            _same_scale(cut, mpp, patches)
             mpp = mpp or cut.mpp
             reach = cut.coords.max(axis=0) + (cut.source_px or 0)
         stated = [_number(sample, f"fullres_px_{side}") for side in ("width", "height")]
@@ -344,13 +398,22 @@ def _number(sample: _Sample, name: str) -> float | None:
     value = sample.facts.get(name)
     if value is None:
         return None
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = np.nan
-    if not (np.isfinite(number) and number > 0):
-        raise InputError(sample.name, name, f"is {value!r}", "state a positive number")
+    said = str(value).strip() if isinstance(value, (str, int, float)) else ""
+    number = math.nan
+    if _NUMBER.fullmatch(said):
+        # pandas' own parser: it ends one step of the last digit off, and runs were keyed by that.
+        number = float(pd.to_numeric(said) if isinstance(value, str) else value)
+    if not 0 < number < math.inf:
+        raise InputError(sample.told_by, name, f"of {sample.name} is {value!r}",
+                         "state a positive number, with a decimal point")
     return number
+
+
+def _same_scale(cut: "_Patches", mpp: float | None, path: Path) -> None:
+    """Refuse patches that were cut at another scale than the metadata state."""
+    if mpp is not None and cut.mpp is not None:
+        check_scale(cut.mpp, mpp, path, "pixel_size", said="is {:.4g} um/px",
+                    seen="the metadata say pixel_size_um_estimated {:.4g}")
 
 
 def _load(sample: _Sample, mpp: float | None, ref: ImageRef | None,
@@ -360,36 +423,35 @@ def _load(sample: _Sample, mpp: float | None, ref: ImageRef | None,
     from scipy import sparse
 
     path = sample.counts
-    try:
+    with h5_reader(path) as stream:
+        h5_sizes(stream)
+    with reading(path, fix="it is probably truncated: fetch it again"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # names that repeat: told apart or refused
         stored = anndata.read_h5ad(path)
-    except Exception as error:  # h5py's and anndata's errors are their own
-        raise InputError(path, "file", f"cannot be read ({error})",
-                         "it is probably truncated: fetch it again") from error
     if stored.X is None:
         raise InputError(path, "X", "is missing", "HEST's files hold raw counts there")
-    if "spatial" not in stored.obsm or np.ndim(stored.obsm["spatial"]) != 2 or \
-            stored.obsm["spatial"].shape[1] != 2:
-        raise InputError(path, 'obsm["spatial"]', "is missing or not (n, 2)",
-                         "HEST's files hold spot centres there")
+    if hasattr(stored.X, "indptr"):
+        check_sparse(stored.X, path, "X")
+    check_places(stored, path)
     obs = stored.obs[[c for c in ("array_row", "array_col") if c in stored.obs]]
     adata = anndata.AnnData(obs=obs.copy(), var=pd.DataFrame(index=stored.var_names.astype(str)))
     adata.obs_names = adata.obs_names.astype(str)
     # Two Ensembl ids may share a symbol.
-    adata.var_names_make_unique()
-    adata.layers["counts"] = sparse.csr_matrix(stored.X)
+    adata.var_names = _told_apart(adata.var_names, stored.var.get("gene_ids"))
+    with reading(path, "X", fix="HEST's files hold raw counts there"):
+        adata.layers["counts"] = sparse.csr_matrix(stored.X)
     check_counts(adata, path)
     adata.layers["counts"] = adata.layers["counts"].astype(np.int32)
     adata.obsm["spatial"] = np.asarray(stored.obsm["spatial"], dtype=np.float64)
-    if not np.isfinite(adata.obsm["spatial"]).all():
-        raise InputError(path, 'obsm["spatial"]', "holds NaN or infinity", "fetch the file again")
     controls = _is_control(adata.var_names)
     adata = adata[:, ~controls].copy()
     adata.X = adata.layers["counts"].copy()
     technology = str(sample.facts.get("st_technology", "")).strip()
-    adata.uns["lattice"] = _lattice(sample.name, technology, adata.obsm["spatial"], mpp)
+    adata.uns["lattice"] = _lattice(sample, technology, adata.obsm["spatial"], mpp)
     adata.uns["hest"] = {"technology": technology, "n_control_features": int(controls.sum())}
     if ref is not None and ref.path.endswith(".h5"):
-        picture = _stored_picture(stored)
+        with reading(path, 'uns["spatial"]', fix="delete the pictures there, or fetch it again"):
+            picture = _stored_picture(stored, path)
         if picture is None:
             with _open_patches(patches) as cut:
                 corners, side, _ = _corners(cut, list(adata.obs_names), adata.obsm["spatial"],
@@ -409,26 +471,59 @@ def _is_control(genes: pd.Index) -> np.ndarray:
     return is_control(genes) | named
 
 
-def _lattice(name: str, technology: str, centers: np.ndarray, mpp: float | None) -> dict[str, Any]:
-    """Kind of the array, and its pitch as measured from the centres."""
-    from scipy.spatial import cKDTree
+def _told_apart(symbols: pd.Index, ids: pd.Series | None) -> pd.Index:
+    """Symbols with a suffix where one repeats: the lowest Ensembl id keeps it.
 
+    Without ids the order of the file decides.
+    """
+    from anndata.utils import make_index_unique
+
+    if symbols.is_unique or ids is None or ids.isna().any():
+        return make_index_unique(symbols)
+    order = np.argsort(ids.astype(str).to_numpy(), kind="stable")
+    names = np.empty(len(symbols), dtype=object)
+    names[order] = make_index_unique(symbols[order])
+    return pd.Index(names)
+
+
+def _lattice(sample: _Sample, technology: str, centers: np.ndarray, mpp: float | None
+             ) -> dict[str, Any]:
+    """Kind of the array, and its pitch as measured from the centres.
+
+    Raises
+    ------
+    InputError
+        If the scale does not give spots the distance that the technology has.
+    """
     hexagonal = technology == "Visium"
     record: dict[str, Any] = {"kind": "hexagonal" if hexagonal else "square",
                               "n_neighs": 6 if hexagonal else 4, "coordinates": "pixel"}
     pitch = np.nan
     if len(centers) > 1 and mpp is not None:
-        pitch = float(np.median(cKDTree(centers).query(centers, k=2)[0][:, 1])) * mpp
+        nearest = lattice.nearest(centers) * mpp
+        pitch = float(np.median(nearest))
         record["pitch_um"] = pitch
-        if technology in ("Visium", "Xenium") and \
-                abs(pitch - PITCH_UM) > PITCH_TOLERANCE * PITCH_UM:
-            log.warning("%s: spots are %.1f um apart, %s has %.0f; its pixel size or its pseudo-"
-                        "spots are wrong", name, pitch, technology, PITCH_UM)
-    record["spot_um"] = 55.0 if hexagonal else pitch if np.isfinite(pitch) else PITCH_UM
+        if pitch == 0:
+            raise InputError(sample.counts, 'obsm["spatial"]', "gives half of the spots the place "
+                             "of another", "give every spot its own place")
+        # Where tissue is torn half of the spots may stand alone, but not all of them.
+        close = float(np.quantile(nearest, 0.1))
+        if technology in PITCH_UM:
+            usual = PITCH_UM[technology]
+            if technology == "Spatial Transcriptomics":  # arrays of other makers stand closer
+                usual = _number(sample, "inter_spot_dist") or usual
+            tolerance = PITCH_TOLERANCE[technology]
+            if close <= 0 or abs(math.log(close / usual)) > math.log1p(tolerance):
+                check_scale(mpp, mpp * usual / pitch, sample.told_by,
+                            f"pixel_size_um_estimated of {sample.name}",
+                            said="{:.4g} um/px is stated, by which spots are "
+                            f"{pitch:.1f} um apart", seen=f"{technology} has {usual:.0f} um "
+                            "between them, so it is {:.4g}", tolerance=tolerance)
+    record["spot_um"] = 55.0 if hexagonal else pitch if np.isfinite(pitch) else USUAL_PITCH_UM
     return record
 
 
-def _stored_picture(stored: "AnnData") -> tuple[np.ndarray, float] | None:
+def _stored_picture(stored: "AnnData", path: Path) -> tuple[np.ndarray, float] | None:
     """The reduced slide that HEST's h5ad holds, with its scale."""
     for entry in dict(stored.uns.get("spatial", {})).values():
         for key, pixels in dict(entry.get("images", {})).items():
@@ -436,6 +531,12 @@ def _stored_picture(stored: "AnnData") -> tuple[np.ndarray, float] | None:
             pixels = np.asarray(pixels)
             if scale is None or pixels.ndim != 3 or pixels.shape[2] < 3:
                 continue
+            if pixels.dtype.kind not in "uif" or pixels.size == 0 or not np.isfinite(pixels).all():
+                raise InputError(path, f'uns["spatial"] {key}', f"is {pixels.dtype} of shape "
+                                 f"{pixels.shape}, or holds NaN", "delete it, or fetch it again")
+            if isinstance(scale, str) or not 0 < float(scale) <= 1.5:
+                raise InputError(path, f"tissue_{key}_scalef", f"is {scale!r}",
+                                 "delete the picture, or fetch the file again")
             pixels = pixels[..., :3]
             if pixels.dtype != np.uint8:
                 pixels = np.clip(np.rint(pixels * (255 if pixels.max() <= 1 else 1)), 0, 255)
@@ -459,27 +560,35 @@ class _Patches:
 
 @contextmanager
 def _open_patches(path: Path) -> Iterator[_Patches]:
-    from mvhlib.tiles.store import read_names
-
     with h5_reader(path) as stream:
-        for name in ("img", "coords"):
-            if name not in stream:
-                raise InputError(path, name, f"is missing; the file has {sorted(stream)}",
-                                 "fetch the file again")
-        img, names = stream["img"], read_names(stream)
-        if names is None:
+        img = h5_array(stream, "img", kind="integer", ndim=4, read=False)
+        key = next((name for name in ("barcode", "barcodes") if name in stream), None)
+        if key is None:
             raise InputError(path, "barcode", f"is missing; the file has {sorted(stream)}",
                              "fetch the file again: patches are joined on barcode")
-        coords = stream["coords"][()].astype(np.float64).reshape(-1, 2)
-        if img.ndim != 4 or not len(img) == len(coords) == len(names) or len(img) == 0:
+        names = [str(name) for name in h5_array(stream, key, kind="text", ndim=(1, 2)).reshape(-1)]
+        coords = h5_array(stream, "coords", ndim=(2, 3)).astype(np.float64)
+        if coords.shape[-1] != 2 or np.abs(coords).max(initial=0) > 1e8:
+            raise InputError(path, "coords", f"of shape {coords.shape} are no places of corners, "
+                             "(n, 2)", "fetch the file again")
+        coords = coords.reshape(-1, 2)
+        if img.dtype != np.uint8 or img.shape[3] != 3 or img.shape[1] != img.shape[2] or \
+                img.shape[1] == 0:
+            raise InputError(path, "img", f"is {img.dtype} of shape {img.shape}",
+                             "patches are uint8, (n, S, S, 3): fetch the file again")
+        if not len(img) == len(coords) == len(names) or len(img) == 0:
             raise InputError(path, "img", f"of shape {img.shape} stands beside {len(coords)} "
                              f"coords and {len(names)} names", "fetch the file again")
         if len(set(names)) < len(names):
-            raise InputError(path, "barcode", "stands more than once", "fetch the file again")
-        source, mpp = img.attrs.get("patch_size_src"), img.attrs.get("pixel_size")
+            raise InputError(path, key, "stands more than once", "fetch the file again")
+        if not all(name.strip() for name in names):
+            raise InputError(path, key, "is blank", "fetch the file again")
+        source, mpp = (h5_attr(img, name, above=0) for name in ("patch_size_src", "pixel_size"))
+        if source is not None and source > LARGEST_PATCH_PX:
+            raise InputError(path, "patch_size_src", f"is {source:g} px", "fetch the file again")
         yield _Patches(img, coords, names, int(img.shape[1]),
                        None if source is None else float(source),
-                       None if mpp is None else float(mpp))
+                       None if mpp is None else check_mpp(mpp, path, "pixel_size"))
 
 
 def _corners(cut: _Patches, names: Sequence[str], centers: np.ndarray, mpp: float | None,
@@ -505,11 +614,21 @@ def _corners(cut: _Patches, names: Sequence[str], centers: np.ndarray, mpp: floa
         if side is None:
             raise InputError(path, "patch_size_src", "is missing, and the pixel size is not known",
                              "pass metadata= with HEST's csv")
+    corners = None
     if abs(offset - side / 2) <= CORNER_TOLERANCE * side:
-        return cut.coords, side, spot
-    if abs(offset) <= CORNER_TOLERANCE * side:
+        corners = cut.coords
+    elif abs(offset) <= CORNER_TOLERANCE * side:
         log.info("%s: coords are centres, not corners", path)
-        return cut.coords - side / 2, side, spot
+        corners = cut.coords - side / 2
+    if corners is not None:
+        # The median says nothing of single patches: with x and y swapped it may be right.
+        off = np.abs(corners[joined] + side / 2 - centers[spot[joined]]).max(axis=1)
+        far = off > side / 2
+        if far.mean() > 0.05:
+            raise InputError(path, "coords", f"of {int(far.sum())} of {len(far)} patches lie off "
+                             f"their spot by more than half a patch ({side / 2:.0f} px)",
+                             "take patches and counts of one sample and release")
+        return corners, side, spot
     raise InputError(path, "coords", f"are {offset:.0f} px from the spots' centres, neither half a "
                      f"patch ({side / 2:.0f}) nor none", "take patches and counts of one release")
 
@@ -518,8 +637,9 @@ def patch_file(path: str | Path, section: Section | str) -> Path | None:
     """The section's file of patches below `path`, or None where there is none."""
     name = section if isinstance(section, str) else section.name
     root = Path(path)
-    found = [root / "patches" / f"{name}.h5", *sorted(root.glob(f"*/patches/{name}.h5"))]
-    return next((file for file in found if file.is_file()), None)
+    found = [root / "patches" / f"{name}.h5",
+             *sorted(root.glob(f"*/patches/{glob.escape(name)}.h5"))]
+    return next((file for file in found if present(file, "patches")), None)
 
 
 def tiles(path: str | Path, section: Section) -> "Tiles":
@@ -553,6 +673,7 @@ def tiles(path: str | Path, section: Section) -> "Tiles":
     with _open_patches(file) as cut:
         corners, side, spot = _corners(cut, list(adata.obs_names), adata.obsm["spatial"],
                                        section.mpp, file)
+        _same_scale(cut, section.mpp, file)
         mpp = cut.mpp or section.mpp
     if mpp is None:
         raise InputError(file, "pixel_size", "is not stated, and the section has no scale",
@@ -693,7 +814,7 @@ def bench_folds(path: str | Path) -> pd.DataFrame:
     """
     folder = Path(path) / "splits"
     halves: dict[int, dict[str, Path]] = {}
-    for file in sorted(folder.glob("*")):
+    for file in entries(folder):
         named = re.fullmatch(r"(train|test)_(\d+)\.csv", file.name)
         if named is None:
             log.info("%s is no split and is passed over", file)
@@ -709,9 +830,7 @@ def bench_folds(path: str | Path) -> pd.DataFrame:
             if file is None:
                 raise InputError(folder, f"{role}_{number}.csv", "does not exist",
                                  "fetch the task again")
-            samples = list(read_csv(file, ("sample_id",), dtype=str)["sample_id"].dropna())
-            if not samples:
-                raise InputError(file, "sample_id", "is empty", "fetch the task again")
+            samples = tables.names(tables.read_table(file, ("sample_id",)), "sample_id", file)
             rows += [(str(number), name, role) for name in dict.fromkeys(samples)]
     frame = pd.DataFrame(rows, columns=["fold", "section", "role"])
     for fold, part in frame.groupby("fold"):
@@ -733,13 +852,16 @@ def bench_genes(path: str | Path, name: str = "var_50genes") -> list[str]:
         ``var_50genes`` or ``mean_50genes``.
     """
     file = Path(path) / f"{name}.json"
-    if not file.is_file():
+    if not present(file):
         raise InputError(file, "file", "does not exist", "pass the folder of a task of hest-bench")
-    try:
-        genes = json.loads(file.read_text(encoding="utf-8"))["genes"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(file, "genes", f"cannot be read ({error})", "fetch it again") from error
-    return [str(gene) for gene in genes]
+    with reading(file, "genes", fix="fetch it again"):
+        genes = json.loads(file.read_text(encoding="utf-8-sig"))["genes"]
+    if not isinstance(genes, list) or not genes or not all(
+            isinstance(gene, str) and gene.strip() for gene in genes):
+        raise InputError(file, "genes", f"is no list of names ({genes!r:.60})", "fetch it again")
+    if len(set(genes)) < len(genes):
+        raise InputError(file, "genes", "names a gene more than once", "fetch it again")
+    return genes
 
 
 def fetch(path: str | Path, sections: Iterable[str], *, repository: str = "hest",

@@ -4,8 +4,20 @@ Every source keeps its reader, its studies and its patients; images are found be
 directory. Sources that name genes unlike (another species, Ensembl ids beside symbols) are brought
 to one naming scheme by a table, or by upper-casing, which makes most mouse symbols those of their
 human orthologues and is no more than that.
+
+==================  ================================================================================
+what                how it is read
+==================  ================================================================================
+sources             a list of mappings; ``path`` leads down from DATA, over links if need be, and
+                    never up
+orthologues         as `mvhlib.tables` reads users' tables, columns gene and symbol: none blank,
+                    each once; ``ENSG1`` and ``ENSG1.12`` are one gene
+sections            called differently in all sources, also without regard to case
+images              below DATA
+==================  ================================================================================
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +25,8 @@ from typing import Any
 
 import pandas as pd
 
-from mvhlib.artifacts import InputError, read_csv
+from mvhlib import tables
+from mvhlib.artifacts import InputError
 from mvhlib.cohort.base import Cohort, Section
 from mvhlib.places import resolve
 
@@ -42,14 +55,34 @@ def read(path: str | Path, *, sources: Sequence[Mapping[str, Any]]) -> Cohort:
     from mvhlib.cohort import read as read_source
 
     root, made = Path(path), []
+    source_of: dict[str, str] = {}
+    if isinstance(sources, (str, Mapping)) or not isinstance(sources, Sequence) or not sources:
+        raise InputError("cohort source joined", "sources", f"is {sources!r}",
+                         f"write a list of mappings of {', '.join(KEYS)}")
     for number, entry in enumerate(sources):
         where = f"joined source {number + 1}"
         if not isinstance(entry, Mapping) or not {"source", "path"} <= set(entry) <= set(KEYS):
             raise InputError(where, "sources", f"is {entry!r}",
                              f"write a mapping of {', '.join(KEYS)}; the last two may be left out")
+        source, below, options = entry["source"], entry["path"], entry.get("options") or {}
+        for key, value in (("source", source), ("path", below)):
+            if not isinstance(value, str) or not value.strip():
+                raise InputError(where, key, f"is {value!r}", "write it as text")
+        if Path(below).is_absolute() or ".." in Path(below).parts:
+            raise InputError(where, "path", f"is {below!r}, which leads out of {root}",
+                             "give the common directory as DATA, or put a link into it")
+        if source in ("joined", "synthetic"):
+            raise InputError(where, "source", f"is {source!r}", "name the reader of a data set")
+        if not isinstance(options, Mapping) or not all(isinstance(key, str) for key in options):
+            raise InputError(where, "options", f"is {options!r}", "write a mapping of options")
         rename = _renaming(entry.get("symbols", ""), where)
-        below = read_source(entry["source"], root / entry["path"], **entry.get("options", {}))
-        made += [_moved(section, root, rename) for section in below]
+        for section in read_source(source, root / below, **options):
+            first = source_of.setdefault(section.name, f"source {number + 1} ({source}, {below})")
+            if made and first != f"source {number + 1} ({source}, {below})":
+                raise InputError(where, "section", f"{section.name!r} is a section of {first} as "
+                                 f"well as of {source}, {below}",
+                                 "rename one, or read a part of each by options: sections")
+            made.append(_moved(section, root, rename))
     return Cohort(made)
 
 
@@ -59,14 +92,19 @@ def _renaming(symbols: str, where: str) -> Callable[[pd.Index], list[str]] | Non
         return None
     if symbols == "upper":
         return lambda names: [str(name).upper() for name in names]
-    if not str(symbols).endswith(".csv"):
+    if not isinstance(symbols, str) or not symbols.endswith(".csv"):
         raise InputError(where, "symbols", f"is {symbols!r}",
                          "use upper, or a csv with gene and symbol")
-    table = read_csv(resolve(symbols), ("gene", "symbol"), dtype=str)
+    file = resolve(symbols)
+    table = tables.read_table(file, ("gene", "symbol"))
     for column in ("gene", "symbol"):
-        if table[column].isna().any() or table[column].duplicated().any():
-            raise InputError(symbols, column, "is empty in a row, or stands more than once",
-                             "keep orthologues that are one to one")
+        # A gene may be called NA.
+        tables.names(table, column, file, unique=True, none=("",))
+    twice = [gene for gene, n in Counter(gene.split(".")[0] if gene.startswith("ENS") else gene
+                                         for gene in table["gene"]).items() if n > 1]
+    if twice:
+        raise InputError(file, "gene", f"names {twice[0]} in two versions",
+                         "keep orthologues that are one to one")
     symbol_of = dict(zip(table["gene"], table["symbol"], strict=True))
 
     def rename(names: pd.Index) -> list[str]:
@@ -90,5 +128,8 @@ def _moved(section: Section, root: Path, rename: Callable[[pd.Index], list[str]]
 
     if ref is not None:
         image = section.roots[ref.root] / ref.path
+        if not image.is_relative_to(root) or ".." in image.parts[len(root.parts):]:
+            raise InputError(section.name, "image", f"{image} lies outside {root}",
+                             "put the image, or a link to it, below the common directory")
         ref = replace(ref, path=str(image.relative_to(root)), root="data")
     return replace(section, load=renamed, image_ref=ref, roots={"data": root})

@@ -8,23 +8,63 @@ apart, so their distance in pixels gives micrometres per pixel.
 Sources: Ståhl et al., Science 353, 78 (2016), for the arrays; Andersson et al., Nature
 Communications 12, 6012 (2021), and Bergenstråhle et al., BMC Genomics 21, 482 (2020), for the
 file formats.
+
+==================  ================================================================================
+what                how it is read
+==================  ================================================================================
+tables              tab-separated; UTF-8 or UTF-16 with byte order mark; packed by gzip or not,
+                    whatever the ending says; the header may lack the corner, as R writes it; other
+                    ragged rows are refused
+counts              one row per spot, one column per gene; a header is asked for, names once each;
+                    whole numbers, not all 0
+doubled genes       refused, since nothing tells which is which; the source ``legacy_st`` sums them
+                    where it is asked to
+index of counts     ``10x13``; ``9.97x13.04``, as the ST pipeline aligns them, is rounded where
+                    there is a spot file
+spot file           x, y, pixel_x, pixel_y: finite numbers; selected: 0 and 1, or TRUE and FALSE
+positions           pixels must follow array positions by one map, its steps equally long within a
+                    quarter; else they are of another image
+scale               measured from the spots; a stated one must agree within a tenth
+image               at most one spot in twenty outside. One that was reduced is recognised by more
+                    than a tenth outside, and its scale found, unless it could be a cut-out as well
+absent              image: expression-only; spot file: array positions, expression-only; labels
+``samples.csv``     for the source ``legacy_st``: columns section, study, patient, counts;
+                    optionally specimen, spots, image, labels (paths below DATA) and full_width_px.
+                    One file belongs to one section
+refused             links that lead nowhere, paths that leave DATA, two files for one section
+==================  ================================================================================
 """
 
 import gzip
+import io
 import logging
+import math
 import re
 import warnings
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from mvhlib.artifacts import InputError
-from mvhlib.cohort.base import ImageRef, Section, check_counts
+from mvhlib import tables
+from mvhlib.artifacts import InputError, check_file, reading
+from mvhlib.cohort.base import (
+    Cohort,
+    ImageRef,
+    Section,
+    check_counts,
+    check_inside,
+    check_mpp,
+    check_scale,
+    entries,
+    section_list,
+)
 from mvhlib.tiles.slides import open_slide
 
 if TYPE_CHECKING:
@@ -43,6 +83,12 @@ SPOT_UM = 100.0
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp")
 TABLE_SUFFIXES = (".tsv.gz", ".tsv", ".txt.gz", ".txt")
 SPOT_COLUMNS = ("x", "y", "pixel_x", "pixel_y")
+#: Bytes of the largest table, unpacked: 1,934 spots of 40,000 genes have half of it.
+LARGEST_TABLE = 400 * 2**20
+#: Farthest array position and pixel; the arrays have 35 positions a side.
+FARTHEST_STEP, FARTHEST_PX = 10_000, 10_000_000
+#: An array position as counts name their spots.
+POSITION = r"\s*(-?\d+(?:\.\d+)?)x(-?\d+(?:\.\d+)?)\s*"
 
 
 @dataclass(frozen=True)
@@ -91,39 +137,156 @@ class ImageFacts:
     dark_background: bool | None = None
 
 
-def open_text(path: Path):
-    """Open a text file, gzipped or not, judged by its first bytes and not by its name."""
-    with open(path, "rb") as stream:
-        magic = stream.read(2)
-    if magic == b"\x1f\x8b":
-        return gzip.open(path, "rt", encoding="utf-8")
-    return open(path, encoding="utf-8")
+def read(path: str | Path, *, samples: str | Path | None = None,
+         sections: Iterable[str] | None = None, images: bool = True,
+         pitch_um: float | None = None, sum_doubled: bool = False) -> Cohort:
+    """Read sections of any laboratory, whose files a table names.
 
-
-def read_table(path: Path, **options) -> pd.DataFrame:
-    """Read a tab-separated table.
+    Parameters
+    ----------
+    path
+        Data directory; the paths of the table start there.
+    samples
+        The table (see the module); None takes ``samples.csv`` in `path`.
+    sections
+        Names to read; None reads all.
+    images
+        False reads every section as expression-only.
+    pitch_um
+        Distance of nearest spots [µm]; None is that of the array.
+    sum_doubled
+        Sum the columns of a gene that stands more than once, as symbols of two Ensembl ids do.
 
     Raises
     ------
     InputError
-        If the file is missing, truncated, empty, or no table.
+        If a file is missing or broken, or a path leaves `path`.
+    """
+    root = Path(path)
+    file = Path(samples) if samples is not None else root / "samples.csv"
+    table = tables.read_table(file, ("section", "study", "patient", "counts"))
+    for column in ("section", "study", "patient", "counts"):
+        tables.names(table, column, file, unique=column in ("section", "counts"))
+    for column in ("specimen", "spots", "image", "labels", "full_width_px"):
+        if column not in table:
+            table[column] = ""
+    widths = tables.numbers(table, "full_width_px", file, above=0, missing=True, unit="px")
+    rows = {row["section"]: row | {"full_width_px": width} for row, width in
+            zip(table.to_dict("records"), widths, strict=True)}
+    for column in ("spots", "image", "labels"):
+        twice = [name for name, n in Counter(table[column]).items() if name and n > 1]
+        if twice:
+            raise InputError(file, column, f"{twice[0]!r} stands more than once",
+                             "give every section its own file")
+
+    def below(row: Mapping[str, Any], column: str) -> Path | None:
+        if not row[column]:
+            return None
+        way = Path(row[column])
+        if way.is_absolute() or ".." in way.parts:
+            raise InputError(file, column, f"is {row[column]!r}, which leads out of {root}",
+                             "put the file, or a link to it, into the data directory")
+        return check_file(root / way, column)
+
+    made = []
+    for name in check_names(rows, sections, root) if sections is not None else rows:
+        row = rows[name]
+        width = row["full_width_px"]
+        made.append(make_section(
+            name, root=root, counts=below(row, "counts"), spot_file=below(row, "spots"),
+            image=below(row, "image") if images else None, study=row["study"],
+            patient=row["patient"], specimen=row["specimen"] or row["patient"],
+            source="legacy_st", labels=below(row, "labels"),
+            facts=ImageFacts(full_width_px=width) if width > 0 else None, pitch_um=pitch_um,
+            sum_doubled=sum_doubled))
+    return Cohort(made)
+
+
+def read_lines(path: Path) -> list[str]:
+    """Rows of a tab-separated table as text, each with as many cells as the others.
+
+    The first may have one cell less: R leaves out the name of the row names. Blank rows at the end
+    are left out.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, no text, truncated, unreasonably large or ragged.
+    """
+    path = check_file(path)
+    with reading(path):
+        with open(path, "rb") as stream:
+            content = stream.read(LARGEST_TABLE + 1)
+        if content[:2] == b"\x1f\x8b":  # judged by its first bytes and not by its name
+            try:
+                with gzip.open(io.BytesIO(content)) as stream:
+                    content = stream.read(LARGEST_TABLE + 1)
+            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+                raise InputError(path, "file", f"is a broken gz file ({error})",
+                                 "it is probably truncated: copy it again from its source"
+                                 ) from error
+    if len(content) > LARGEST_TABLE:
+        raise InputError(path, "file", f"has more than {LARGEST_TABLE // 2**20} MB, which no table "
+                         "of one section has", "give one section's table")
+    wide = content[:2] in (b"\xff\xfe", b"\xfe\xff")
+    if not wide and (kind := tables.foreign(content)):
+        raise InputError(path, "file", f"is {kind}", "give a tab-separated text file")
+    try:
+        text = content.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(path, "file", f"is no UTF-8 text ({error})",
+                         "save it as tab-separated text in UTF-8") from error
+    del content
+    if "\0" in text:
+        raise InputError(path, "file", "holds NUL characters, so it is no text or UTF-16",
+                         "save it as tab-separated text in UTF-8")
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").rstrip("\n").split("\n")
+    while lines and not lines[-1].strip():
+        lines.pop()
+    if not lines:
+        raise InputError(path, "table", "is empty", "copy it again from its source")
+    if len(lines) > 1:
+        cells = [line.count("\t") + 1 for line in lines]
+        usual = cells[1]
+        ragged = next((row for row, n in enumerate(cells)
+                       if n != usual and not (row == 0 and n == usual - 1)), None)
+        if ragged is not None:
+            raise InputError(path, f"row {ragged + 1}", f"has {cells[ragged]} cells where row 2 "
+                             f"has {usual}", "it is probably cut off or was edited: copy it again "
+                             "from its source")
+    return lines
+
+
+def read_table(path: Path, **options) -> pd.DataFrame:
+    """Read a tab-separated table; without a header where `options` say ``header=None``.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, truncated, empty, ragged, or names a column twice.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(path, "file", "does not exist", "check the path")
-    try:
-        with open_text(path) as stream:
-            return pd.read_csv(stream, sep="\t", **options)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError(path, "file", f"is a broken gz file ({error})",
-                         "it is probably truncated: copy it again from its source") from error
-    except (ValueError, UnicodeDecodeError) as error:  # pandas' parser errors are ValueErrors
-        raise InputError(path, "table", f"cannot be read ({error})",
-                         "give a tab-separated table") from error
+    lines = read_lines(path)
+    if "header" not in options:
+        names = [name.strip().strip('"') for name in lines[0].split("\t")]
+        twice = [name for name, n in Counter(names).items() if n > 1]
+        if twice:
+            raise InputError(path, "columns", f"{twice[:3]} stand more than once in the header",
+                             "keep one, or rename the others")
+        if "\t" not in lines[0]:
+            raise InputError(path, "columns", f"are one: {lines[0][:60]!r}",
+                             "give a tab-separated table")
+    with reading(path, "table", fix="give a tab-separated table"):
+        return pd.read_csv(io.StringIO("\n".join(lines)), sep="\t", **options)
 
 
-def read_counts(path: Path) -> "AnnData":
+def read_counts(path: Path, sum_doubled: bool = False) -> "AnnData":
     """Read a count table: one row per spot (index ``XxY``), one column per gene.
+
+    Parameters
+    ----------
+    sum_doubled
+        Sum the columns of a gene that stands more than once, at the place of the first.
 
     Returns
     -------
@@ -133,18 +296,30 @@ def read_counts(path: Path) -> "AnnData":
     Raises
     ------
     InputError
-        If the file is missing or truncated, a cell is no number, a barcode or gene stands twice,
-        or counts are negative or fractional.
+        If the file is missing or truncated, has no header or no index, a cell is no number, a
+        barcode or gene stands twice or is blank, or counts are negative, fractional or all 0.
     """
     from anndata import AnnData
     from scipy import sparse
 
     path = Path(path)
-    # Header and body apart: pandas would rename a gene that stands twice and hide the fault.
-    header = read_table(path, header=None, nrows=1, dtype=str, keep_default_na=False)
-    genes = [str(gene) for gene in header.iloc[0]]
-    body = read_table(path, header=None, skiprows=1, index_col=0, dtype={0: str},
-                      keep_default_na=False, na_values=[""])
+    lines = read_lines(path)
+    with reading(path, "table", fix="give a tab-separated table"):
+        # Header and body apart: pandas would rename a gene that stands twice and hide the fault.
+        header = pd.read_csv(io.StringIO(lines[0]), sep="\t", header=None, dtype=str,
+                             keep_default_na=False, skip_blank_lines=False)
+        genes = [str(gene).strip() for gene in header.iloc[0]]
+        if len(lines) > 1:
+            body = pd.read_csv(io.StringIO("\n".join(lines[1:])), sep="\t", header=None,
+                               index_col=0, dtype={0: str}, keep_default_na=False,
+                               na_values=[""])
+    if len(lines) == 1:
+        raise InputError(path, "counts", "are none below the header", "give one row per spot")
+    del lines
+    if body.shape[1] == 0:
+        raise InputError(path, "counts", "are one column", "give a tab-separated table of spots x "
+                         "genes")
+    _check_header(path, genes)
     if len(genes) == body.shape[1] + 1:
         genes = genes[1:]  # R leaves the corner out, the ST pipeline writes it
     if len(genes) != body.shape[1]:
@@ -154,16 +329,36 @@ def read_counts(path: Path) -> "AnnData":
     if words:
         raise InputError(path, "counts", f"hold text in column {words[0]!r}",
                          "give a table of numbers")
+    names = body.index.to_series().fillna("").astype(str).str.strip()
     counts = sparse.csr_matrix(body.to_numpy())
+    if sum_doubled and len(set(genes)) < len(genes):
+        code, first = pd.factorize(np.array(genes, dtype=object))
+        onto = sparse.csr_matrix((np.ones(len(code), dtype=counts.dtype),
+                                  (np.arange(len(code)), code)))
+        counts, genes = (counts @ onto).tocsr(), list(first)
     with warnings.catch_warnings():  # names that repeat: check_counts refuses them
         warnings.simplefilter("ignore", UserWarning)
-        adata = AnnData(obs=pd.DataFrame(index=body.index.astype(str).rename(None)),
+        adata = AnnData(obs=pd.DataFrame(index=pd.Index(names.to_numpy(), dtype=object)),
                         var=pd.DataFrame(index=pd.Index(genes, dtype=str)))
     adata.layers["counts"] = counts
     check_counts(adata, path)
     adata.layers["counts"] = counts.astype(np.int32)
     adata.X = adata.layers["counts"].copy()
     return adata
+
+
+def _check_header(path: Path, cells: list[str]) -> None:
+    """Refuse a first row that is a spot, or that names spots instead of genes."""
+    positions = [bool(re.fullmatch(POSITION, cell)) for cell in cells]
+    fix = "give spots in rows, and a first row that names the genes"
+    if len(cells) > 2 and all(positions[1:]):
+        raise InputError(path, "header", f"names spots ({cells[1]}, ...) and no genes: the table "
+                         "stands on its side", fix)
+    numbers = [bool(re.fullmatch(r"[+-]?\d+(\.\d*)?(e[+-]?\d+)?", cell, re.IGNORECASE))
+               for cell in cells[1:]]
+    if positions[0] or (numbers and all(numbers)):
+        raise InputError(path, "header", f"is missing: the first row is a spot ({cells[0]}, "
+                         f"{', '.join(cells[1:3])}, ...)", fix)
 
 
 def read_spots(path: Path) -> pd.DataFrame:
@@ -178,7 +373,8 @@ def read_spots(path: Path) -> pd.DataFrame:
     Raises
     ------
     InputError
-        If a column is missing or no number, or two spots share an array position.
+        If a column is missing or no finite number, selected is neither yes nor no, or two spots
+        share an array position.
     """
     path = Path(path)
     table = read_table(path)
@@ -186,16 +382,20 @@ def read_spots(path: Path) -> pd.DataFrame:
     if missing:
         raise InputError(path, "columns", f"lacks {missing}; has {list(table.columns)}",
                          "give x, y, pixel_x and pixel_y")
+    if table.empty:
+        raise InputError(path, "rows", "are none below the header", "give one row per spot")
     numbers = table[list(SPOT_COLUMNS)].apply(pd.to_numeric, errors="coerce")
-    if numbers.isna().to_numpy().any():
-        row = int(np.flatnonzero(numbers.isna().any(axis=1))[0])
-        raise InputError(path, "x, y, pixel_x, pixel_y", f"hold no number in row {row + 1}",
-                         "remove or complete the row")
+    farthest = [FARTHEST_STEP, FARTHEST_STEP, FARTHEST_PX, FARTHEST_PX]
+    wrong = ~(numbers.abs().astype(float) <= farthest).to_numpy()  # NaN is wrong as well
+    if wrong.any():
+        row, column = np.argwhere(wrong)[0]
+        raise InputError(path, "x, y, pixel_x, pixel_y", f"hold no number in row {row + 1} "
+                         f"({SPOT_COLUMNS[column]} is {table[SPOT_COLUMNS[column]].iloc[row]!r}), "
+                         "or one that is no position", "remove or complete the row")
     spots = pd.DataFrame({
         "array_x": numbers["x"].round().astype(int), "array_y": numbers["y"].round().astype(int),
         "pixel_x": numbers["pixel_x"].astype(float), "pixel_y": numbers["pixel_y"].astype(float),
-        "selected": (pd.to_numeric(table["selected"], errors="coerce").fillna(0) != 0
-                     if "selected" in table.columns else True)})
+        "selected": _yes_or_no(path, table["selected"]) if "selected" in table.columns else True})
     spots.index = pd.Index([f"{x}x{y}" for x, y in zip(spots["array_x"], spots["array_y"],
                                                       strict=True)])
     if not spots.index.is_unique:
@@ -203,6 +403,17 @@ def read_spots(path: Path) -> pd.DataFrame:
         raise InputError(path, "x, y", f"two spots share an array position, for example {twice}",
                          "keep one row per array position")
     return spots
+
+
+def _yes_or_no(path: Path, column: pd.Series) -> np.ndarray:
+    """A column of 0 and 1, or of R's TRUE and FALSE."""
+    said = column.astype(str).str.strip().str.lower().map(
+        {"1": True, "0": False, "1.0": True, "0.0": False, "true": True, "false": False})
+    if said.isna().any():
+        row = int(np.flatnonzero(said.isna())[0])
+        raise InputError(path, str(column.name), f"is {column.iloc[row]!r} in row {row + 1}",
+                         "write 1 for spots under tissue and 0 for the others")
+    return said.to_numpy(bool)
 
 
 def measure_lattice(spots: pd.DataFrame, where, pitch_um: float | None = None) -> Lattice:
@@ -222,15 +433,17 @@ def measure_lattice(spots: pd.DataFrame, where, pitch_um: float | None = None) -
     Raises
     ------
     InputError
-        If all spots stand in one row or column.
+        If all spots stand in one row or column, or their pixels do not follow the array.
     """
+    pitch_um = None if pitch_um is None else _positive(pitch_um, where, "pitch_um")
     position = spots[["array_x", "array_y"]].to_numpy(float)
     pixel = spots[["pixel_x", "pixel_y"]].to_numpy(float)
     design = np.column_stack([position - position.mean(0), np.ones(len(spots))])
     if np.linalg.matrix_rank(design) < 3:
         raise InputError(where, "x, y", "spots in one line do not give the scale",
                          "pass mpp= in micrometres per pixel")
-    step_x, step_y = np.linalg.lstsq(design, pixel, rcond=None)[0][:2]  # px per array step
+    fitted = np.linalg.lstsq(design, pixel, rcond=None)[0]
+    step_x, step_y = fitted[:2]  # px per array step
     across, along = np.linalg.norm(step_x), np.linalg.norm(step_y)
     parity = (spots["array_x"] + spots["array_y"]) % 2
     staggered = len(spots) > 4 and parity.nunique() == 1
@@ -241,6 +454,18 @@ def measure_lattice(spots: pd.DataFrame, where, pitch_um: float | None = None) -
     if not pitch_px > 0 or min(across, along) == 0:
         raise InputError(where, "pixel_x, pixel_y", "do not change with the array position",
                          "give pixel positions of the image")
+    off = float(np.median(np.linalg.norm(pixel - design @ fitted, axis=1)))
+    if off > pitch_px / 2:
+        raise InputError(where, "pixel_x, pixel_y", f"do not follow the array positions: half of "
+                         f"the spots are more than {off:.0f} px from their place, and neighbours "
+                         f"{pitch_px:.0f} px apart",
+                         "give pixels and array positions of one section")
+    if not staggered and abs(math.log(across / along)) > math.log(1.25):
+        raise InputError(where, "pixel_x, pixel_y", f"neighbours are {across:.4g} px apart along x "
+                         f"and {along:.4g} px along y, on a square array", "give pixels of an "
+                         "image that was not stretched")
+    if step_x[0] * step_y[1] - step_x[1] * step_y[0] < 0:
+        log.warning("%s: pixels mirror the array; x and y may be swapped", where)
     default = STAGGERED_PITCH_UM if staggered else PITCH_UM
     return Lattice(float(pitch_px), float(pitch_um or default), float(across / along),
                    bool(staggered))
@@ -294,6 +519,12 @@ def estimate_scale(path: Path, facts: ImageFacts, spots: pd.DataFrame, lattice: 
                          f"the image is reduced and its scale cannot be found (best overlap of "
                          f"spots and tissue {overlap(best):.2f})",
                          "pass full_width_px={section: width of the full image in px}")
+    # A cut-out at full scale has spots beyond it as well.
+    if overlap(shrink) > overlap(best) - 0.05 and abs(math.log(best / shrink)) > 0.1:
+        raise InputError(path, "image", "may be a cut-out of the full image or a reduced one: the "
+                         f"spots cover its tissue either way ({overlap(shrink):.2f} and "
+                         f"{overlap(best):.2f})", "give the whole image, or pass "
+                         "full_width_px={section: width of the full image in px}")
     return float(best / shrink)
 
 
@@ -312,10 +543,10 @@ def find_tables(root: Path, folders: Iterable[str], pattern: str) -> dict[str, P
     """
     found: dict[str, Path] = {}
     for folder in folders:
-        for path in sorted((root / folder).glob("*")):
-            suffix = next((end for end in TABLE_SUFFIXES if path.name.endswith(end)), None)
+        for path in entries(root / folder):
+            suffix = table_suffix(path)
             match = suffix and re.fullmatch(pattern, path.name.removesuffix(suffix))
-            if not match or path.name.startswith("."):
+            if not match:
                 continue
             name = match["section"]
             if name in found:
@@ -325,25 +556,51 @@ def find_tables(root: Path, folders: Iterable[str], pattern: str) -> dict[str, P
     return found
 
 
+def is_counts(path: Path) -> bool:
+    """Whether a table looks like one of counts: its second row begins with an array position."""
+    try:
+        lines = read_lines(path)
+    except InputError:  # a broken archive is likelier a table than a note
+        return path.name.endswith(".gz")
+    return len(lines) > 1 and bool(re.fullmatch(POSITION, lines[1].split("\t")[0].strip('"')))
+
+
+def table_suffix(path: Path) -> str | None:
+    """The ending of a table's name, or None."""
+    return next((end for end in TABLE_SUFFIXES if path.name.endswith(end)), None)
+
+
 def find_images(root: Path, names: Iterable[str], depth: int = 3) -> dict[str, Path]:
     """The image of each section, wherever it lies below `root`.
 
     A file belongs to a section if its folder has the section's name, or its own name begins with
-    it. A folder of its own wins: there the full-resolution image lies.
+    it; where it begins with two, it belongs to the longer. A folder of its own wins: there the
+    full-resolution image lies.
 
     Raises
     ------
     InputError
-        If a section has two images of equal standing.
+        If a section has two images of equal standing, or a link leads nowhere.
     """
-    files = [path for level in range(depth + 1) for path in sorted(root.glob("*/" * level + "*"))
-             if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")]
+    names = list(names)
+    files, folders = [], [root]
+    for _ in range(depth + 1):
+        found = [path for folder in folders for path in entries(folder)]
+        folders = [path for path in found if path.is_dir()]
+        lost = [path for path in found if path.is_symlink() and not path.exists()
+                and path.suffix.lower() in ("", *IMAGE_SUFFIXES)]
+        if lost:
+            raise InputError(lost[0], "link", "leads nowhere, and may stand for images",
+                             "mend the link, or delete it")
+        files += [path for path in found if path.suffix.lower() in IMAGE_SUFFIXES
+                  and not path.is_dir()]
+    owner = {path: max((name for name in names
+                        if re.match(rf"{re.escape(name)}(?![0-9A-Za-z])", path.name)),
+                       key=len, default=None) for path in files}
     found = {}
     for name in names:
         in_folder = [path for path in files if path.parent.name == name and path.parent != root]
-        by_name = [path for path in files
-                   if re.match(rf"{re.escape(name)}(?![0-9A-Za-z])", path.name)]
-        candidates = in_folder or by_name
+        candidates = in_folder or [path for path in files if owner[path] == name]
         if len(candidates) > 1:
             raise InputError(candidates[1], "image", f"section {name} has two images, the other is "
                              f"{candidates[0]}", "keep one of them")
@@ -355,7 +612,8 @@ def find_images(root: Path, names: Iterable[str], depth: int = 3) -> dict[str, P
 def make_section(name: str, *, root: Path, counts: Path, spot_file: Path | None,
                  image: Path | None, study: str, patient: str, specimen: str, source: str,
                  labels: Path | None = None, facts: ImageFacts | None = None,
-                 pitch_um: float | None = None, mpp: float | None = None) -> Section:
+                 pitch_um: float | None = None, mpp: float | None = None,
+                 sum_doubled: bool = False) -> Section:
     """Make a section of its files; counts are read at first use.
 
     Parameters
@@ -372,11 +630,14 @@ def make_section(name: str, *, root: Path, counts: Path, spot_file: Path | None,
         Distance of nearest spots [µm]; see `measure_lattice`.
     mpp
         Micrometres per pixel of the spot file [µm/px]; None measures it.
+    sum_doubled
+        See `read_counts`.
 
     Raises
     ------
     InputError
-        If the spot file is broken or its scale cannot be measured.
+        If the spot file is broken, its scale cannot be measured or is not `mpp`, or its spots lie
+        outside the image.
     """
     spots = lattice = ref = size = image_mpp = None
     scale = 1.0
@@ -389,21 +650,29 @@ def make_section(name: str, *, root: Path, counts: Path, spot_file: Path | None,
         log.warning("%s: has an image and no spot file, so it is expression-only", name)
         image = None
     if image is not None:
-        if mpp is None:
+        if mpp is None or spots["array_x"].nunique() > 1 < spots["array_y"].nunique():
             lattice = measure_lattice(spots, spot_file, pitch_um)
-            mpp = lattice.mpp
+            if mpp is not None:
+                check_scale(check_mpp(mpp, spot_file), lattice.mpp, spot_file, "mpp",
+                            said="{:.4g} um/px is stated", seen="spots that are "
+                            f"{lattice.pitch_um:.4g} um apart make it {{:.4g}}")
         else:
-            pitch = float(pitch_um or PITCH_UM)
-            lattice = Lattice(pitch / mpp, pitch, 1.0, False)
-        with open_slide(image) as slide:
+            pitch = PITCH_UM if pitch_um is None else _positive(pitch_um, name, "pitch_um")
+            lattice = Lattice(pitch / check_mpp(mpp, spot_file), pitch, 1.0, False)
+        mpp = lattice.mpp if mpp is None else mpp
+        with open_slide(check_file(image, "image")) as slide:
             size = (slide.width, slide.height)
         facts = facts or ImageFacts()
+        if facts.full_width_px is not None:
+            _positive(facts.full_width_px, f"section {name}", "full_width_px")
         reduced = facts.full_width_px is not None or _beyond(spots, size) > 0.1
         if facts.dark_background is None and reduced:
             # Only reduced images come cut out of black, and looking costs a whole decoding.
             facts = replace(facts, dark_background=_is_dark(image))
         if reduced:
             scale = _scale(name, image, size, facts, spots, lattice)
+        check_inside(spots.loc[spots["selected"], ["pixel_x", "pixel_y"]].to_numpy() * scale, size,
+                     image)
         image_mpp = mpp / scale
         ref = ImageRef(str(image.relative_to(root)), "data", facts.exclude,
                        bool(facts.dark_background))
@@ -412,7 +681,7 @@ def make_section(name: str, *, root: Path, counts: Path, spot_file: Path | None,
                         "be stretched", name, lattice.anisotropy)
 
     def load() -> "AnnData":
-        adata = _join(read_counts(counts), spots, counts, spot_file, scale)
+        adata = _join(read_counts(counts, sum_doubled), spots, counts, spot_file, scale)
         adata.uns["lattice"] = {
             "kind": "square", "n_neighs": 4, "spot_um": SPOT_UM,
             "pitch_um": lattice.pitch_um if lattice else PITCH_UM,
@@ -428,11 +697,39 @@ def make_section(name: str, *, root: Path, counts: Path, spot_file: Path | None,
                    load=load, mpp=image_mpp, image_ref=ref, image_size=size, roots={"data": root})
 
 
+def _positive(value: Any, where, field: str) -> float:
+    """A number above 0 that a caller states."""
+    if isinstance(value, bool) or not isinstance(value, (Real, np.number)) or \
+            not 0 < float(value) < math.inf:
+        raise InputError(where, field, f"is {value!r}", "give a number above 0")
+    return float(value)
+
+
+def check_keys(option: Mapping[str, Any] | None, name: str, known: Iterable[str] | None = None
+               ) -> Mapping[str, Any]:
+    """An option that says something of each section: a mapping, whose keys are sections.
+
+    Raises
+    ------
+    InputError
+        If it is no mapping, or a key is none of `known`.
+    """
+    if option is None:
+        return {}
+    if not isinstance(option, Mapping):
+        raise InputError(f"option {name}", name, f"is {option!r}", "write {section: value}")
+    unknown = [] if known is None else [key for key in option if key not in set(known)]
+    if unknown:
+        raise InputError(f"option {name}", "section", f"{unknown[:5]} are not there",
+                         "name sections that exist, in quotes")
+    return option
+
+
 def check_names(found: Mapping[str, Path], wanted: Iterable[str] | None, root: Path) -> list[str]:
     """Names of the sections to read, in their natural order; all that were found by default."""
     if wanted is None:
         return sorted(found, key=_natural)
-    wanted = list(wanted)
+    wanted = section_list(wanted, root)
     unknown = [name for name in wanted if name not in found]
     if unknown:
         raise InputError(root, "sections", f"{unknown} are not there; there are "
@@ -442,7 +739,9 @@ def check_names(found: Mapping[str, Path], wanted: Iterable[str] | None, root: P
 
 def _natural(name: str) -> list:
     """Sort key that puts A2 before A10."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+    # [0-9]: other digits, such as superscripts, are no numbers to Python.
+    return [int(part) if index % 2 else part
+            for index, part in enumerate(re.split(r"([0-9]+)", name))]
 
 
 def _beyond(spots: pd.DataFrame, size: tuple[int, int]) -> float:
@@ -475,15 +774,18 @@ def _join(adata: "AnnData", spots: pd.DataFrame | None, counts: Path, spot_file:
           scale: float) -> "AnnData":
     """Keep the spots that have counts, a position and lie under tissue; count the others."""
     if spots is None:
-        try:
-            position = np.array([[float(v) for v in name.split("x")] for name in adata.obs_names])
-            position = position.reshape(adata.n_obs, 2)
-        except ValueError as error:
-            raise InputError(counts, "index", "holds no array positions like 10x13",
-                             "give a spot file, or an index XxY") from error
-        adata.obs["array_x"], adata.obs["array_y"] = position.astype(int).T
+        parts = [re.fullmatch(POSITION, name) for name in adata.obs_names]
+        if None in parts:
+            raise InputError(counts, "index", f"{adata.obs_names[parts.index(None)]!r} is no array "
+                             "position like 10x13", "give a spot file, or an index XxY")
+        position = np.array([[float(v) for v in part.groups()] for part in parts])
+        if np.abs(position).max() > FARTHEST_STEP:
+            raise InputError(counts, "index", "holds positions that no array has",
+                             "give a spot file, or an index XxY")
+        adata.obs["array_x"], adata.obs["array_y"] = np.rint(position).astype(int).T
         adata.obsm["spatial"] = position
         return adata
+    adata = _rounded(adata, counts)
     joined = adata.obs_names.isin(spots.index)
     if not joined.any():
         raise InputError(counts, "index", f"none of {adata.n_obs} spots is in {spot_file} "
@@ -511,15 +813,42 @@ def _join(adata: "AnnData", spots: pd.DataFrame | None, counts: Path, spot_file:
     return adata
 
 
+def _rounded(adata: "AnnData", counts: Path) -> "AnnData":
+    """Spots named by the array position next to their aligned one (``9.97x13.04``: ``10x13``)."""
+    parts = [re.fullmatch(POSITION, name) for name in adata.obs_names]
+    if None in parts or not any("." in name for name in adata.obs_names):
+        return adata
+    names = pd.Index(["x".join(str(round(float(value))) for value in part.groups())
+                      for part in parts])
+    if names.has_duplicates:
+        first = names[names.duplicated()][0]
+        raise InputError(counts, "index", f"{list(adata.obs_names[names == first])} are both next "
+                         f"to array position {first}", "keep one spot per array position")
+    adata.obs["aligned"] = adata.obs_names.to_numpy()
+    adata.obs_names = names
+    return adata
+
+
 def _read_labels(path: Path) -> pd.Series:
-    """Class per spot, index ``XxY``; rows without a position are left out."""
+    """Class per spot, index ``XxY``; rows without a position or a class are left out."""
     table = read_table(path)
     missing = [column for column in ("x", "y", "label") if column not in table.columns]
     if missing:
         raise InputError(path, "columns", f"lacks {missing}; has {list(table.columns)}",
                          "give x, y and label")
-    table = table.dropna(subset=["x", "y"])
+    table = table.dropna(subset=["x", "y", "label"])
+    places = table[["x", "y"]].apply(pd.to_numeric, errors="coerce").astype(float)
+    wrong = ~(places.abs() <= FARTHEST_STEP).all(axis=1)
+    if wrong.any():
+        row = table.index[wrong][0]
+        raise InputError(path, "x, y", f"are {table.at[row, 'x']!r}, {table.at[row, 'y']!r} in row "
+                         f"{row + 1}", "give array positions, or leave both blank")
     labels = pd.Series(table["label"].astype(str).to_numpy(),
                        index=[f"{round(x)}x{round(y)}"
-                              for x, y in zip(table["x"], table["y"], strict=True)])
+                              for x, y in zip(places["x"], places["y"], strict=True)])
+    several = labels.groupby(labels.index).nunique()
+    if (several > 1).any():
+        first = several.index[several > 1][0]
+        raise InputError(path, "label", f"of array position {first} is {list(labels[first])}",
+                         "keep one row per array position")
     return labels[~labels.index.duplicated()]

@@ -3,15 +3,27 @@
 Labelled images are cut in a grid, sections of a cohort at their spots. What a publisher made with
 one scanner is one study: where every study is of one organ, origin and scanner are confounded, and
 a classifier may name the scanner (`mvhlib.downstream.probe.confounding` says where).
+
+==========  ====================================================================================
+key         what is read
+==========  ====================================================================================
+organ       text, with a list of one data set or more
+reader      of `mvhlib.tiles.labelled` or `mvhlib.cohort`
+folder      text, below the data
+study       a name; the folder's own where it is not given; each set has another one
+mpp         a number above 0 [µm/px], for images that state no scale
+==========  ====================================================================================
 """
 
+import math
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mvhlib import cohort
-from mvhlib.artifacts import InputError
+from mvhlib.artifacts import InputError, safe_name
 from mvhlib.tiles import labelled
 from mvhlib.tiles.labelled import LabelledImage
 
@@ -41,26 +53,55 @@ def read(origins: Mapping[str, Sequence[Mapping[str, Any]]], data: str | os.Path
     Raises
     ------
     InputError
-        If fewer than two organs are given, a key or reader is not known, a set holds no image, or
-        as the readers do.
+        If fewer than two organs are given, an organ has no set, a key or reader is not known, a set
+        holds no image, two images share a name or a file is of two organs, or as the readers do.
     """
+    if not isinstance(origins, Mapping):
+        raise InputError("origins", "organs", f"are {origins!r}", "map each organ to its data sets")
     if len(origins) < 2:
         raise InputError("origins", "organs", f"are {list(origins)}", "name two organs or more")
     images = []
     for organ, sets in origins.items():
+        where = f"origins: {organ}"
+        if not (isinstance(organ, str) and organ.strip()):
+            raise InputError("origins", "organs", f"hold {organ!r}, which is no text",
+                             "write the organ's name in quotes")
+        if isinstance(sets, str | Mapping) or not isinstance(sets, Sequence) or not sets:
+            raise InputError(where, "sets", f"are {sets!r}", "give a list of one data set or more")
         for each in sets:
-            unknown = [key for key in each if key not in KEYS]
-            missing = [key for key in KEYS[:2] if key not in each]
-            if unknown or missing:
-                raise InputError(f"origins: {organ}", ", ".join(unknown or missing),
-                                 "is not a key" if unknown else "is missing", f"use {KEYS}")
-            study = str(each.get("study", Path(each["folder"]).name))
+            study = _study(where, each)
             found = list(_images(organ, study, each, Path(data) / each["folder"]))
             if not found:
                 raise InputError(Path(data) / each["folder"], "images", "are none",
                                  "give a data set with images")
             images += found
+    twice = [name for name, n in Counter(image.name for image in images).items() if n > 1]
+    if twice:
+        raise InputError("origins", "study", f"gives two images the name {twice[0]}",
+                         "give every data set a study of its own")
+    labelled.one_file_each("origins", images, of=("label",))
     return images
+
+
+def _study(where: str, given: Mapping[str, Any]) -> str:
+    """Check the keys of one data set; the name of its study."""
+    if not isinstance(given, Mapping):
+        raise InputError(where, "sets", f"hold {given!r}", f"write a mapping of {KEYS}")
+    unknown = [str(key) for key in given if key not in KEYS]
+    missing = [key for key in KEYS[:2] if key not in given]
+    if unknown or missing:
+        raise InputError(where, ", ".join(unknown or missing),
+                         "is not a key" if unknown else "is missing", f"use {KEYS}")
+    for key in KEYS[:2]:
+        if not (isinstance(given[key], str) and given[key].strip()):
+            raise InputError(where, key, f"is {given[key]!r}, which is no text", "write a name")
+    mpp = given.get("mpp", 1.0)
+    if isinstance(mpp, bool) or not isinstance(mpp, int | float) or not 0 < mpp < math.inf:
+        raise InputError(where, "mpp", f"is {mpp!r}", "write a number above 0 [um/px]")
+    study = given.get("study", Path(given["folder"]).name)
+    if isinstance(study, bool) or not isinstance(study, str | int):
+        raise InputError(where, "study", f"is {study!r}, which is no name", "write it in quotes")
+    return safe_name(str(study), where, "study")
 
 
 def _images(organ: str, study: str, given: Mapping[str, Any], folder: Path

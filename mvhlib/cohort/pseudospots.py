@@ -40,10 +40,22 @@ def squares(um: np.ndarray, spot_um: float) -> tuple[np.ndarray, np.ndarray]:
     index, cells
         Square of each point `(n,)`, and the squares' positions in the raster `(T, 2)` (x, y),
         sorted by row and column.
+
+    Raises
+    ------
+    InputError
+        If `spot_um` is no length, or a point is nowhere (NaN, infinite) or further away than a
+        raster can count.
     """
-    if not spot_um > 0:
+    if not (np.isfinite(spot_um) and spot_um > 0):
         raise InputError("pseudo-spots", "spot_um", f"is {spot_um}", "give micrometres above 0")
-    raster = np.floor(um / spot_um).astype(np.int64)
+    raster = np.floor(um / spot_um)
+    lost = ~(np.abs(raster) < 2**31).all(axis=1)  # NaN compares as false
+    if lost.any():
+        at = int(lost.argmax())
+        raise InputError("pseudo-spots", "position", f"of point {at + 1} is {um[at].tolist()} um",
+                         "give finite positions in micrometres")
+    raster = raster.astype(np.int64)
     cells, index = np.unique(raster[:, ::-1], axis=0, return_inverse=True)
     return index.ravel(), cells[:, ::-1]
 

@@ -41,7 +41,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from mvhlib.artifacts import InputError, read_csv
+from mvhlib import tables
+from mvhlib.artifacts import InputError
 from mvhlib.places import resolve
 
 log = logging.getLogger(__name__)
@@ -192,8 +193,8 @@ def group_of(manifest: pd.DataFrame, groups: str | Mapping[str, str]) -> pd.Seri
     ----------
     groups
         A column of the manifest (``study``, ``source``), the path of a csv with the columns section
-        and group (relative to the clone; it may name sections that are not there), or section ->
-        group.
+        and group (relative to the clone, read by `mvhlib.tables.read_table`; every section stands
+        once, and it may name sections that are not there), or section -> group.
 
     Returns
     -------
@@ -213,8 +214,9 @@ def group_of(manifest: pd.DataFrame, groups: str | Mapping[str, str]) -> pd.Seri
         where, table = "manifest.csv", dict(zip(names, manifest[groups], strict=True))
     elif groups.endswith(".csv"):
         where = resolve(groups)
-        listed = read_csv(where, ("section", "group"), dtype=str)
-        table = dict(zip(listed["section"], listed["group"], strict=True))
+        listed = tables.read_table(where, ("section", "group"))
+        table = dict(zip(tables.names(listed, "section", where, unique=True),
+                         tables.names(listed, "group", where, none=tables.NO_NAME), strict=True))
     else:
         raise InputError("folds", "groups", f"{groups!r} is no column of the manifest and no csv",
                          f"use one of {list(manifest.columns)} or a csv with section and group")
@@ -270,6 +272,11 @@ def match_resolution(manifest: pd.DataFrame, tolerance: float = MPP_TOLERANCE) -
     if "mpp" not in manifest.columns or manifest["mpp"].isna().all():
         return Resolution("comparable", None, "no scale is known, so none is compared")
     scales = manifest.dropna(subset=["mpp"])
+    odd = ~(np.isfinite(scales["mpp"]) & (scales["mpp"] > 0))
+    if odd.any():
+        raise InputError("manifest.csv", "mpp", f"is {scales['mpp'][odd].iloc[0]} for section "
+                         f"{scales['section'][odd].iloc[0]}", "state a scale above 0 [um/px], or "
+                         "leave it blank")
     finest, coarsest = float(scales["mpp"].min()), float(scales["mpp"].max())
     span = f"{finest:.3g} to {coarsest:.3g} um/px"
     if coarsest <= finest * tolerance:
@@ -414,7 +421,12 @@ def _imaged(manifest: pd.DataFrame, protocol: str) -> pd.DataFrame:
     _check_manifest(manifest)
     table = manifest
     if "has_image" in manifest.columns:
-        table = manifest[manifest["has_image"].astype(str).str.lower().isin(("true", "1"))]
+        said = manifest["has_image"].astype(str).str.lower()
+        odd = ~said.isin(("true", "1", "false", "0"))
+        if odd.any():
+            raise InputError("manifest.csv", "has_image", f"is {said[odd].iloc[0]!r} for section "
+                             f"{manifest['section'][odd].iloc[0]}", "write True or False")
+        table = manifest[said.isin(("true", "1"))]
         if len(table) < len(manifest):
             log.info("protocol %s: %d of %d sections have no image and are left out", protocol,
                      len(manifest) - len(table), len(manifest))
@@ -427,7 +439,7 @@ def _imaged(manifest: pd.DataFrame, protocol: str) -> pd.DataFrame:
 def _check_manifest(manifest: pd.DataFrame) -> None:
     """Refuse names that stand twice and specimens of two studies or two patients."""
     for column in ("section", "study", "patient", "specimen"):
-        if manifest[column].isna().any():
+        if (manifest[column].isna() | (manifest[column].astype(str).str.strip() == "")).any():
             raise InputError("manifest.csv", column, "is empty in a row",
                              "name it; what is not known cannot be kept apart")
     if manifest["section"].duplicated().any():
@@ -439,7 +451,7 @@ def _check_manifest(manifest: pd.DataFrame) -> None:
         split = counts[counts > 1].index
         if len(split):
             specimen = split[0]
-            of = sorted(manifest.loc[manifest["specimen"] == specimen, column].unique())
+            of = sorted(manifest.loc[manifest["specimen"] == specimen, column].unique(), key=str)
             raise InputError("manifest.csv", "specimen", f"{specimen} stands in more than one "
                              f"{column}: {of}", "it is a duplicate: keep one of them, or give "
                              f"both the same {column}")

@@ -1,17 +1,20 @@
 """A section's small image, where squidpy and scanpy look for it."""
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mvhlib.artifacts import InputError
-from mvhlib.cohort.base import Section
+
+if TYPE_CHECKING:
+    from mvhlib.cohort.base import Section
 
 #: Longest side of a thumbnail [px].
 MAX_PX = 2000
 
 
-def attach_thumbnail(section: Section, max_px: int = MAX_PX) -> None:
+def attach_thumbnail(section: "Section", max_px: int = MAX_PX) -> None:
     """Put a thumbnail into ``uns["spatial"][section]``; nothing happens if one is there.
 
     Without an image nothing is added: squidpy then draws points alone.

@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from mvhlib.artifacts import InputError
+from mvhlib.artifacts import InputError, safe_name
 from mvhlib.dino.augment import ViewSettings
 from mvhlib.dino.schedules import Schedules
+from mvhlib.parameters import check_seed
 from mvhlib.places import resolve
 from mvhlib.training import read_config, read_pairs
 
@@ -132,7 +133,10 @@ class Config:
                      "global_px", "local_px", "log_every", "save_every", "keep", "koleo_group"):
             if getattr(self, name) < 1:
                 raise InputError("pretrain", name, f"is {getattr(self, name)}", "give at least 1")
-        for name in ("seed", "micro_batch", "n_local", "workers", "tile_px"):
+        check_seed(self.seed, "pretrain")
+        for name in ("profile", "encoder"):
+            safe_name(getattr(self, name), "pretrain", name)
+        for name in ("micro_batch", "n_local", "workers", "tile_px"):
             if getattr(self, name) < 0:
                 raise InputError("pretrain", name, f"is {getattr(self, name)}", "give at least 0")
         for name, length in (("global_scale", 2), ("local_scale", 2), ("blur", 3)):

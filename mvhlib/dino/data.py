@@ -13,7 +13,6 @@ Folders are searched recursively, through links too. Which sample comes when is 
 position in the run), so resuming needs to remember no more than the step.
 """
 
-import csv
 import fnmatch
 import os
 import sys
@@ -24,7 +23,8 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import Dataset
 
-from mvhlib.artifacts import InputError, sha256_of
+from mvhlib.artifacts import InputError, reading, safe_name, sha256_of
+from mvhlib.tables import read_rows
 from mvhlib.tiles.slides import TIFF, WHOLE_SLIDE
 from mvhlib.training import keyed_generator
 
@@ -77,12 +77,9 @@ class _H5Tiles(_Part):
         return h5py.File(self.path, "r")
 
     def read(self, rows: np.ndarray) -> np.ndarray:
-        try:
+        with reading(self.path, "img", fix="it is probably truncated: make it again"):
             img = self.handle()["img"]
             return np.stack([img[int(row)] for row in rows])
-        except OSError as error:
-            raise InputError(self.path, "img", f"cannot be read ({error})",
-                             "it is probably truncated: make it again") from error
 
     def identity(self) -> list:
         from mvhlib.artifacts import read_attr
@@ -93,8 +90,8 @@ class _H5Tiles(_Part):
 class _Image(_Part):
     def __init__(self, path: Path, name: str, tile_px: int):
         super().__init__(path, name)
-        image = self._open_image()
-        width, height = image.size
+        with self.open() as image:
+            width, height = image.width, image.height
         self.side = tile_px or min(width, height)
         self.columns, self.rows = width // self.side, height // self.side
         self.n_tiles = self.columns * self.rows
@@ -102,28 +99,16 @@ class _Image(_Part):
             raise InputError(path, "size", f"is {width} x {height} px, less than a tile of "
                              f"{tile_px} px", "set a smaller tile_px, or leave the file out")
 
-    def _open_image(self):
-        from PIL import Image
-
-        try:
-            return Image.open(self.path)
-        except (OSError, SyntaxError, ValueError) as error:
-            raise InputError(self.path, "image", f"cannot be read ({error})",
-                             "replace it, or set on_bad=skip") from error
-
     def open(self) -> object:
-        from PIL import Image
+        from mvhlib.tiles.slides import open_slide
 
-        Image.MAX_IMAGE_PIXELS = None
-        try:
-            return np.asarray(self._open_image().convert("RGB"))
-        except (OSError, SyntaxError, ValueError) as error:
-            raise InputError(self.path, "image", f"cannot be decoded ({error})",
-                             "replace it, or set on_bad=skip") from error
+        return open_slide(self.path)
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         # Decoded for each batch and forgotten: a folder is larger than memory.
-        pixels, side = self.open(), self.side
+        with self.open() as image:
+            pixels, _ = image.region(0, 0, image.width, image.height)
+        side = self.side
         corners = [(int(row) // self.columns * side, int(row) % self.columns * side)
                    for row in rows]
         return np.stack([pixels[y:y + side, x:x + side] for y, x in corners])
@@ -337,24 +322,27 @@ def _provenance(names: Sequence[str], manifest: str | os.PathLike,
     patients, studies = set(), {study} if study else set()
     if manifest:
         path = Path(manifest)
-        if not path.is_file():
-            raise InputError(path, "manifest", "does not exist", "name a csv, or leave it empty")
-        with open(path, newline="", encoding="utf-8") as stream:
-            rows = list(csv.DictReader(stream))
-        columns = list(rows[0]) if rows else []
+        columns, lines, _ = read_rows(path)
+        rows = [dict(zip(columns, cells, strict=True)) for _, cells in lines]
         key = next((c for c in FILE_COLUMNS if c in columns), None)
         person = next((c for c in PATIENT_COLUMNS if c in columns), None)
         if key is None or person is None:
             raise InputError(path, "columns", f"are {columns}", "give section (or image) and "
                              "patient (or patient_id)")
-        known = {_without_ending(row[key]): row for row in rows}
+        known: dict[str, dict[str, str]] = {}
+        for row in rows:
+            name = _without_ending(row[key])
+            other = known.setdefault(name, row)
+            if other[person] != row[person] or other.get("study") != row.get("study"):
+                raise InputError(path, key, f"{name!r} has two patients or studies",
+                                 "keep one row for each file")
         missing = [name for name in sections if name.rsplit("/", 1)[-1] not in known]
         if missing:
             raise InputError(path, key, f"does not list {missing[:3]}",
                              "add a row for every file, so that overlap with a test can be seen")
         for name in sections:
             row = known[name.rsplit("/", 1)[-1]]
-            patients.add(row[person])
+            patients.add(safe_name(row[person], path, person))
             if row.get("study"):
                 studies.add(row["study"])
     return {"sections": sections, "patients": sorted(patients), "studies": sorted(studies)}

@@ -37,7 +37,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mvhlib import training
+from mvhlib import progress, training
 from mvhlib.artifacts import InputError, sha256_file, write_json
 from mvhlib.backbones import create_model
 from mvhlib.dino import losses
@@ -248,7 +248,9 @@ class Pretraining:
         self._resume()
         self.order = self._order()
         log, timing = self._logs()
-        with training.stop_on_signal() as stop, _bar(config, self.state.step, self.rank) as bar:
+        with training.stop_on_signal() as stop, progress.bar(
+                config.steps, config.encoder, "step", done=self.state.step,
+                show=config.progress and not self.rank) as bar:
             clock, done_before = time.perf_counter(), self.state.step
             for step, images in self._batches():
                 try:
@@ -534,31 +536,6 @@ def _peak_mb(device: torch.device) -> float:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-
-
-class _NoBar:
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        return None
-
-    def update(self, n: int) -> None:
-        pass
-
-    def set_postfix_str(self, text: str) -> None:
-        pass
-
-
-def _bar(config: Config, done: int, rank: int):
-    if not config.progress or rank:
-        return _NoBar()
-    try:
-        from tqdm.auto import tqdm
-    except ImportError:
-        return _NoBar()
-    return tqdm(total=config.steps, initial=done, desc=config.encoder, unit="step",
-                disable=None, mininterval=1)
 
 
 # --------------------------------------------------------------------------------------------

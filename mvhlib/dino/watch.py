@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
+    from mvhlib.notebook import Run
+
 #: Okabe and Ito's colours, for the parts of a curve.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")
 TERMS = ("dino_global", "dino_local", "ibot", "koleo")
@@ -171,6 +173,23 @@ def draw_log(log: "pd.DataFrame", axes: "np.ndarray") -> "np.ndarray":
     axes[0].legend(ncols=2, loc="upper center")
     axes[2].legend()
     return axes
+
+
+def without_tiles(run: "Run") -> bool:
+    """Whether 02_tiles has run and cut no tile, neither of the cohort nor for pretraining.
+
+    Raises
+    ------
+    InputError
+        If it has not run.
+    """
+    import csv
+
+    apart = run.path("pretraining", "tiles")
+    with open(run.need(run.path("tiles", "manifest.csv"), made_by="02_tiles"),
+              newline="", encoding="utf-8") as stream:
+        rows = list(csv.reader(stream))
+    return len(rows) < 2 and not any(apart.glob("*.h5"))
 
 
 def half_lives(log: "pd.DataFrame") -> "pd.DataFrame":

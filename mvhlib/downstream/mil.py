@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mvhlib import statistics
+from mvhlib import standardise, statistics
 from mvhlib.artifacts import InputError, h5_array, h5_reader, read_attr, sha256_file, sha256_of
 from mvhlib.downstream import probe
 from mvhlib.training import Fit, FitConfig, fit, keyed_generator
@@ -156,9 +156,23 @@ class Bags:
     def _dataset(stream):
         for name in ("features", "embeddings"):
             if name in stream:
-                return h5_array(stream, name, read=False)
+                found = h5_array(stream, name, read=False)
+                return _OnlyBag(found) if found.ndim == 3 and len(found) == 1 else found
         raise InputError(stream.filename, "features", f"is missing; the file has {sorted(stream)}",
                          "make the file by 04_embed")
+
+
+class _OnlyBag:
+    """TRIDENT's `(1, n, D)` features, read as `(n, D)` without loading them."""
+
+    def __init__(self, dataset):
+        self.dataset, self.shape = dataset, dataset.shape[1:]
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: np.ndarray | slice) -> np.ndarray:
+        return self.dataset[0, rows]
 
 
 class GatedAttention(nn.Module):
@@ -363,7 +377,7 @@ def _moments(bags: Bags, rows: np.ndarray, size: int) -> tuple[np.ndarray, np.nd
             n, first, second = n + len(part), first + moved.sum(0), second + (moved**2).sum(0)
     spread = np.sqrt(np.maximum(second / n - (first / n) ** 2, 0))
     # A feature that does not vary in training is left as it is, and not blown up in testing.
-    varies = spread > 1e-6 * np.maximum(np.abs(shift + first / n), 1e-12)
+    varies = standardise.varies(spread, np.abs(shift + first / n))
     return ((shift + first / n).astype(np.float32),
             np.where(varies, spread, 1.0).astype(np.float32))
 
@@ -455,7 +469,6 @@ def attention_auroc(attention: Mapping[str, np.ndarray], planted: Mapping[str, n
         If a slide has no truth, or one of another number of tiles.
     """
     import pandas as pd
-    from scipy.stats import rankdata
 
     rows = []
     for slide, weight in attention.items():
@@ -463,11 +476,10 @@ def attention_auroc(attention: Mapping[str, np.ndarray], planted: Mapping[str, n
         if len(truth) != len(weight):
             raise InputError("mil", f"truth of {slide}", f"has {len(truth)} tiles of {len(weight)}",
                              "give one truth per tile, in the order of the features")
-        n = int(truth.sum())
-        if 0 < n < len(truth):
-            above = rankdata(weight)[truth].sum() - n * (n + 1) / 2
-            rows.append({"slide": slide, "n_tiles": len(truth), "n_planted": n,
-                         "auroc": above / (n * (len(truth) - n))})
+        score = statistics.auroc(weight, truth)
+        if np.isfinite(score):
+            rows.append({"slide": slide, "n_tiles": len(truth), "n_planted": int(truth.sum()),
+                         "auroc": score})
     return pd.DataFrame(rows, columns=["slide", "n_tiles", "n_planted", "auroc"])
 
 
@@ -480,8 +492,8 @@ def attention_row(per_slide: "pd.DataFrame", units: Mapping[str, str], *, datase
     """
     import pandas as pd
 
-    owner = per_slide["slide"].map(dict(units))
-    found = statistics.t_interval(per_slide["auroc"].groupby(owner).mean())
+    owned = per_slide.assign(section=per_slide["slide"], unit=per_slide["slide"].map(dict(units)))
+    found = statistics.t_interval(statistics.unit_means(owned, "unit", value="auroc"))
     return pd.DataFrame([{
         "dataset": dataset, "encoder": encoder, "classifier": "mil", "split": split,
         "metric": "attention_auroc", "unit": unit, "n_units": found.n, "mean": found.mean,

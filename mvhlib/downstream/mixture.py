@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
 
+from mvhlib import standardise
 from mvhlib.artifacts import InputError
 
 if TYPE_CHECKING:
@@ -158,11 +159,8 @@ class _Prototypes(TransformerMixin, BaseEstimator):
             raise InputError("prototypes", "tiles", f"are {len(tiles)} for {self.n_prototypes} "
                              "prototypes", "use fewer prototypes or more slides")
         self.width_ = tiles.shape[1]
-        self.centre_ = tiles.mean(axis=0)
-        spread = tiles.std(axis=0)
-        # a feature that never varies must not become a feature of rounding
-        varies = spread > 1e-7 * np.maximum(np.abs(tiles).max(axis=0), 1e-300)
-        self.map_ = np.diag(np.where(varies, 1 / np.where(varies, spread, 1.0), 0.0))
+        scale = standardise.fit(tiles)
+        self.centre_, self.map_ = scale.mean, np.diag(scale.inverse)
         with threadpool_limits(1):
             if self.n_components is not None:
                 scaled = (tiles - self.centre_) @ self.map_

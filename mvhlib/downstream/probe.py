@@ -19,20 +19,21 @@ is chosen here on inner folds of the training side.
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from mvhlib import statistics
-from mvhlib.artifacts import InputError
+from mvhlib import standardise, statistics
+from mvhlib.artifacts import InputError, TooFew
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from mvhlib.features import Features
+    from mvhlib.notebook import Run
 
 SPLITS = {"grouped": "unseen patients", "grouped_study": "unseen studies",
           "random": "random split\n(leaks patients)", "given": "the publishers' split"}
@@ -79,6 +80,44 @@ def image_means(features: "Mapping[str, Features | np.ndarray]", names: Sequence
         raise InputError("probe", "tiles", f"are none in {empty[:3]}",
                          "leave the image out, or lower the share of tissue that a tile needs")
     return np.stack([each.mean(axis=0) for each in values])
+
+
+def embeddings(run: "Run", pool: str, encoders: Sequence[str], names: Sequence[str]
+               ) -> "dict[str, dict[str, Features]]":
+    """Features of each encoder, and `colour_features` as ``stain`` where the tiles are there.
+
+    Parameters
+    ----------
+    pool
+        Folder in the run: "" of the cohort, ``slides``, ``labelled``.
+    names
+        Sections, slides or images.
+    """
+    from mvhlib.features import read_folder
+
+    found = {encoder: read_folder(run.need(run.path(pool, "features", encoder), made_by="04_embed"),
+                                  names) for encoder in encoders}
+    if all(run.path(pool, "tiles", f"{name}.h5").exists() for name in names):
+        return found | {"stain": colour_features(run.path(pool, "tiles"), names)}
+    print(f"{pool or 'cohort'}: features came without tiles, so that stain is not compared.")
+    return found
+
+
+def embedded(run: "Run", pool: str, encoders: Sequence[str], names: Iterable[str]) -> list[str]:
+    """Those of `names` that every encoder has features of."""
+    folders = [run.need(run.path(pool, "features", encoder), made_by="04_embed")
+               for encoder in encoders]
+    return sorted(name for name in names
+                  if all((folder / f"{name}.h5").exists() for folder in folders))
+
+
+def saw(run: "Run", encoder: str) -> set[str]:
+    """Sections that an encoder was pretrained on; none where that is not known."""
+    import json
+
+    path = run.path("features", encoder, "pretrained_on.json")
+    told = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    return set((told or {}).get("sections", ()))
 
 
 def colour_features(tiles_dir, names: Sequence[str], batch: int = 512) -> "dict[str, Features]":
@@ -214,7 +253,7 @@ class LogisticProbe:
         self.penalty_ = self.penalties[0]
         if len(self.penalties) > 1:
             if self.split == "grouped" and len(np.unique(groups)) < 2:
-                raise InputError("probe", "patients", "are one on the training side, too few to "
+                raise TooFew("probe", "patients", "are one on the training side, too few to "
                                  "choose a penalty on", "add patients, or give one penalty")
             n_folds = _most_folds(labels, groups, self.split, INNER_FOLDS)
             if n_folds > 1:  # else no class could be held out and learned: the strongest penalty
@@ -245,14 +284,13 @@ class LogisticProbe:
         """One prediction function per penalty, each started from the one before."""
         from sklearn.linear_model import LogisticRegression
 
-        mean, spread = X.mean(axis=0), X.std(axis=0)
         # Constant on the training side: no information there, and arbitrary scale on the test side.
-        varies = spread > 1e-9 * np.maximum(np.abs(X).max(axis=0), 1e-300)
+        scale = standardise.fit(X)
 
-        def standardise(values):
-            return (values[:, varies] - mean[varies]) / spread[varies]
+        def scaled(values):
+            return scale(values)[:, scale.varies]
 
-        z, found = standardise(X), []
+        z, found = scaled(X), []
         model = LogisticRegression(max_iter=2000, warm_start=True)
         columns = np.searchsorted(self.classes_, np.unique(labels))
         for penalty in penalties:
@@ -261,7 +299,7 @@ class LogisticProbe:
             weight, bias = model.coef_.copy(), model.intercept_.copy()
 
             def predict(values, weight=weight, bias=bias):
-                score = standardise(values) @ weight.T + bias
+                score = scaled(values) @ weight.T + bias
                 if len(columns) == 2:  # scikit-learn keeps one column for two classes
                     score = np.concatenate([np.zeros_like(score), score], axis=1)
                 score = np.exp(score - score.max(axis=1, keepdims=True))
@@ -528,7 +566,7 @@ def evaluate(X: np.ndarray, labels: Sequence[str], groups: Sequence[str], *,
         for k in np.unique(cut[cut >= 0]):
             train, test = cut != k, cut == k
             if set(labels[train]) != set(classes):
-                raise InputError("probe", "fold", f"{k} trains on "
+                raise TooFew("probe", "fold", f"{k} trains on "
                                  f"{np.unique(labels[train]).tolist()} of {classes.tolist()}",
                                  "give every class to both sides")
             model = (LogisticProbe(split=split, seed=seed + repeat) if classifier == "logistic"
@@ -605,8 +643,13 @@ def compare(X: np.ndarray, about: pd.DataFrame, *, dataset: str, encoder: str,
             left_out.append((dataset, encoder, name, f"{reason.field} {reason.problem}"))
             continue
         for classifier in classifiers:
-            found = evaluate(X, labels, groups, classifier=classifier, split=split, fold=fold,
-                             n_folds=n_folds, repeats=repeats, seed=seed)
+            try:
+                found = evaluate(X, labels, groups, classifier=classifier, split=split, fold=fold,
+                                 n_folds=n_folds, repeats=repeats, seed=seed)
+            except TooFew as reason:
+                left_out.append((dataset, encoder, f"{name}, {classifier}",
+                                 f"{reason.field} {reason.problem}"))
+                continue
             results[classifier, name] = found
             tables.append(found.table(dataset=dataset, encoder=encoder, classifier=classifier,
                                       split=name, unit=unit, seed=seed))
@@ -646,8 +689,12 @@ def leak(random: Scores, grouped: Scores, *, confidence: float = 0.95, n_boot: i
 
 
 def in_two_units(labels: Sequence[str], units: Sequence[str]) -> np.ndarray:
-    """Rows `(n,)` whose class is found in two patients or more: the others cannot be held out."""
-    found = pd.DataFrame({"label": list(labels), "unit": list(units)})
+    """Rows `(n,)` whose class is found in two patients or more: the others cannot be held out.
+
+    Where nobody says who a row is of (blank or NaN), the row itself is the unit.
+    """
+    owners = [("row", at) if pd.isna(unit) or unit == "" else unit for at, unit in enumerate(units)]
+    found = pd.DataFrame({"label": list(labels), "unit": pd.Series(owners, dtype=object)})
     return (found.groupby("label")["unit"].transform("nunique") > 1).to_numpy()
 
 

@@ -13,26 +13,33 @@ Files, below ``expression/<protocol>/<method>/<encoder>/``::
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from mvhlib import artifacts, statistics
+from mvhlib import artifacts, lattice, statistics
 from mvhlib.artifacts import InputError
 from mvhlib.cohort import genes, hest, splits
 from mvhlib.expression import protocols, ridge
 from mvhlib.expression.scores import drop
+from mvhlib.nulls import permutation_null, toroidal_null
+from mvhlib.power import score_correlation
 
 if TYPE_CHECKING:
     from mvhlib.cohort import Cohort
     from mvhlib.features import Features
+    from mvhlib.notebook import Run
 
 #: What the benchmarks' own panel is called, and its size: genes chosen as HEST does, with the test
 #: samples. Under another protocol a panel of this name is chosen on the training sections alone.
 HEST_PANELS = {"hest_var": "var", "hest_mean": "mean"}
 BENCHMARK_PANEL, BENCHMARK_GENES = "hest_var", 50
 
+#: What was not run, and why; also of ``expression/left_out.csv``.
+LEFT_OUT_COLUMNS = ["protocol", "encoder", "left_out"]
+NULL_COLUMNS = ("protocol", "method", "encoder", "null", "observed", "low", "high", "p",
+                "p_smallest")
 #: An encoder's resolution may miss the coarsest image's by this factor and still count as matched.
 MPP_SLACK = 1.05
 
@@ -175,7 +182,26 @@ def jobs(manifest: pd.DataFrame, wanted: Sequence[str], encoders: Mapping[str, f
                 reasons.append({"protocol": protocol, "encoder": encoder, "left_out": why})
             else:
                 planned.append(Job(protocol, encoder, folds))
-    return planned, pd.DataFrame(reasons, columns=["protocol", "encoder", "left_out"])
+    return planned, pd.DataFrame(reasons, columns=LEFT_OUT_COLUMNS)
+
+
+def first_possible(manifest: pd.DataFrame, wanted: Sequence[str], resolution: Mapping[str, Any],
+                   panels: pd.DataFrame, seed: int = 0) -> tuple[str, list[Job], pd.DataFrame]:
+    """The first of the protocols that the cohort allows and that 01 chose genes for.
+
+    Returns
+    -------
+    tuple
+        Protocol ("" where there is none), its jobs, and what is left out of those tried (see
+        `jobs`).
+    """
+    reasons = []
+    for protocol in dict.fromkeys(wanted):
+        planned, left_out = jobs(manifest, [protocol], resolution, seed=seed)
+        reasons.append(left_out)
+        if planned and (panels["protocol"] == protocol).any():
+            return protocol, planned, pd.concat(reasons, ignore_index=True)
+    return "", [], pd.concat(reasons, ignore_index=True)
 
 
 def choose_panels(cohort: "Cohort", wanted: Sequence[str], names: Sequence[str], n_genes: int,
@@ -270,6 +296,11 @@ class Evaluation:
     notes: list[str]
     method: str = "ridge"
     members: dict[Hashable, str] = field(default_factory=dict)
+
+    def unit_means(self, unit: str, over: str = "mean") -> pd.Series:
+        """Correlation of the first panel, one number per unit; see `statistics.unit_means`."""
+        own = self.scores[self.scores["panel"] == self.scores["panel"].iloc[0]]
+        return statistics.unit_means(own, unit, over=over)
 
     def write(self, folder: str | Path) -> list[Path]:
         """Write the files that the module's head lists; return the tables' paths."""
@@ -404,8 +435,7 @@ def drops(scores: pd.DataFrame, *, random: str = "random10_section", loso: str =
     both = pd.concat([both.assign(program="all"), both[both["program"].fillna("") != ""]])
     rows = []
     for keys, part in both.groupby(["method", "encoder", "panel", "program"], sort=False):
-        sections = part.groupby(["protocol", unit, "section"])["pcc"].mean()
-        units = sections.groupby(["protocol", unit]).mean().unstack("protocol")
+        units = statistics.unit_means(part, unit, by=["protocol"]).unstack("protocol")
         gap = statistics.t_interval(units[random] - units[loso])
         means = units.mean()
         rows.append((*keys, means[random], means[loso], gap.mean, gap.low, gap.high, gap.n,
@@ -427,7 +457,8 @@ def comparisons(scores: pd.DataFrame, primary: Sequence[str], *, protocol: str =
     scores
         Rows of all encoders.
     primary
-        The encoder and the rival that were named in advance.
+        The encoder and the rival that were named in advance; none named: no first and no second
+        family.
     units
         Sections are averaged within each; sections that share a patient, or patients that share a
         study, are not independent. Both are shown, the coarser one is the safer reading. Where all
@@ -444,7 +475,7 @@ def comparisons(scores: pd.DataFrame, primary: Sequence[str], *, protocol: str =
     rows = scores[(scores["control"] == "none") & (scores["protocol"] == protocol)]
     if protocol == "section" and rows["patient"].nunique() == 1:
         units = ("section",)
-    first, *rivals = primary
+    first, *rivals = primary or [None]
     tables = []
     for panel, part in rows.groupby("panel", sort=False):
         there = list(dict.fromkeys(part["encoder"]))
@@ -453,17 +484,16 @@ def comparisons(scores: pd.DataFrame, primary: Sequence[str], *, protocol: str =
                     "secondary": [(first, name) for name in others if name not in rivals],
                     "planned": [(a, b) for a, b in planned if {a, b} <= set(there)]}
         for unit in units:
-            means = part.groupby(list(dict.fromkeys(["encoder", unit, "section"])))[
-                "pcc"].mean().groupby(["encoder", unit]).mean().unstack("encoder")
+            means = statistics.unit_means(part, unit, by=["encoder"]).unstack("encoder")
             for family, named in families.items():
                 pairs = {f"{a} - {b}": (means[a], means[b]) for a, b in named}
                 if pairs:
                     table = statistics.compare(pairs)
                     tables.append(table.assign(protocol=protocol, panel=panel, family=family,
                                                unit=unit))
-    if not tables:
-        return pd.DataFrame(columns=["protocol", "panel", "family", "unit", "comparison"])
     front = ["protocol", "panel", "family", "unit"]
+    if not tables:
+        return pd.DataFrame(columns=[*front, *statistics.compare({}).columns])
     found = pd.concat(tables, ignore_index=True)
     return found[front + [name for name in found if name not in front]]
 
@@ -472,13 +502,15 @@ def encoder_correlation(scores: pd.DataFrame, pair: Sequence[str], *, protocol: 
                         unit: str = "study") -> float:
     """Correlation of two encoders' scores over units, which decides the power of a paired test.
 
-    NaN where one of them was not scored, or fewer than three units are left.
+    NaN where no pair is named, one of them was not scored, or fewer than three units are left.
     """
+    if len(pair) < 2:
+        return float("nan")
     rows = scores[(scores["control"] == "none") & (scores["protocol"] == protocol)]
-    means = rows.groupby(["encoder", unit])["pcc"].mean().unstack(unit)
+    means = statistics.unit_means(rows, unit, by=["encoder"]).unstack(unit)
     if not set(pair) <= set(means.index) or means.shape[1] < 3:
         return float("nan")
-    return statistics.score_correlation(means.loc[pair[0]], means.loc[pair[1]]).mean
+    return score_correlation(means.loc[pair[0]], means.loc[pair[1]]).mean
 
 
 def nulls(result: "Evaluation", *, n_draws: int = 199, seed: int = 0) -> pd.DataFrame:
@@ -489,23 +521,150 @@ def nulls(result: "Evaluation", *, n_draws: int = 199, seed: int = 0) -> pd.Data
     DataFrame
         protocol, method, encoder, null, observed, low, high, p, p_smallest. The shift keeps the
         smoothness of both maps, which a permutation destroys; it is left out where the spots lie
-        on no array.
+        on no array. No row where no gene varies.
     """
     maps = [part for part in result.predictions.values() if part.coords is not None]
     measured, predicted = [part.measured for part in maps], [part.predicted for part in maps]
     rng = np.random.default_rng(seed)
-    found = [statistics.permutation_null(measured, predicted, n_draws=n_draws, rng=rng)]
+    if not any((np.ptp(t, axis=0) * np.ptp(p, axis=0)).any()
+               for t, p in zip(measured, predicted, strict=True)):
+        return pd.DataFrame(columns=list(NULL_COLUMNS))
+    found = [permutation_null(measured, predicted, n_draws=n_draws, rng=rng)]
     try:
-        positions = [statistics.array_positions(part.coords) for part in maps]
+        positions = [lattice.array_positions(part.coords) for part in maps]
     except InputError:
         positions = None
     if positions is not None:
-        found.append(statistics.toroidal_null(measured, predicted, positions, n_draws=n_draws,
+        found.append(toroidal_null(measured, predicted, positions, n_draws=n_draws,
                                               wrap=False, rng=rng))
     return pd.DataFrame([{"protocol": result.job.protocol, "method": result.method,
                           "encoder": result.job.encoder, "null": null.method,
                           "observed": null.observed, "low": null.low, "high": null.high,
-                          "p": null.p, "p_smallest": null.p_smallest} for null in found])
+                          "p": null.p, "p_smallest": null.p_smallest} for null in found],
+                        columns=list(NULL_COLUMNS))
+
+
+def leaks(summary: pd.DataFrame, least: float = 0.05) -> pd.DataFrame:
+    """Hold what was predicted from permuted features against zero.
+
+    Nothing can be learned from features that are shuffled within each section, but few units and
+    few genes leave a mean that is not 0. Only an interval that leaves zero out proves a leak: of
+    99.9 %, so that an honest control fails once in a thousand rows.
+
+    Parameters
+    ----------
+    summary
+        Columns `protocols.SUMMARY_COLUMNS`, with intervals of 95 %.
+    least
+        A mean of Pearson's r up to this size is none.
+
+    Returns
+    -------
+    DataFrame
+        protocol, encoder, panel, unit, n_units, mean, low, high (99.9 %) and verdict: ``none``,
+        ``leak``, or ``open`` (larger than `least`, and the interval holds zero, or there is none).
+    """
+    from scipy import stats
+
+    rows = summary[(summary["control"] == "permuted") & (summary["metric"] == "pcc")
+                   & (summary["program"] == "all")]
+    found = []
+    for row in rows.itertuples():
+        free = max(1, int(row.n_units) - 1)
+        wider = stats.t.ppf(0.9995, free) / stats.t.ppf(0.975, free)
+        low, high = (row.mean + wider * (end - row.mean) for end in (row.ci_low, row.ci_high))
+        verdict = "none" if not abs(row.mean) >= least else (
+            "leak" if low > 0 or high < 0 else "open")
+        found.append((row.protocol, row.encoder, row.panel, row.unit, row.n_units, row.mean, low,
+                      high, verdict))
+    return pd.DataFrame(found, columns=["protocol", "encoder", "panel", "unit", "n_units", "mean",
+                                        "low", "high", "verdict"])
+
+
+def with_panels(planned: Sequence[Job], panels: pd.DataFrame) -> tuple[list[Job], pd.DataFrame]:
+    """Those jobs whose protocol 01 chose genes for; and what is left out, as `jobs` says it."""
+    there = set(panels["protocol"])
+    lacking = dict.fromkeys(job.protocol for job in planned if job.protocol not in there)
+    return [job for job in planned if job.protocol in there], pd.DataFrame(
+        [(protocol, "all", f"01_cohort chose no genes for {protocol}; name it in its `protocols`")
+         for protocol in lacking], columns=LEFT_OUT_COLUMNS)
+
+
+def nobody_imaged(manifest: pd.DataFrame) -> str:
+    """Why a cohort allows no prediction at all, in a sentence; "" where a section has an image."""
+    imaged = manifest["has_image"].astype(str).str.lower().isin(("true", "1"))
+    return "" if imaged.any() else ("No section of this cohort has an image, so that no expression "
+                                    "can be predicted from one.")
+
+
+def write_left_out(folder: str | Path, left_out: pd.DataFrame) -> Path:
+    """Write ``left_out.csv``, which tells the notebooks behind 05 what it could not score."""
+    return artifacts.write_csv(Path(folder) / "left_out.csv", left_out)
+
+
+def write_nothing(run: "Run", *reasons: str) -> None:
+    """Write 05's tables without a row, and the reasons, for the notebooks behind it."""
+    reasons = pd.DataFrame([("all", "all", why) for why in dict.fromkeys(reasons)],
+                           columns=LEFT_OUT_COLUMNS)
+    run.note(write_left_out(run.path("expression"), reasons))
+    empty = pd.DataFrame(columns=list(protocols.SCORE_COLUMNS))
+    run.save_table(protocols.summarise(empty, "patient"), "summary")
+    run.save_table(drops(empty), "drop")
+    run.save_table(comparisons(empty, []), "comparisons")
+
+
+def scored(folder: str | Path, protocol: str, method: str, encoder: str) -> tuple[str, str, str]:
+    """Find the scores to show: those asked for, else others that 05 has written.
+
+    Parameters
+    ----------
+    folder
+        ``runs/<profile>/expression``.
+    protocol, method, encoder
+        What was asked for.
+
+    Returns
+    -------
+    tuple
+        Protocol and encoder of scores that are there; and "", or a sentence that says what is shown
+        instead and why. Another encoder stands in only where one alone was scored. Both are ""
+        where 05 could score nothing, and the sentence says why.
+
+    Raises
+    ------
+    InputError
+        If 05 has not run, or several encoders were scored and the one asked for was not.
+    """
+    folder = Path(folder)
+    there = [path.parent for path in sorted(folder.glob(f"*/{method}/*/scores.csv"))]
+    made = {(path.parent.parent.name, path.name) for path in there}
+    if (protocol, encoder) in made:
+        return protocol, encoder, ""
+    reasons = artifacts.read_csv(folder / "left_out.csv") if (
+        folder / "left_out.csv").exists() else pd.DataFrame(columns=LEFT_OUT_COLUMNS)
+    if not made:
+        if reasons.empty:
+            raise InputError(folder / protocol / method / encoder / "scores.csv", "input",
+                             "does not exist yet", "run notebooks/05_expression.ipynb first")
+        return "", "", "Nothing was scored by 05_expression. " + str(reasons["left_out"].iloc[0])
+    encoders = sorted({name for _, name in made})
+    said = []
+    if encoder not in encoders:
+        if len(encoders) > 1:
+            raise InputError("05_expression", "encoder", f"{encoder!r} was not scored by {method}",
+                             f"choose one of {encoders}")
+        said.append(f"{encoder} was not scored, {encoders[0]} is the only encoder.")
+        encoder = encoders[0]
+    own = [name for name in splits.PROTOCOLS if (name, encoder) in made]
+    own += sorted({name for name, of in made if of == encoder} - set(own))
+    if protocol not in own:
+        why = reasons.loc[(reasons["protocol"] == protocol)
+                          & reasons["encoder"].isin(["all", encoder]), "left_out"]
+        said.append(f"{protocol} was left out by 05_expression ("
+                    + (str(why.iloc[0]) if len(why) else "it was not asked for")
+                    + f"), {own[0]} is shown.")
+        protocol = own[0]
+    return protocol, encoder, " ".join(said)
 
 
 def benchmarks(results: Sequence[Evaluation]) -> pd.DataFrame:

@@ -21,8 +21,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from mvhlib import encoders
-from mvhlib.artifacts import InputError, atomic, sha256_file, write_json
-from mvhlib.backbones.backbone import CONFIG, WEIGHTS, Backbone
+from mvhlib.artifacts import InputError, atomic, check_file, reading, sha256_file, write_json
+from mvhlib.backbones.backbone import CONFIG, WEIGHTS, Backbone, check_finite
 from mvhlib.encoders import EvalTransform, PatchEncoder, model_tokens, pool_tokens, seen
 from mvhlib.expression.mmap import MMAP, SpotModel, adapted_copies, crop_views
 
@@ -115,16 +115,21 @@ def load(folder: Path, config: dict[str, Any], name: str, **options: Any) -> Pat
     """
     from safetensors.torch import load_file
 
-    path = folder / WEIGHTS
-    if not path.is_file() or sha256_file(path) != config["weights_sha256"]:
-        raise InputError(path, "sha256", f"does not match the one in {CONFIG}: missing, truncated "
-                         "or of another model", "copy it again, or run 12_mmap")
+    path, again = folder / WEIGHTS, "copy it again, or run 12_mmap"
+    check_file(path)
+    with reading(path, "weights", "are not those of the configuration", again):
+        if sha256_file(path) != config["weights_sha256"]:
+            raise InputError(path, "sha256", f"does not match the one in {CONFIG}: truncated or of "
+                             "another model", again)
+        weights = load_file(path)
+    check_finite(weights, path)
     base = encoders.create_encoder(folder / "backbone", name=name, device="cpu", **options)
-    zooms, lora = tuple(config["zooms"]), config["adapted"]
-    copies = None if lora is None else adapted_copies(base.model, len(zooms), *lora)
-    spots = SpotModel(base.model.embed_dim, config["n_genes"], len(zooms), copies,
-                      **config["attention"])
-    spots.load_state_dict(load_file(path))
+    with reading(folder / CONFIG, "configuration", "does not fit the weights", again):
+        zooms, lora = tuple(config["zooms"]), config["adapted"]
+        copies = None if lora is None else adapted_copies(base.model, len(zooms), *lora)
+        spots = SpotModel(base.model.embed_dim, config["n_genes"], len(zooms), copies,
+                          **config["attention"])
+        spots.load_state_dict(weights)
     model = FusedToken(base.model, base.eval_transforms, spots, zooms, config["grid"])
     # The views are resized behind the crop, so that the tile itself is taken as it is.
     return PatchEncoder(

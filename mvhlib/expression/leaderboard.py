@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 KEYS = ("section", "gene")
+SCORE_COLUMNS = ("system", "method", "encoder", "encoder_saw_test_images", "study", "patient",
+                 *KEYS, "program", "pcc")
+TABLE_COLUMNS = ("system", "method", "encoder", "encoder_saw_test_images", "unit", "n_units",
+                 "n_genes", "mean", "ci_low", "ci_high", "mean_rank", "behind", "behind_low",
+                 "behind_high", "p_holm", "note")
 
 
 def read(folder: str | Path, protocol: str, encoders: Iterable[str] | None = None) -> pd.DataFrame:
@@ -29,6 +34,8 @@ def read(folder: str | Path, protocol: str, encoders: Iterable[str] | None = Non
     ----------
     folder
         ``runs/<profile>/expression``.
+    protocol
+        "" where 05 could score nothing (see `mvhlib.expression.evaluation.scored`): no row then.
     encoders
         Slugs to keep; None keeps all that are there.
 
@@ -52,8 +59,10 @@ def read(folder: str | Path, protocol: str, encoders: Iterable[str] | None = Non
         table = table[(table["control"] == "none") & (table["panel"] == table["panel"].iloc[0])]
         system = encoder if method == "ridge" else f"{method} on {encoder}"
         parts.append(table.assign(system=system))
-    if not parts:
+    if not parts and protocol:
         raise InputError(folder, protocol, "holds no scores", "run 05_expression first")
+    if not parts:
+        return pd.DataFrame(columns=list(SCORE_COLUMNS))
     everything = pd.concat(parts, ignore_index=True)
     everything["program"] = everything["program"].fillna("")
     n_systems = everything["system"].nunique()
@@ -61,9 +70,7 @@ def read(folder: str | Path, protocol: str, encoders: Iterable[str] | None = Non
     if not shared.any():
         raise InputError(folder, protocol, "the systems share no section and gene",
                          "evaluate all of them on one cohort and panel")
-    columns = ["system", "method", "encoder", "encoder_saw_test_images", "study", "patient",
-               *KEYS, "program", "pcc"]
-    return everything.loc[shared, columns].reset_index(drop=True)
+    return everything.loc[shared, list(SCORE_COLUMNS)].reset_index(drop=True)
 
 
 def unit_means(scores: pd.DataFrame, unit: str = "patient") -> pd.DataFrame:
@@ -71,9 +78,7 @@ def unit_means(scores: pd.DataFrame, unit: str = "patient") -> pd.DataFrame:
 
     ``section`` as the unit is for replicates of one patient and says nothing of another one.
     """
-    keys = ["system", *dict.fromkeys([unit, "section"])]
-    sections = scores.groupby(keys, sort=False)["pcc"].mean()
-    return sections.groupby(["system", unit], sort=False).mean().unstack("system")[
+    return statistics.unit_means(scores, unit, by=["system"]).unstack("system")[
         list(dict.fromkeys(scores["system"]))]
 
 
@@ -86,7 +91,8 @@ class Ranking:
     ranks
         System -> mean rank over units, 1 the best, sorted.
     critical_difference
-        Nemenyi's, at 5 %: closer mean ranks are no order. NaN with fewer than two units.
+        Nemenyi's, at 5 %: closer mean ranks are no order. NaN with fewer than two units or
+        systems.
     p_friedman
         Of the hypothesis that all systems are alike.
     n_units
@@ -117,10 +123,8 @@ def rank(means: pd.DataFrame) -> Ranking:
 
     means = means.dropna()
     n, k = means.shape
-    if k < 2:
-        raise InputError("leaderboard", "systems", f"are {k}", "score two systems or more")
     ranks = means.rank(axis=1, ascending=False).mean().sort_values(kind="stable")
-    if n < 2:
+    if n < 2 or k < 2:
         return Ranking(ranks, float("nan"), float("nan"), n)
     # Nemenyi's q is the studentised range with infinite degrees of freedom, over the root of two.
     q = stats.studentized_range.ppf(0.95, k, np.inf) / np.sqrt(2)
@@ -139,8 +143,10 @@ def table(scores: pd.DataFrame, unit: str = "patient") -> pd.DataFrame:
         system, method, encoder, encoder_saw_test_images, unit, n_units, n_genes, mean, ci_low,
         ci_high, mean_rank, behind, behind_low, behind_high (paired difference from the system
         with the best mean rank), p_holm (Wilcoxon, corrected over all systems), and note: ``best
-        mean rank``, ``not separable from it`` or ``behind it``.
+        mean rank``, ``not separable from it``, ``behind it``, or ``the only system``.
     """
+    if scores.empty:
+        return pd.DataFrame(columns=list(TABLE_COLUMNS))
     means = unit_means(scores, unit)
     ranking = rank(means)
     best = ranking.ranks.index[0]
@@ -150,13 +156,12 @@ def table(scores: pd.DataFrame, unit: str = "patient") -> pd.DataFrame:
     facts = scores.drop_duplicates("system").set_index("system")
     rows = []
     for name in ranking.ranks.index:
-        found = statistics.t_interval(means[name])
         row = {"system": name, **facts.loc[name, ["method", "encoder",
                                                   "encoder_saw_test_images"]],
-               "unit": unit, "n_units": found.n, "n_genes": scores["gene"].nunique(),
-               "mean": found.mean, "ci_low": found.low, "ci_high": found.high,
+               "n_genes": scores["gene"].nunique(), **statistics.unit_row(means[name], unit),
                "mean_rank": ranking.ranks[name], "behind": np.nan, "behind_low": np.nan,
-               "behind_high": np.nan, "p_holm": np.nan, "note": "best mean rank"}
+               "behind_high": np.nan, "p_holm": np.nan,
+               "note": "best mean rank" if pairs else "the only system"}
         if name != best:
             test = tests.loc[name]
             apart = test["p_wilcoxon_holm"] <= 0.05
@@ -164,7 +169,7 @@ def table(scores: pd.DataFrame, unit: str = "patient") -> pd.DataFrame:
                     "behind_high": test["ci_high"], "p_holm": test["p_wilcoxon_holm"],
                     "note": "behind it" if apart else test["note"] or "not separable from it"}
         rows.append(row)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=list(TABLE_COLUMNS))
 
 
 def by_program(scores: pd.DataFrame) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import pandas as pd
 
-from mvhlib import statistics
+from mvhlib import lattice, spots, statistics
 from mvhlib.artifacts import InputError, sha256_of
 from mvhlib.cohort.genes import normalize as normalized
 from mvhlib.cohort.splits import LEAKS, spot_folds
@@ -551,31 +551,11 @@ def _read(section, features, genes: list[str], needed: set[str], normalize: str,
                          f"here, for example {lacking[:3]}",
                          "choose the panel among genes that all sections share")
     names = [str(name) for name in adata.obs_names]
-    if hasattr(features, "barcodes"):
-        from mvhlib.features import align
-
-        if as_hest:
-            place = {name: number for number, name in enumerate(names)}
-            kept = np.array([place[name] for name in features.barcodes if name in place],
-                            dtype=np.int64)
-        else:
-            known = set(features.barcodes)
-            kept = np.flatnonzero([name in known for name in names])
-        if len(kept) == 0:
-            raise InputError(section.name, "barcodes", "of counts and features have none in "
-                             f"common, for example {names[0]!r} and "
-                             f"{next(iter(features.barcodes), None)!r}",
-                             "take features and counts of the same section")
-        names = [names[number] for number in kept]
-        X = align(features, names)
-    else:
-        X, kept = np.asarray(features), np.arange(len(names))
-        if (flat and X.ndim != 2) or X.ndim < 2 or len(X) != len(names):
-            raise InputError(section.name, "features", f"shape {X.shape} for {len(names)} spots",
-                             "give one row per spot")
-    if not np.isfinite(X).all():
-        raise InputError(section.name, "features", "hold NaN or infinity",
-                         "embed the section again")
+    kept, X = spots.join(section.name, names, features, as_stored=as_hest)
+    if flat and X.ndim != 2:
+        raise InputError(section.name, "features", f"shape {X.shape} for {len(names)} spots",
+                         "give one row per spot")
+    names = [names[number] for number in kept]
     if control == "permuted":
         X = X[_stream(seed, "permuted", section.name).permutation(len(X))]
     counts = adata.layers["counts"][kept]
@@ -871,7 +851,6 @@ def summarise(scores: pd.DataFrame, unit: str, *, pooled: pd.DataFrame | None = 
 
 def _summaries(frame: pd.DataFrame, unit: str, pooled: pd.DataFrame | None, predictions,
                confidence: float, n_boot: int, seed: int) -> Iterable[dict]:
-    owner = frame[unit].astype(str)
     blocks = frame["protocol"].iloc[0] == "section" and frame["patient"].nunique() == 1
     best = {fold: best_genes(part) for fold, part in frame.groupby("fold", sort=False)}
     chosen = np.fromiter((gene in best[fold] for fold, gene in
@@ -881,16 +860,15 @@ def _summaries(frame: pd.DataFrame, unit: str, pooled: pd.DataFrame | None, pred
     for metric in ("pcc", "pcc10", "mae", "mse"):
         part = frame[chosen] if metric == "pcc10" else frame
         column = "pcc" if metric == "pcc10" else metric
-        per_section = part.groupby(["section", "fold"], sort=True)[column].mean().groupby(
-            "section").mean()
-        home = owner.groupby(frame["section"]).first()
-        per_unit = per_section.groupby(home.reindex(per_section.index)).mean()
-        interval = statistics.t_interval(per_unit, confidence)
         label = unit
         if blocks:
             label = "block"
-            interval = (resampled[metric] if predictions is not None else statistics.Interval(
-                float(per_section.mean()), np.nan, np.nan, 0, "none"))
+            interval = resampled[metric] if predictions is not None else statistics.Interval(
+                float(statistics.unit_means(part, "section", value=column,
+                                            within=["fold"]).mean()), np.nan, np.nan, 0, "none")
+        else:
+            interval = statistics.t_interval(statistics.unit_means(
+                part, unit, value=column, within=["fold"]), confidence)
         yield {"metric": metric, "n_genes": part["gene"].nunique(),
                "n_nan": int(part[column].isna().sum()), "unit": label, "n_units": interval.n,
                "mean": interval.mean, "ci_low": interval.low, "ci_high": interval.high}
@@ -916,7 +894,7 @@ def _block_intervals(frame: pd.DataFrame, predictions: Mapping[str, Prediction],
         place = {gene: number for number, gene in enumerate(prediction.genes)}
         genes = list(part["gene"])
         columns = [place[gene] for gene in genes]
-        blocks = statistics.spatial_blocks(prediction.coords)
+        blocks = lattice.spatial_blocks(prediction.coords)
         sums.append(_block_sums(prediction.measured[:, columns].astype(np.float64),
                                 prediction.predicted[:, columns].astype(np.float64), blocks))
         known = part["pcc"].notna().to_numpy()

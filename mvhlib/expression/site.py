@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from mvhlib import statistics
+from mvhlib import spots, standardise, statistics
 from mvhlib.artifacts import InputError
 
 if TYPE_CHECKING:
@@ -29,9 +29,6 @@ PROBE_SPOTS = 400
 #: What a probe may be asked for: what it leaves out together, from coarse to fine.
 UNSEEN = {"study": ("patient", "section"), "patient": ("section",),
           "label": ("study", "patient", "section")}
-
-#: Labels that name no class.
-NO_CLASS = ("undetermined", "nan", "")
 
 #: What a remedy adds to an encoder's slug.
 REMEDIES = ("+centred", "-macenko", "-reinhard")
@@ -84,24 +81,11 @@ def rows(features: "Mapping[str, Features | np.ndarray]", sections: Iterable[Any
         if section.name not in features:
             continue
         given, adata = features[section.name], section.adata
-        names = np.asarray(adata.obs_names, dtype=str)
-        if hasattr(given, "barcodes"):
-            from mvhlib.features import align
-
-            known = set(given.barcodes)
-            names = np.array([name for name in names if name in known], dtype=str)
-            if len(names) == 0:
-                raise InputError(section.name, "barcodes", "of spots and features have none in "
-                                 "common", "take features and counts of the same section")
-            values = align(given, names)
-        else:
-            values = np.asarray(given)
-            if values.ndim != 2 or len(values) != len(names):
-                raise InputError(section.name, "features", f"shape {values.shape} for "
-                                 f"{len(names)} spots", "give one row per spot")
-        if not np.isfinite(values).all():
-            raise InputError(section.name, "features", "hold NaN or infinity",
-                             "embed the section again")
+        kept, values = spots.join(section.name, adata.obs_names, given)
+        if values.ndim != 2:
+            raise InputError(section.name, "features", f"shape {values.shape} for "
+                             f"{adata.n_obs} spots", "give one row per spot")
+        names = np.asarray(adata.obs_names, dtype=str)[kept]
         if X and values.shape[1] != X[0].shape[1]:
             raise InputError(section.name, "features", f"are {values.shape[1]} wide, others "
                              f"{X[0].shape[1]}", "use features of one encoder")
@@ -118,19 +102,11 @@ def rows(features: "Mapping[str, Features | np.ndarray]", sections: Iterable[Any
 
 def _labels(labels, section: str, adata, names: np.ndarray) -> np.ndarray:
     """Label of each spot as text, None where it has none."""
-    if labels is None:
-        return np.full(len(names), None, dtype=object)
-    series = (adata.obs[labels] if isinstance(labels, str) and labels in adata.obs else
-              None if isinstance(labels, str) else labels.get(section))
-    if series is None:
-        return np.full(len(names), None, dtype=object)
-    found = pd.Series(series).astype(object).reindex(names)
-    if len(found) and found.isna().all() and len(series.dropna()):
-        raise InputError(section, "labels", f"have no barcode in common with the spots, for "
-                         f"example {series.index[0]!r} and {names[0]!r}",
-                         "index the labels by barcode")
-    return np.array([None if pd.isna(value) or str(value) in NO_CLASS else str(value)
-                     for value in found], dtype=object)
+    if isinstance(labels, str):
+        series = adata.obs[labels] if labels in adata.obs else None
+    else:
+        series = None if labels is None else labels.get(section)
+    return spots.classes(section, names, series)
 
 
 def probe(joined: Rows, target: str, *, encoder: str = "", max_spots: int = PROBE_SPOTS,
@@ -248,9 +224,8 @@ def _ask(joined: Rows, target: str, max_spots: int, seed: int) -> _Answers:
         model = LinearDiscriminantAnalysis(
             solver="lsqr", shrinkage="auto",
             priors=np.full(len(np.unique(truth[train])), 1 / len(np.unique(truth[train]))))
-        mean, spread = X[train].mean(axis=0), X[train].std(axis=0)
-        varies = spread > 1e-12 * np.maximum(np.abs(X[train]).max(axis=0), 1e-300)
-        z = (X[:, varies] - mean[varies]) / spread[varies]
+        scale = standardise.fit(X[train])
+        z = scale(X)[:, scale.varies]
         model.fit(z[train], truth[train])
         chances = model.predict_log_proba(z[test])
         allowed = np.array([[name in rivals[own] for name in model.classes_]
@@ -587,8 +562,7 @@ def centre(features: "Mapping[str, Features | np.ndarray]", groups: Mapping[str,
             square = np.mean([((values[name] - mean) ** 2).mean(axis=0) for name in members],
                              axis=0)
             size = np.max([np.abs(values[name]).max(axis=0) for name in members], axis=0)
-            varies = np.sqrt(square) > 1e-7 * np.maximum(size, 1e-300)
-            spread = np.where(varies, np.sqrt(square), np.inf)
+            spread = np.where(standardise.varies(np.sqrt(square), size), np.sqrt(square), np.inf)
         for name in members:
             moved = ((values[name] - mean) / spread).astype(np.float32)
             given = features[name]
@@ -629,8 +603,7 @@ def remedy_effects(scores: pd.DataFrame, *, plain: str, unit: str = "patient",
                          f"use one of {sorted(set(scores['encoder']))}")
     found = []
     for keys, part in scores.groupby(["protocol", "method", "panel"], sort=False):
-        means = part.groupby(["encoder", unit, "section"])["pcc"].mean().groupby(
-            ["encoder", unit]).mean().unstack("encoder")
+        means = statistics.unit_means(part, unit, by=["encoder"]).unstack("encoder")
         if plain not in means:
             continue
         for remedy in dict.fromkeys(part["encoder"]):

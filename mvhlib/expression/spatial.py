@@ -6,93 +6,15 @@ named over-smoothing. Part of that excess is right: the measurement holds counti
 has no spatial structure and lowers its I.
 """
 
-import logging
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 from scipy import sparse, stats
-from scipy.spatial import cKDTree
 
 from mvhlib.artifacts import InputError
 from mvhlib.expression.scores import is_constant
-
-#: Neighbours of a spot on the two kinds of array.
-SQUARE, HEXAGONAL = 4, 6
-
-
-def lattice(coords: np.ndarray) -> int:
-    """Neighbours per spot of the array: 4 (legacy ST, binned HD) or 6 (Visium), from coordinates.
-
-    The directions to the nearest spots repeat every 90 or every 60 degrees, whatever the rotation
-    of the image: the larger of the two bond-orientation averages decides (Halperin and Nelson
-    1978). Holes, edges and a tenth of a pitch of jitter do not matter.
-
-    Parameters
-    ----------
-    coords
-        Spot centres `(T, 2)`, any unit, equal scale on both axes.
-
-    Raises
-    ------
-    InputError
-        With fewer than four spots, or spots that share a point.
-    """
-    coords = np.asarray(coords, dtype=np.float64)
-    if len(coords) < 4:
-        raise InputError("spatial", "spots", f"are {len(coords)}", "use a section with more spots")
-    tree = cKDTree(coords)
-    distance, index = tree.query(coords, k=min(7, len(coords)))
-    distance, index = distance[:, 1:], index[:, 1:]
-    pitch = np.median(distance[:, 0])
-    if distance[:, 0].min() <= 1e-9 * max(pitch, 1e-300):
-        raise InputError("spatial", "coordinates", "several spots lie on one point",
-                         "give one place per spot")
-    step = coords[index] - coords[:, None]
-    angle = np.arctan2(step[..., 1], step[..., 0])
-    near = distance <= 1.25 * pitch
-    order = {fold: np.abs((np.exp(1j * fold * angle) * near).sum(axis=1)).sum() / near.sum()
-             for fold in (SQUARE, HEXAGONAL)}
-    return SQUARE if order[SQUARE] >= order[HEXAGONAL] else HEXAGONAL
-
-
-def graph(coords: np.ndarray, n_neighbors: int | None = None) -> sparse.csr_matrix:
-    """Neighbours on the array, rows scaled to sum 1, by `squidpy.gr.spatial_neighbors`.
-
-    Parameters
-    ----------
-    coords
-        Spot centres `(T, 2)`.
-    n_neighbors
-        4 or 6; None to detect it by `lattice`.
-
-    Returns
-    -------
-    sparse.csr_matrix
-        `(T, T)`; a spot without neighbours has an empty row.
-    """
-    import anndata
-    import squidpy
-
-    coords = np.asarray(coords, dtype=np.float64)
-    kind = lattice(coords) if n_neighbors is None else n_neighbors
-    adata = anndata.AnnData(sparse.csr_matrix((len(coords), 1), dtype=np.float32))
-    adata.obsm["spatial"] = coords
-    # squidpy announces every graph; one line per section and encoder drowns a notebook.
-    announcer = logging.getLogger("spatialdata._logging")
-    level = announcer.level
-    announcer.setLevel(logging.WARNING)
-    try:
-        if hasattr(squidpy.gr, "spatial_neighbors_grid"):  # since squidpy 1.8
-            squidpy.gr.spatial_neighbors_grid(adata, n_neighs=kind, n_rings=1)
-        else:
-            squidpy.gr.spatial_neighbors(adata, coord_type="grid", n_neighs=kind, n_rings=1)
-    finally:
-        announcer.setLevel(level)
-    links = sparse.csr_matrix(adata.obsp["spatial_connectivities"], dtype=np.float64)
-    degree = np.asarray(links.sum(axis=1)).ravel()
-    scale = np.divide(1.0, degree, out=np.zeros_like(degree), where=degree > 0)
-    return sparse.csr_matrix(sparse.diags(scale) @ links)
+from mvhlib.lattice import graph, neighbours_on
 
 
 def morans_i(values: np.ndarray, weights: sparse.spmatrix) -> np.ndarray:
@@ -217,7 +139,7 @@ def smoothing(measured: np.ndarray, predicted: np.ndarray, coords: np.ndarray,
         raise InputError("spatial", "genes", f"{len(genes)} names for {measured.shape[1]} columns",
                          "name every column")
     common = np.isfinite(measured).all(axis=1) & np.isfinite(predicted).all(axis=1)
-    kind = lattice(coords[common]) if n_neighbors is None else n_neighbors
+    kind = neighbours_on(coords[common]) if n_neighbors is None else n_neighbors
     weights = graph(coords[common], kind)
     truth, prediction = (
         moran_test(values[common], weights, n_permutations=n_permutations,
@@ -227,31 +149,3 @@ def smoothing(measured: np.ndarray, predicted: np.ndarray, coords: np.ndarray,
         "i_true": truth["i"], "p_true": truth["p"], "fdr_true": truth["fdr"],
         "i_pred": prediction["i"], "p_pred": prediction["p"], "fdr_pred": prediction["fdr"],
         "oversmoothing": prediction["i"] - truth["i"]})
-
-
-def residual(measured: np.ndarray, predicted: np.ndarray, *,
-             standardised: bool = False) -> np.ndarray:
-    """Measured less predicted, positive where the tissue expresses more than its image suggests.
-
-    Parameters
-    ----------
-    measured, predicted
-        `(T, G)`.
-    standardised
-        Bring both to mean 0 and standard deviation 1 per gene first. An offset between studies
-        then does not colour the whole map; constant genes become 0.
-    """
-    measured, predicted = np.asarray(measured, np.float64), np.asarray(predicted, np.float64)
-    if measured.shape != predicted.shape:
-        raise InputError("spatial", "shape", f"measured {measured.shape}, predicted "
-                         f"{predicted.shape}", "give the same spots and genes in one order")
-    if standardised:
-        measured, predicted = _standardise(measured), _standardise(predicted)
-    return measured - predicted
-
-
-def _standardise(values: np.ndarray) -> np.ndarray:
-    spread = np.nanstd(values, axis=0)
-    varies = spread > 1e-12 * np.nanmax(np.abs(values), axis=0, initial=1e-300)
-    scale = np.where(varies, spread, 1.0)
-    return np.where(varies, (values - np.nanmean(values, axis=0)) / scale, 0.0)

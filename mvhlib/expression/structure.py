@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from mvhlib import statistics
+from mvhlib import spots, standardise, statistics
 from mvhlib.artifacts import InputError
 from mvhlib.cohort.genes import marker_sets
 from mvhlib.expression.scores import is_constant, pearson
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 
 #: A gene set is scored from so many measured genes on.
 LEAST_GENES = 3
-
-#: Labels that name no tissue class.
-NO_CLASS = ("undetermined", "nan", "")
 
 #: Principal components that clusters are sought in.
 COMPONENTS = 20
@@ -149,9 +146,8 @@ def set_scores(values: np.ndarray, genes: Sequence[str], sets: Mapping[str, Sequ
     if values.ndim != 2 or values.shape[1] != len(genes):
         raise InputError("gene sets", "values", f"shape {values.shape} for {len(genes)} genes",
                          "name every column")
-    varies = ~is_constant(values)
-    spread = np.where(varies, values.std(axis=0), 1.0)
-    z = np.where(varies, (values - values.mean(axis=0)) / spread, 0.0)
+    scale = standardise.fit(values)
+    varies, z = scale.varies, scale(values)
     if signs is not None:
         z = z * np.array([float(signs.get(gene, 1.0)) for gene in genes])
     column = {gene: number for number, gene in enumerate(genes) if varies[number]}
@@ -339,6 +335,17 @@ def cluster_order(correlation: np.ndarray) -> np.ndarray:
     return leaves_list(optimal_leaf_ordering(linkage(condensed, "average"), condensed))
 
 
+def varying(predictions: Mapping[str, Any]) -> list[str]:
+    """Genes that vary in every section, in the truth and in the prediction."""
+    shared: dict[str, int] = {}
+    for section, prediction in predictions.items():
+        measured, predicted, names = _maps(section, prediction)
+        still = ~(is_constant(measured) | is_constant(predicted))
+        for name, keep in zip(names, still, strict=True):
+            shared[name] = shared.get(name, 0) + bool(keep)
+    return [name for name, count in shared.items() if count == len(predictions)]
+
+
 def co_expression(predictions: Mapping[str, Any], genes: Sequence[str] | None = None, *,
                   n_permutations: int = 999, seed: int = 0) -> CoExpression:
     """Compare gene-gene correlations of truth and prediction, within sections.
@@ -437,11 +444,10 @@ def _standard(values: np.ndarray) -> np.ndarray:
     if values.ndim != 2 or not np.isfinite(values).all():
         raise InputError("structure", "values", f"shape {values.shape} or not finite",
                          "give (spots, features) without NaN")
-    varies = ~is_constant(values)
-    if not varies.any():
+    scale = standardise.fit(values)
+    if not scale.varies.any():
         raise InputError("structure", "values", "do not vary", "give expression or features")
-    values = values[:, varies]
-    return (values - values.mean(axis=0)) / values.std(axis=0)
+    return scale(values)[:, scale.varies]
 
 
 def localise(sources: Mapping[str, Mapping[str, np.ndarray]],
@@ -502,7 +508,7 @@ def _classes(section: str, labels: Sequence[Any], n: int) -> tuple[np.ndarray, n
         raise InputError(section, "labels", f"are {len(values)} for {n} spots",
                          "give one label per spot, None where there is none")
     names = np.array(["" if pd.isna(value) else str(value) for value in values], dtype=str)
-    return names, ~np.isin(names, NO_CLASS)
+    return names, ~np.isin(names, spots.NO_CLASS)
 
 
 def align(predictions: Mapping[str, Any], labels: Mapping[str, pd.Series],
@@ -548,28 +554,8 @@ def align(predictions: Mapping[str, Any], labels: Mapping[str, pd.Series],
             if section in each:
                 sources[name][section] = rows_of(each[section], kept)
         if section in labels:
-            series = pd.Series(labels[section]).astype(object).reindex(kept)
-            found[section] = np.array([None if pd.isna(value) else str(value)
-                                       for value in series], dtype=object)
+            found[section] = spots.classes(section, kept, labels[section])
     return sources, found
-
-
-def auroc(score: np.ndarray, positive: np.ndarray) -> float:
-    """Area under the ROC curve: how often a positive spot scores above a negative one, ties half.
-
-    NaN where there is one kind of spot only (Hanley and McNeil, Radiology 1982).
-    """
-    from scipy.stats import rankdata
-
-    score, positive = np.asarray(score, dtype=np.float64), np.asarray(positive, dtype=bool)
-    if score.shape != positive.shape or not np.isfinite(score).all():
-        raise InputError("auroc", "score", "does not fit the labels or is not finite",
-                         "give one number per spot")
-    n = int(positive.sum())
-    if n in (0, len(positive)):
-        return float("nan")
-    rank = rankdata(score)
-    return float((rank[positive].sum() - n * (n + 1) / 2) / (n * (len(positive) - n)))
 
 
 def class_auroc(values: Mapping[str, np.ndarray], labels: Mapping[str, Sequence[Any]],
@@ -617,15 +603,12 @@ def class_auroc(values: Mapping[str, np.ndarray], labels: Mapping[str, Sequence[
     known_names = {name for each in labels.values() for name in set(map(str, each))}
     if positive not in known_names:
         raise InputError("auroc", "positive", f"no spot is {positive!r}",
-                         f"use one of {sorted(known_names - set(NO_CLASS))[:8]}")
+                         f"use one of {sorted(known_names - set(spots.NO_CLASS))[:8]}")
 
     def read(name: str, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         classes, known = _classes(name, labels[name], len(matrix))
         matrix = np.asarray(matrix, dtype=np.float64)
-        constant = is_constant(matrix)
-        spread = np.where(constant, 1.0, matrix.std(axis=0))
-        z = np.where(constant, 0.0, (matrix - matrix.mean(axis=0)) / spread)
-        return z[known], classes[known] == positive
+        return standardise.standardise(matrix)[known], classes[known] == positive
 
     learn = {name: read(name, matrix) for name, matrix in train.items() if name in labels}
     found = []
@@ -649,44 +632,23 @@ def class_auroc(values: Mapping[str, np.ndarray], labels: Mapping[str, Sequence[
                                  "give the same genes in one order")
             if Y.any() and not Y.all():
                 model = LogisticRegression(C=penalty, class_weight="balanced", max_iter=2000)
-                score = auroc(model.fit(X, Y).decision_function(x), y)
+                score = statistics.auroc(model.fit(X, Y).decision_function(x), y)
         found.append(row | {"auroc": score})
     return pd.DataFrame(found, columns=list(AUROC_COLUMNS))
 
 
-def marker_auroc(values: Mapping[str, np.ndarray], genes: Sequence[str], markers: Sequence[str],
+def class_aurocs(sources: Mapping[str, Mapping[str, np.ndarray]],
                  labels: Mapping[str, Sequence[Any]], positive: str, *,
-                 source: str = "") -> pd.DataFrame:
-    """AUROC of one tissue class by the mean z-score of markers chosen in advance; no fit.
+                 groups: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """`class_auroc` of every source; what is predicted is read as measured expression is.
 
-    Parameters
-    ----------
-    values, genes
-        Section -> `(T, G)`, and the names of the columns.
-    markers
-        Genes that rise in the class; at least one must be among `genes`.
-    labels, positive, source
-        See `class_auroc`; ``trained_on`` is ``markers``.
+    No row where no section has the class.
     """
-    here = [gene for gene in markers if gene in set(genes)]
-    if not here:
-        raise InputError("auroc", "markers", f"none of {list(markers)[:5]} is predicted",
-                         "choose markers of the panel, or a panel with the markers")
-    found = []
-    for section, matrix in values.items():
-        if section not in labels:
-            continue
-        names, known = _classes(section, labels[section], len(matrix))
-        y = names[known] == positive
-        if y.all() or not y.any():
-            continue
-        score = set_scores(matrix, genes, {"markers": here}, least_genes=1)
-        found.append({"source": source, "section": section, "positive": positive,
-                      "trained_on": "markers", "n_spots": int(known.sum()),
-                      "n_positive": int(y.sum()),
-                      "auroc": np.nan if score.empty else auroc(
-                          score["markers"].to_numpy()[known], y)})
-    return pd.DataFrame(found, columns=list(AUROC_COLUMNS))
+    known = {str(name) for each in labels.values() for name in set(each)}
+    tables = [class_auroc(values, labels, positive, source=name, groups=groups,
+                          train=sources["measured"] if name == "predicted" else None)
+              for name, values in sources.items() if positive in known]
+    return pd.concat(tables) if tables else pd.DataFrame(columns=list(AUROC_COLUMNS))
 
 
 def summarise(table: pd.DataFrame, value: str, units: Mapping[str, str] | None = None, *,
@@ -696,7 +658,7 @@ def summarise(table: pd.DataFrame, value: str, units: Mapping[str, str] | None =
     Parameters
     ----------
     table
-        From `score_sets`, `localise`, `class_auroc` or `marker_auroc`.
+        From `score_sets`, `localise` or `class_auroc`.
     value
         Column to average, for instance ``auroc``.
     units
@@ -715,10 +677,8 @@ def summarise(table: pd.DataFrame, value: str, units: Mapping[str, str] | None =
     if unit.isna().any():
         raise InputError("structure", "units", f"lack {sorted(set(table['section'][unit.isna()]))}",
                          "name every section's patient")
-    rows = []
-    for keys, part in table.assign(_unit=unit).groupby(list(by), sort=False):
-        found = statistics.t_interval(part.groupby("_unit")[value].mean(), confidence)
-        rows.append((*keys, value, found.mean, found.low, found.high, found.n,
-                     part["section"].nunique()))
-    return pd.DataFrame(rows, columns=[*by, "metric", "mean", "ci_low", "ci_high", "n_units",
-                                       "n_sections"])
+    found = statistics.unit_table(table.assign(unit=unit), "unit", by=list(by), value=value,
+                                  confidence=confidence)
+    sections = table.groupby(list(by), sort=False)["section"].nunique()
+    found = found.assign(metric=value, n_sections=sections.to_numpy())
+    return found[[*by, "metric", "mean", "ci_low", "ci_high", "n_units", "n_sections"]]

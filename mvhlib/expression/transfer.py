@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from mvhlib.cohort import Section
     from mvhlib.expression.protocols import Prediction
+    from mvhlib.notebook import Run
 
 PROTOCOLS = ("transfer", "within")
 #: In place of a group's name: the mean over all of them.
@@ -79,12 +80,6 @@ def directed(scores: pd.DataFrame, group: Mapping[str, str]) -> pd.DataFrame:
     return table.assign(trained_on=trained, tested_on=table["section"].map(dict(group)))
 
 
-def _units(table: pd.DataFrame, column: str, unit: str) -> pd.Series:
-    """Mean per unit: over genes, then sections (by what they were trained on), then units."""
-    sections = table.groupby(["trained_on", unit, "section"], sort=True)[column].mean()
-    return sections.groupby([unit, "section"]).mean().groupby(unit).mean()
-
-
 def cells(scores: pd.DataFrame, unit: str = "patient") -> pd.DataFrame:
     """The matrix: one row per system, training group and tested group.
 
@@ -105,7 +100,7 @@ def cells(scores: pd.DataFrame, unit: str = "patient") -> pd.DataFrame:
     rows = []
     keys = [*SYSTEM, "trained_on", "tested_on"]
     for values, part in scores.groupby(keys, sort=True):
-        found = statistics.t_interval(_units(part, "pcc", unit))
+        found = statistics.t_interval(statistics.unit_means(part, unit, within=["trained_on"]))
         note = "" if found.n > 1 else f"one {unit}, no interval"
         rows.append((*values, part["gene"].nunique(), int(part["pcc"].isna().sum()), unit, found.n,
                      found.mean, found.low, found.high, note))
@@ -157,11 +152,17 @@ def gaps(scores: pd.DataFrame, unit: str = "patient") -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=GAP_COLUMNS)
 
 
+def write_nothing(run: "Run") -> None:
+    """Write the tables of 15 without a row, for the notebooks behind it."""
+    run.save_table(pd.DataFrame(columns=CELL_COLUMNS), "cells")
+    run.save_table(pd.DataFrame(columns=GAP_COLUMNS), "gaps")
+
+
 def _family(sets: Mapping[tuple[str, str], pd.DataFrame], system: Iterable[str],
             unit: str) -> pd.DataFrame:
     """Rows of `gaps` that are corrected together."""
-    sides = {pair: (_units(own, "within", unit), _units(own, "pcc", unit))
-             for pair, own in sets.items()}
+    sides = {pair: tuple(statistics.unit_means(own, unit, value=side, within=["trained_on"])
+                         for side in ("within", "pcc")) for pair, own in sets.items()}
     names = {pair: ARROW.join(pair) for pair in sets}
     # A fixed seed: beyond 16 units flips are drawn, and the table has to repeat.
     tested = statistics.compare({names[pair]: both for pair, both in sides.items()},
@@ -278,9 +279,4 @@ def beside_depth(predictions: Mapping[str, "Prediction"], sections: Mapping[str,
         rows += [{"fold": fold, "measure": measure, unit: getattr(section, unit), "section": name,
                   "value": float(np.nanmean(values)) if np.isfinite(values).any() else np.nan}
                  for measure, values in (("pcc", r), ("pcc_given_library", partial))]
-    found = []
-    for keys, part in pd.DataFrame(rows).groupby(["fold", "measure"], sort=False):
-        mean = statistics.t_interval(part.groupby(unit)["value"].mean())
-        found.append((*keys, unit, mean.n, mean.mean, mean.low, mean.high))
-    return pd.DataFrame(found, columns=["fold", "measure", "unit", "n_units", "mean", "ci_low",
-                                        "ci_high"])
+    return statistics.unit_table(pd.DataFrame(rows), unit, by=["fold", "measure"], value="value")

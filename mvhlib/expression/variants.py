@@ -141,8 +141,7 @@ def compare(scores: pd.DataFrame, pairs: Iterable[Sequence[str]], *, advance: in
         kind = "named in advance" if number < advance else "exploratory"
         both = scores[scores["variant"].isin([variant, reference])]
         for (protocol, measure), part in both.groupby(["protocol", "measure"], sort=False):
-            values = part.groupby(["variant", "seed", unit, "section"])["value"].mean().groupby(
-                ["variant", "seed", unit]).mean()
+            values = statistics.unit_means(part, unit, by=["variant", "seed"], value="value")
             if not {variant, reference} <= set(values.index.get_level_values("variant")):
                 continue
             a, b = (values[name].unstack(unit) for name in (variant, reference))
@@ -205,8 +204,7 @@ def spread(scores: pd.DataFrame, *, measure: str = "all", unit: str = "patient")
     rows = []
     chosen = scores[scores["measure"] == measure]
     for (protocol, variant), part in chosen.groupby(["protocol", "variant"], sort=False):
-        values = part.groupby(["seed", unit, "section"])["value"].mean().groupby(
-            ["seed", unit]).mean().unstack(unit)
+        values = statistics.unit_means(part, unit, by=["seed"], value="value").unstack(unit)
         found = statistics.t_interval(values.mean(axis=1))
         rows.append({"protocol": protocol, "variant": variant, "n_seeds": len(values),
                      "mean": found.mean, "ci_low": found.low, "ci_high": found.high,

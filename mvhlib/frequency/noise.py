@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mvhlib import standardise
 from mvhlib.artifacts import InputError
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def sensitivity(encoder: Any, images: "Tensor", bands: Sequence[tuple[float, flo
 
     plain = embed(images)
     spread = plain.std(axis=0, ddof=1)
-    varies = spread > 1e-6 * np.abs(plain).max(axis=0).clip(1e-12)
+    varies = standardise.varies(spread, np.abs(plain).max(axis=0))
     if not varies.any():
         raise InputError(getattr(encoder, "enc_name", "encoder"), "embedding",
                          f"is the same for all {len(images)} tiles", "give tiles that differ")

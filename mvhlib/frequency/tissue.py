@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mvhlib import standardise
 from mvhlib.frequency.noise import band_contrast
 
 if TYPE_CHECKING:
@@ -57,8 +58,8 @@ def explained(predictors: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """
     n = len(targets)
     with np.errstate(divide="ignore", invalid="ignore"):
-        x, y = ((v - v.mean(0)) / np.where(v.std(0) > 1e-9 * (1 + np.abs(v).max(0)), v.std(0),
-                                           np.nan) for v in (predictors, targets))
+        x, y = (np.where(scale.varies, scale(v), np.nan) for v, scale in (
+            (v, standardise.fit(v)) for v in (predictors, targets)))
     return 1 - (1 - (y.T @ x / n) ** 2) * (n - 1) / (n - 2)
 
 
@@ -93,6 +94,7 @@ def slow_and_fast(sections: Iterable[Any], tiles: str | Path, truth: str | Path,
     import pandas as pd
     import torch
 
+    from mvhlib import lattice
     from mvhlib.cohort import genes
     from mvhlib.expression import spatial
     from mvhlib.tiles import store
@@ -117,7 +119,7 @@ def slow_and_fast(sections: Iterable[Any], tiles: str | Path, truth: str | Path,
         pixels = torch.from_numpy(cut.img).permute(0, 3, 1, 2).float() / 255
         contrast = np.log(band_contrast(pixels, bands).clip(1e-6))
         shares = explained(np.column_stack([pixels.mean((1, 2, 3)).numpy(), contrast]), values)
-        graph = spatial.graph(adata.obsm["spatial"])
+        graph = lattice.graph(adata.obsm["spatial"])
         over.append(pd.DataFrame({"section": section.name, "of": names,
                                   "morans_i": spatial.morans_i(values, graph)}))
         inside += [pd.DataFrame({"section": section.name, "of": names, "low": low, "high": high,

@@ -13,25 +13,47 @@ kind        layout
 Images are found below the folder by name, whatever their format and sub-folder. A label without
 an image, or an image without a label, is an error: a set that shrinks in silence is another set.
 
+==========  ====================================================================================
+what        how it is read
+==========  ====================================================================================
+tables      as `mvhlib.tables.read_table` does; other csv files beside it are passed over
+image       a name with or without folder and ending; once in the table, once below the folder
+label       text, of every image; neither blank nor ``NA``
+patient     text, of every image or of none; ``NA``, ``unknown`` and the like name nobody
+links       are followed; one that leads nowhere, or back to where it lies, is refused
+files       hidden ones (``.x``, ``._x``) are passed over
+==========  ====================================================================================
+
 NCT-CRC-HE and MHIST are published without patients. Where nobody says who an image is of, `patient`
-is empty, and no grouped evaluation of it is possible.
+is empty, images are the unit of what is computed, and no grouped evaluation is possible.
 """
 
-import csv
 import os
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mvhlib.artifacts import InputError, read_attr, sha256_file, sha256_of, write_csv
+from mvhlib import tables
+from mvhlib.artifacts import (
+    InputError,
+    check_file,
+    read_attr,
+    safe_name,
+    sha256_file,
+    sha256_of,
+    write_csv,
+)
 from mvhlib.tiles.cut import Tiles, cut_at, cut_spots
 from mvhlib.tiles.slides import TIFF, WHOLE_SLIDE, Slide, open_slide
 from mvhlib.tiles.store import coordinate_names, manifest_row, write_tiles
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 KINDS = ("folder", "mhist", "glas")
 
@@ -104,9 +126,14 @@ def read(kind: str, folder: str | os.PathLike, n_classes: int = 2) -> list[Label
         raise InputError(folder, "folder", "is not a directory", "give the set's directory")
     images = {"folder": _read_folder, "mhist": _read_mhist, "glas": _read_glas}[kind](folder)
     images = sorted(images, key=lambda image: image.name)
-    without = [image.name for image in images if not image.label]
+    without = [image for image in images if image.label.lower() in tables.NO_NAME]
     if without:
-        raise InputError(folder, "label", f"is empty for {_some(without)}", "label every image")
+        said = {image.label for image in without} - {""}
+        raise InputError(folder, "label", f"is {' or '.join(sorted(said)) or 'empty'} for "
+                         f"{_some([image.name for image in without])}", "label every image")
+    for image in images:
+        safe_name(image.name, image.path, "name")
+    one_file_each(folder, images)
     nobody = [image.name for image in images if not image.patient]
     if nobody and len(nobody) < len(images):
         raise InputError(folder, "patient", f"is empty for {_some(nobody)}",
@@ -115,6 +142,25 @@ def read(kind: str, folder: str | os.PathLike, n_classes: int = 2) -> list[Label
         raise InputError(folder, "label", f"has {len({i.label for i in images})} class",
                          f"give {n_classes} classes or more")
     return images
+
+
+def one_file_each(where: str | os.PathLike, images: Sequence[LabelledImage],
+                  of: Sequence[str] = ("label", "patient")) -> None:
+    """Refuse links by which one file is an image of two classes (or two patients).
+
+    Parameters
+    ----------
+    of
+        Attributes that two images of one file must share.
+    """
+    first: dict[str, LabelledImage] = {}
+    for image in images:
+        other = first.setdefault(os.path.realpath(image.path), image)
+        for name in of:
+            said = {getattr(other, name), getattr(image, name)}
+            if len(said) > 1:
+                raise InputError(where, name, f"is {_some(sorted(said))} for one file, which is "
+                                 f"both {other.name} and {image.name}", f"give it one {name}")
 
 
 def _read_folder(folder: Path) -> list[LabelledImage]:
@@ -148,37 +194,49 @@ def _slide(stem: str) -> str:
 def _patients(folder: Path, names: Sequence[str]) -> dict[str, str]:
     """Patients of a folder's images from ``patients.csv`` (image, patient), where there is one."""
     path = folder / "patients.csv"
-    if not path.is_file():
+    if not (path.exists() or path.is_symlink()):
         return {}
-    rows = _read_csv(path, ("image", "patient"))
-    given = {Path(row["image"]).stem if Path(row["image"]).suffix.lower() in IMAGES
-             else row["image"]: row["patient"] for row in rows}
+    rows = tables.read_table(path, ("image", "patient"))
+    given = tables.names(rows, "image", path, none=tables.NO_NAME).map(
+        lambda name: Path(name).stem if Path(name).suffix.lower() in IMAGES else name)
+    _once(path, given)
     _same(path, set(given), set(names))
-    return given
+    return dict(zip(given, _named(path, rows, "patient"), strict=True))
+
+
+def _named(path: Path, rows: "pd.DataFrame", column: str) -> list[str]:
+    """Patients of a table; empty where it does not say who."""
+    known = ~rows[column].str.lower().isin(tables.NOT_KNOWN)
+    tables.names(rows[known], column, path)
+    return list(rows[column].where(known, ""))
+
+
+def _once(path: Path, stems: "pd.Series") -> None:
+    twice = [stem for stem, n in Counter(stems).items() if n > 1]
+    if twice:
+        raise InputError(path, stems.name, f"stands more than once: {_some(twice)} (rows "
+                         f"{list(stems.index[stems == twice[0]])[:3]})", "keep one row per image")
 
 
 def _read_mhist(folder: Path) -> list[LabelledImage]:
     needed = ("Image Name", "Majority Vote Label")
     path, rows = _find_table(folder, needed)
     return _join(folder, path, rows, *needed, patient=None, extra={
-        column: name for column, name in _MHIST.items() if column in rows[0]})
+        column: name for column, name in _MHIST.items() if column in rows})
 
 
 def _read_glas(folder: Path) -> list[LabelledImage]:
     needed = ("image", "patient_id", "label")
     path, rows = _find_table(folder, needed)
     return _join(folder, path, rows, "image", "label", patient="patient_id", extra={
-        column: column for column in rows[0] if column not in needed})
+        column: column for column in rows if column not in needed})
 
 
-def _join(folder: Path, table: Path, rows: list[dict[str, str]], name: str, label: str,
+def _join(folder: Path, table: Path, rows: "pd.DataFrame", name: str, label: str,
           patient: str | None, extra: dict[str, str]) -> list[LabelledImage]:
     """Bring the rows of a table and the images below a folder together, one to one."""
-    given = [_stem(row[name]) for row in rows]
-    twice = [stem for stem, n in Counter(given).items() if n > 1]
-    if twice:
-        raise InputError(table, name, f"stands more than once: {_some(twice)}",
-                         "keep one row per image")
+    given = tables.names(rows, name, table, none=tables.NO_NAME).map(_stem)
+    _once(table, given)
     found = _find_images(folder)
     paths = {path.stem: path for path in found}
     if len(paths) < len(found):
@@ -186,10 +244,10 @@ def _join(folder: Path, table: Path, rows: list[dict[str, str]], name: str, labe
         raise InputError(folder, "images", f"share a name: {_some(doubled)}",
                          "keep one file per image")
     _same(table, set(given), set(paths))
-    return [LabelledImage(stem, paths[stem], row[label],
-                          row[patient] if patient is not None else "",
+    patients = [""] * len(rows) if patient is None else _named(table, rows, patient)
+    return [LabelledImage(stem, paths[stem], row[label], who,
                           {new: row[old] for old, new in extra.items()})
-            for stem, row in zip(given, rows, strict=True)]
+            for stem, who, row in zip(given, patients, rows.to_dict("records"), strict=True)]
 
 
 def _same(table: Path, labelled: set[str], imaged: set[str]) -> None:
@@ -208,39 +266,60 @@ def _same(table: Path, labelled: set[str], imaged: set[str]) -> None:
 
 def _find_images(folder: Path) -> list[Path]:
     """Image files below a folder, through links, sorted; hidden files are none."""
-    found = [Path(place) / name for place, _, names in os.walk(folder, followlinks=True)
-             for name in names if not name.startswith(".")]
-    return sorted(path for path in found if path.suffix.lower() in IMAGES)
+    found = []
+    for place, below, names in os.walk(folder, followlinks=True, onerror=_unreadable):
+        here = os.path.realpath(place)
+        below[:] = [name for name in below if not name.startswith(".")]
+        for name in below:
+            path = Path(place) / name
+            if path.is_symlink() and f"{here}/".startswith(f"{os.path.realpath(path)}/"):
+                raise InputError(path, "folder", "is a link to a folder that holds it",
+                                 "take the link out")
+        for name in names:
+            path = Path(place) / name
+            if name.startswith("."):
+                continue
+            # A class folder behind a broken link looks like a file without an ending.
+            if path.is_symlink() and not path.exists():
+                raise InputError(path, "file", "is a link to nothing", "mend the link")
+            if path.suffix.lower() in IMAGES:
+                check_file(path)
+                found.append(path)
+    return sorted(found)
 
 
-def _find_table(folder: Path, columns: Sequence[str]) -> tuple[Path, list[dict[str, str]]]:
+def _unreadable(error: OSError) -> None:
+    raise InputError(error.filename, "folder", f"cannot be read ({error.strerror})",
+                     "make it readable") from error
+
+
+def _find_table(folder: Path, columns: Sequence[str]) -> "tuple[Path, pd.DataFrame]":
     """The one csv in or just below a folder that has `columns`."""
-    candidates = sorted([*folder.glob("*.csv"), *folder.glob("*/*.csv")])
-    fitting = []
+    candidates = sorted(path for pattern in ("*.csv", "*/*.csv") for path in folder.glob(pattern)
+                        if not any(part.startswith(".") for part in
+                                   path.relative_to(folder).parts))
+    read, broken = {}, []
     for path in candidates:
-        with open(path, newline="", encoding="utf-8-sig") as stream:
-            if set(columns) <= set(next(csv.reader(stream), [])):
-                fitting.append(path)
+        try:
+            read[path] = tables.read_table(path, any_row=True)
+        except InputError as error:
+            broken.append(error)
+    fitting = {path: table for path, table in read.items() if set(columns) <= set(table.columns)}
+    if not fitting and broken:
+        raise broken[0]
+    if not fitting and len(read) == 1:  # the only one: its columns may be misspelt
+        [(path, table)] = read.items()
+        if any(name.casefold() in map(str.casefold, table.columns) for name in columns):
+            tables.check_columns(path, list(table.columns), columns)
     if len(fitting) != 1:
         problem = (f"are two: {[path.name for path in fitting]}" if fitting else
                    f"is not there: no csv has the columns {list(columns)}; "
                    f"seen {[path.name for path in candidates]}")
         raise InputError(folder, "table of labels", problem, "keep the one csv that labels images")
-    return fitting[0], _read_csv(fitting[0], columns)
-
-
-def _read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    with open(path, newline="", encoding="utf-8-sig") as stream:
-        reader = csv.DictReader(stream)
-        missing = [column for column in columns if column not in (reader.fieldnames or [])]
-        if missing:
-            raise InputError(path, "columns", f"lack {missing}; has {reader.fieldnames}",
-                             "add or rename the columns")
-        rows = [{key: (value or "").strip() for key, value in row.items() if key is not None}
-                for row in reader]
-    if not rows:
+    [(path, table)] = fitting.items()
+    if len(table) == 0:
         raise InputError(path, "rows", "are none", "give one row per image")
-    return rows
+    return path, table
 
 
 def _stem(name: str) -> str:

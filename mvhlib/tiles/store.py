@@ -20,11 +20,11 @@ are finite and above 0, and those that a file states twice agree. Anything else 
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -41,6 +41,12 @@ from mvhlib.artifacts import (
 )
 from mvhlib.tiles.cut import Tiles
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: Columns of ``tiles/manifest.csv``, see `manifest_row`.
+MANIFEST_COLUMNS = ("section", "n_tiles", "tile_px", "tile_um", "mpp", "source_mpp", "padded_max",
+                    "sha256")
 
 def write_tiles(path: str | os.PathLike, tiles: Tiles, barcodes: Sequence[str] | None = None,
                 key: str = "") -> None:
@@ -190,7 +196,7 @@ def manifest_row(path: str | os.PathLike) -> dict[str, Any]:
                 "sha256": read_attr(path, "key") or sha256_file(path)}
 
 
-def read_manifest(folder: str | os.PathLike) -> Any:
+def read_manifest(folder: str | os.PathLike) -> "pd.DataFrame":
     """Read ``tiles/manifest.csv`` and compare every row with its tile file.
 
     Returns
@@ -204,8 +210,8 @@ def read_manifest(folder: str | os.PathLike) -> Any:
         If a section stands twice, its file is missing or cannot be read, or the two disagree.
     """
     path = Path(folder) / "manifest.csv"
-    frame = read_csv(path, ("section", "n_tiles", "tile_px", "tile_um", "mpp", "source_mpp",
-                            "sha256"), dtype={"section": str, "sha256": str})
+    frame = read_csv(path, MANIFEST_COLUMNS[:-2] + MANIFEST_COLUMNS[-1:],
+                     dtype={"section": str, "sha256": str})
     twice = frame["section"][frame["section"].duplicated()].tolist()
     if twice:
         raise InputError(path, "section", f"{twice[0]!r} stands more than once",
@@ -220,6 +226,26 @@ def read_manifest(folder: str | os.PathLike) -> Any:
                 raise InputError(path, name, f"of section {row['section']} is {row[name]}, its "
                                  f"file says {found[name]}", "run 02_tiles again")
     return frame
+
+
+def manifest(folder: str | os.PathLike, names: Iterable[str]) -> "pd.DataFrame":
+    """``tiles/manifest.csv``: `manifest_row` of every name; no row, but the columns, for none."""
+    import pandas as pd
+
+    rows = [manifest_row(Path(folder) / f"{name}.h5") for name in names]
+    return pd.DataFrame(rows, columns=list(MANIFEST_COLUMNS))
+
+
+def pictures(folder: str | os.PathLike, names: Iterable[str], tiles: Iterable[int]
+             ) -> np.ndarray | None:
+    """Pixels of single tiles, `(n, S, S, 3)`: of file ``<name>.h5`` each the tile of that number.
+
+    None where a file is not there: features may come without tiles.
+    """
+    wanted = [(Path(folder) / f"{name}.h5", tile) for name, tile in zip(names, tiles, strict=True)]
+    if not all(path.exists() for path, _ in wanted):
+        return None
+    return np.stack([read_tiles(path).img[tile] for path, tile in wanted])
 
 
 def _scale(path: Any, stream: Any, img: Any, side: int, tile_um: float | None

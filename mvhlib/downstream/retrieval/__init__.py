@@ -38,6 +38,7 @@ from mvhlib.downstream.retrieval.classes import (
     retrieve,
 )
 from mvhlib.downstream.retrieval.figures import (
+    LEAST_UMAP,
     draw_hits,
     draw_map,
     hits,
@@ -57,11 +58,12 @@ from mvhlib.downstream.retrieval.modal import (
     relative_rank,
     similarity,
 )
-from mvhlib.downstream.retrieval.summary import SUMMARY_COLUMNS, compare, summarise
+from mvhlib.downstream.retrieval.summary import SUMMARY_COLUMNS, compare, compare_all, summarise
 
-__all__ = ["CLASSIFIERS", "DIRECTIONS", "SPLITS", "SUMMARY_COLUMNS", "VALUE_COLUMNS",
+__all__ = ["CLASSIFIERS", "DIRECTIONS", "LEAST_UMAP", "SPLITS", "SUMMARY_COLUMNS", "VALUE_COLUMNS",
            "CanonicalRidge", "Fold", "Pairs", "Prototypes", "RidgeMatch", "accuracy_at_k",
            "average_precision", "chance_accuracy", "chance_average_precision", "compare",
-           "cross_modal", "draw_hits", "draw_map", "folds", "hits", "image_rows", "keep_classes",
-           "match_scores", "median_fold", "pair_ranks", "precision_at_k", "ranked", "read_pairs",
-           "relative_rank", "retrieve", "similarity", "summarise", "tile_images", "umap"]
+           "compare_all", "cross_modal", "draw_hits", "draw_map", "folds", "hits", "image_rows",
+           "keep_classes", "match_scores", "median_fold", "pair_ranks", "precision_at_k", "ranked",
+           "read_pairs", "relative_rank", "retrieve", "similarity", "summarise", "tile_images",
+           "umap"]

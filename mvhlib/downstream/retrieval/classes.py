@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator, ClassifierMixin
 
+from mvhlib import standardise
 from mvhlib.artifacts import InputError
 from mvhlib.expression.site import Rows
 
@@ -43,8 +44,8 @@ def image_rows(features: "Mapping[str, Features]", labels: pd.DataFrame,
     Raises
     ------
     InputError
-        On missing columns, images that are named twice or belong to nobody, labels that miss
-        images, and images that miss labels.
+        On missing columns, images that are named twice, or belong to nobody where others do,
+        labels that miss images, and images that miss labels.
     """
     where = "labels.csv"
     missing = [name for name in ("image", "patient", label) if name not in labels.columns]
@@ -56,6 +57,8 @@ def image_rows(features: "Mapping[str, Features]", labels: pd.DataFrame,
         raise InputError(where, "image", f"{names[names.duplicated()].iloc[0]!r} stands twice",
                          "give every image one row")
     for column in ("patient", label):
+        if column == "patient" and labels[column].isna().all():
+            continue  # nobody says whose the images are: nothing of theirs can be held out
         if labels[column].isna().any():
             raise InputError(where, column, f"is empty for {names[labels[column].isna()].iloc[0]}",
                              "fill it, or take the image out")
@@ -69,7 +72,8 @@ def image_rows(features: "Mapping[str, Features]", labels: pd.DataFrame,
     X = np.stack([features[name].features.mean(axis=0, dtype=np.float64) for name in names])
     about = pd.DataFrame({
         "section": names.to_numpy(), "study": labels.get("study", "one"),
-        "patient": labels["patient"].astype(str), "label": labels[label].astype(str)})
+        "patient": labels["patient"].astype(str).where(labels["patient"].notna()),
+        "label": labels[label].astype(str)})
     return Rows(X, about.set_index(names.to_numpy()))
 
 
@@ -188,10 +192,9 @@ class Prototypes(ClassifierMixin, BaseEstimator):
                              "give one row per label, and at least one")
         if not np.isfinite(X).all():
             raise InputError("Prototypes", "X", "holds NaN or infinity", "embed the tiles again")
-        self.mean_ = X.mean(axis=0)
-        spread = X.std(axis=0) if self.scale else np.ones(X.shape[1])
-        varies = spread > 1e-12 * np.maximum(np.abs(X).max(axis=0), 1e-300)
-        self.spread_ = np.where(varies, spread, np.inf)
+        scale = standardise.fit(X)
+        self.mean_ = scale.mean
+        self.spread_ = scale.spread if self.scale else np.where(scale.varies, 1.0, np.inf)
         self.classes_, code = np.unique(y, return_inverse=True)
         z = self.transform(X)
         self.prototypes_ = np.stack([z[code == k].mean(axis=0) for k in range(len(self.classes_))])

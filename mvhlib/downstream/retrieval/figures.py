@@ -143,6 +143,10 @@ def draw_map(adata: "AnnData", rows: Rows, fold: Fold, axes: Sequence["Axes"]) -
                          "nearest": nearest})
 
 
+#: Points that a UMAP needs; its layout cannot begin from fewer.
+LEAST_UMAP = 10
+
+
 def umap(rows: Rows, seed: int = 0, max_rows: int = 2000) -> pd.DataFrame:
     """Two dimensions in which tiles that are neighbours by cosine stay neighbours.
 

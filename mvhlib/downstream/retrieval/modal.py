@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator
 
+from mvhlib import spots, standardise
 from mvhlib.artifacts import InputError
 from mvhlib.downstream.retrieval.classes import VALUE_COLUMNS, unit_length
 
@@ -38,22 +39,20 @@ def read_pairs(sections: Iterable[Any], features: "Mapping[str, Features]",
     """
     from mvhlib.cohort.genes import normalize
     from mvhlib.expression.scores import dense
-    from mvhlib.features import align
 
     found = {}
     for section in sections:
         if section.name not in features:
             continue
         adata, given = section.adata, features[section.name]
-        known = set(given.barcodes)
-        spots = [name for name in adata.obs_names if name in known]
-        counts = adata[spots].layers["counts"]
+        kept, values = spots.join(section.name, adata.obs_names, given)
+        counts = adata[kept].layers["counts"]
         library = np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()
         columns = adata.var_names.get_indexer(list(genes))
         if (columns < 0).any():
             raise InputError(section.name, "genes", f"lack {genes[int(np.argmin(columns))]!r}",
                              "choose genes that all sections have")
-        found[section.name] = Pairs(section.study, section.patient, align(given, spots),
+        found[section.name] = Pairs(section.study, section.patient, values,
                                     dense(normalize(counts[:, columns], library=library)))
     return found
 
@@ -70,8 +69,7 @@ class RidgeMatch(BaseEstimator):
         """Fit on training spots; `groups` are left out together by inner folds."""
         from mvhlib.expression.ridge import RidgeProbe
 
-        spread = Y.std(axis=0, dtype=np.float64)
-        self.inverse_ = np.divide(1.0, spread, out=np.zeros_like(spread), where=spread > 0)
+        self.inverse_ = standardise.fit(Y).inverse
         self.probe_ = RidgeProbe().fit(X, Y, groups=groups, sections=sections)
         return self
 
@@ -165,11 +163,10 @@ class CanonicalRidge(BaseEstimator):
         """Means, inverse spreads, and the three correlation matrices."""
         means, inverses, z = [], [], []
         for values in (X, Y):
-            mean, spread = values.mean(axis=0), values.std(axis=0)
-            varies = spread > 1e-12 * np.maximum(np.abs(values).max(axis=0), 1e-300)
-            means.append(mean)
-            inverses.append(np.divide(1.0, spread, out=np.zeros_like(spread), where=varies))
-            z.append((values - mean) * inverses[-1])
+            scale = standardise.fit(values)
+            means.append(scale.mean)
+            inverses.append(scale.inverse)
+            z.append((values - scale.mean) * scale.inverse)
         n = len(X)
         return means, inverses, z[0].T @ z[0] / n, z[1].T @ z[1] / n, z[0].T @ z[1] / n
 

@@ -1,5 +1,6 @@
 """Means over classes, then units, with intervals; paired differences of encoders or splits."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -7,6 +8,7 @@ import pandas as pd
 
 from mvhlib import statistics
 from mvhlib.artifacts import InputError
+from mvhlib.downstream.retrieval.classes import CLASSIFIERS
 
 SUMMARY_COLUMNS = ("dataset", "encoder", "classifier", "split", "metric", "unit", "n_units",
                    "mean", "ci_low", "ci_high")
@@ -53,6 +55,38 @@ def summarise(values: pd.DataFrame, dataset: str, unit: str = "patient") -> pd.D
     table[["ci_low", "ci_high"]] = table[["ci_low", "ci_high"]].clip(0, 1)
     return pd.concat([table[~is_chance], table[is_chance].drop_duplicates(keys)],
                      ignore_index=True)
+
+
+def compare_all(values: pd.DataFrame, encoders: Sequence[str], splits: Sequence[str], *,
+                unit: str = "patient", seed: int = 0) -> pd.DataFrame:
+    """Acc@1 of every way to search: encoders against the first, and splits against the first.
+
+    Encoders are compared in the last of `splits`; all comparisons are corrected together. What has
+    no values is left out; no row, but the columns, where nothing is left.
+
+    Returns
+    -------
+    DataFrame
+        Columns of `compare`, then ``of`` (the encoder whose splits are compared), ``classifier``,
+        ``p_wilcoxon_holm`` and ``p_permutation_holm`` over all rows.
+    """
+    tests = []
+    for name in [each for each in dict.fromkeys(values["classifier"]) if each in CLASSIFIERS]:
+        part = values[(values["classifier"] == name) & (values["metric"] == "acc@1")]
+        same = {"classifier": name, "metric": "acc@1", "unit": unit, "seed": seed}
+        found = []
+        if ((part["encoder"] == encoders[0]) & (part["split"] == splits[-1])).any():
+            found.append(compare(values, "encoder", encoders[0], split=splits[-1], **same))
+        found += [compare(values, "split", splits[0], encoder=e, **same).assign(of=e)
+                  for e in encoders
+                  if ((part["encoder"] == e) & (part["split"] == splits[0])).any()]
+        if found:
+            tests.append(pd.concat(found).assign(classifier=name))
+    table = (pd.concat(tests, ignore_index=True) if tests
+             else statistics.compare({}).assign(of="", classifier=""))
+    for test in ("p_wilcoxon", "p_permutation"):
+        table[f"{test}_holm"] = statistics.holm(table[test])
+    return table
 
 
 def compare(values: pd.DataFrame, by: str, baseline: str, *, unit: str = "patient", seed: int = 0,

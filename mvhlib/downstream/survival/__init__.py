@@ -43,9 +43,11 @@ from mvhlib.downstream.survival.inference import (
     added_value,
     calibration,
     calibration_slope,
+    clinical_ratios,
     differences,
     hazard_ratios,
     likelihood_ratio,
+    logrank_of,
     patient_interval,
     proportional_hazards,
     select,
@@ -63,8 +65,8 @@ from mvhlib.downstream.survival.scores import (
 
 __all__ = ["METRICS", "PENALTIES", "SUMMARY", "Censoring", "Evaluation", "Model",
            "PartialLikelihood", "RidgeCox", "added_value", "brier_scores", "calibration",
-           "calibration_slope", "differences", "evaluate", "harrell_c", "hazard_ratios",
-           "integrated_brier", "kaplan_meier_at", "likelihood_ratio", "patient_interval",
-           "permute_outcomes", "permuted_scores", "plot_calibration", "plot_hazard_ratios",
-           "plot_kaplan_meier", "proportional_hazards", "select", "stratified_logrank", "summarise",
-           "uno_c"]
+           "calibration_slope", "clinical_ratios", "differences", "evaluate", "harrell_c",
+           "hazard_ratios", "integrated_brier", "kaplan_meier_at", "likelihood_ratio", "logrank_of",
+           "patient_interval", "permute_outcomes", "permuted_scores", "plot_calibration",
+           "plot_hazard_ratios", "plot_kaplan_meier", "proportional_hazards", "select",
+           "stratified_logrank", "summarise", "uno_c"]

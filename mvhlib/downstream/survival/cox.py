@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator
 
-from mvhlib.artifacts import InputError
+from mvhlib import standardise
+from mvhlib.artifacts import InputError, TooFew
 from mvhlib.cohort.clinical import grouped_folds
 
 #: Ridge penalties that are tried, per patient and unit of the largest principal component.
@@ -34,11 +35,11 @@ class _Design:
 
         design = cls()
         if covariates is not None:
-            spread = covariates.std(axis=0)
-            if (spread < 1e-9).any():
-                raise InputError("cox", "covariates", f"column {int(spread.argmin())} does not "
-                                 "vary among the training patients", "leave it out")
-            design.covariates = covariates.mean(axis=0), spread
+            scale = standardise.fit(covariates)
+            if not scale.varies.all():
+                raise TooFew("cox", "covariates", f"column {int(scale.varies.argmin())} does "
+                             "not vary among the training patients", "leave it out")
+            design.covariates = scale.mean, scale.spread
         if image is not None:
             largest = min(n_components, len(image) - 1, image.shape[1])
             fitted = PCA(largest, svd_solver="full").fit(image)
@@ -46,7 +47,7 @@ class _Design:
             # a component a hundred times smaller would be shrunk to nothing, and stall Newton
             keep = deviation > 0.01 * deviation[0]
             if deviation[0] < 1e-12:
-                raise InputError("cox", "image", "does not vary among the training patients",
+                raise TooFew("cox", "image", "does not vary among the training patients",
                                  "look at the embedding")
             design.components = fitted.mean_, fitted.components_[keep]
             design.deviation = deviation[keep]
@@ -188,7 +189,7 @@ def _fit_cox(columns: np.ndarray, time: np.ndarray, event: np.ndarray, ridge: np
             warnings.simplefilter("error", ConvergenceWarning)
             return CoxPHFitter(penalizer=ridge).fit(frame, "time", "event")
     except (ConvergenceError, ConvergenceWarning) as error:
-        raise InputError("cox", "columns", f"do not converge: {str(error).splitlines()[0]}",
+        raise TooFew("cox", "columns", f"do not converge: {str(error).splitlines()[0]}",
                          SEPARATES) from error
 
 
@@ -268,4 +269,4 @@ class PartialLikelihood:
                     break
             beta = beta + step / 2**halving
             value, gradient, hessian = trial
-        raise InputError("cox", "columns", "do not converge", SEPARATES)
+        raise TooFew("cox", "columns", "do not converge", SEPARATES)

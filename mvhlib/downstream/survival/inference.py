@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from mvhlib import statistics
-from mvhlib.artifacts import InputError
+from mvhlib import standardise, statistics
+from mvhlib.artifacts import InputError, TooFew
 from mvhlib.downstream.survival.cox import SEPARATES
 from mvhlib.downstream.survival.evaluation import Evaluation
 from mvhlib.downstream.survival.scores import comparable_pairs, higher_risk, kaplan_meier_at
@@ -198,7 +198,7 @@ def hazard_ratios(values: pd.DataFrame, table: pd.DataFrame, *, adjust: Sequence
     rows = []
     for name in values:
         column = values[name].to_numpy(float)
-        if column.std() < 1e-12:
+        if not standardise.fit(column[:, None]).varies[0]:
             rows.append((name, np.nan, np.nan, np.nan, np.nan))
             continue
         frame = table.assign(**{"value_": (column - column.mean()) / column.std()})
@@ -246,7 +246,7 @@ def _plain_cox(frame: pd.DataFrame, columns: Sequence[str], strata: str | None):
         return CoxPHFitter().fit(chosen, "time_months", "event",
                                  strata=[strata] if strata else None)
     except ConvergenceError as error:
-        raise InputError("cox", "columns", f"{list(columns)} do not converge",
+        raise TooFew("cox", "columns", f"{list(columns)} do not converge",
                          SEPARATES) from error
 
 
@@ -264,23 +264,52 @@ def stratified_logrank(time: np.ndarray, event: np.ndarray, high: np.ndarray,
     InputError
         If no stratum has patients of both groups at risk at an event.
     """
+    from statsmodels.duration.survfunc import survdiff
+
     time, event, high = np.asarray(time, float), np.asarray(event, int), np.asarray(high, bool)
-    strata = np.zeros(len(time)) if strata is None else np.asarray(strata)
-    excess = variance = 0.0
-    for stratum in pd.unique(strata):
-        own = strata == stratum
-        t, d, g = time[own], event[own], high[own]
-        for moment in np.unique(t[d == 1]):
-            at_risk, dies = t >= moment, (t == moment) & (d == 1)
-            n, m, deaths = at_risk.sum(), (at_risk & g).sum(), dies.sum()
-            excess += (dies & g).sum() - deaths * m / n
-            if n > 1:
-                variance += deaths * (m / n) * (1 - m / n) * (n - deaths) / (n - 1)
-    if variance <= 0:
-        raise InputError("log-rank", "groups", "are never at risk together",
+    strata = np.zeros(len(time), dtype=int) if strata is None else np.asarray(strata)
+    together = any((high[rows] & (time[rows] >= moment)).any()
+                   and (~high[rows] & (time[rows] >= moment)).any()
+                   for stratum in pd.unique(strata) for rows in [strata == stratum]
+                   for moment in time[rows & (event == 1)])
+    if not together:
+        raise TooFew("log-rank", "groups", "are never at risk together",
                          "look at the cut: one group may be empty")
-    chi2 = excess**2 / variance
-    return {"chi2": float(chi2), "df": 1, "p": float(stats.chi2.sf(chi2, 1))}
+    chi2, p = survdiff(time, event, high.astype(int), strata=strata)
+    return {"chi2": float(chi2), "df": 1, "p": float(p)}
+
+
+def logrank_of(risks: pd.DataFrame) -> dict[str, float]:
+    """`stratified_logrank` of one model's risk groups; p is NaN where they cannot be compared."""
+    try:
+        return stratified_logrank(risks["time_months"], risks["event"], risks["high_risk"],
+                                  risks["fold"])
+    except TooFew:
+        return {"chi2": float("nan"), "df": 1, "p": float("nan")}
+
+
+def clinical_ratios(table: pd.DataFrame, covariates: Sequence[str], *, strata: str | None = None
+                    ) -> tuple[pd.DataFrame, dict[str, float]]:
+    """Hazard ratios of the clinical columns with the test of proportional hazards.
+
+    Parameters
+    ----------
+    covariates
+        The stage last.
+    strata
+        Column with a baseline hazard of its own for each value.
+
+    Returns
+    -------
+    DataFrame, dict
+        `hazard_ratios` with p_proportional and p_proportional_holm; and the likelihood ratio of
+        all columns on top of the last one.
+    """
+    ratios = hazard_ratios(table[list(covariates)], table, strata=strata)
+    shape = proportional_hazards(table, covariates, strata=strata)
+    test = likelihood_ratio(table, covariates[-1:], covariates, strata=strata)
+    return ratios.assign(p_proportional=shape["p"].to_numpy(),
+                         p_proportional_holm=shape["p_holm"].to_numpy()), test
 
 
 def calibration(risks: pd.DataFrame, horizon: float) -> pd.DataFrame:

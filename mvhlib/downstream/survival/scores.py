@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from mvhlib.artifacts import InputError
+from mvhlib.artifacts import TooFew
 
 
 def comparable_pairs(time: np.ndarray, event: np.ndarray) -> np.ndarray:
@@ -27,9 +27,12 @@ def harrell_c(time: np.ndarray, event: np.ndarray, risk: np.ndarray) -> float:
 
     NaN where no pair is comparable. It depends on how patients were censored; see `uno_c`.
     """
+    from lifelines.utils import concordance_index
+
     time, event, risk = (np.asarray(values, float) for values in (time, event, risk))
-    pairs = comparable_pairs(time, event)
-    return float((pairs * higher_risk(risk)).sum() / pairs.sum()) if pairs.any() else float("nan")
+    if not comparable_pairs(time, event).any():
+        return float("nan")
+    return float(concordance_index(time, -risk, event))
 
 
 @dataclass
@@ -89,7 +92,7 @@ def uno_c(time: np.ndarray, event: np.ndarray, risk: np.ndarray, censoring: Cens
     counts = (event == 1) & (time < tau)
     remain = censoring.before(time)
     if (remain[counts] <= 0).any():
-        raise InputError("survival", "tau", f"{tau:g} lies beyond the follow-up of the training "
+        raise TooFew("survival", "tau", f"{tau:g} lies beyond the follow-up of the training "
                          "patients", "use a shorter horizon")
     weight = np.where(counts, 1.0 / np.maximum(remain, 1e-300) ** 2, 0.0)
     pairs = comparable_pairs(time, event) * weight[:, None]
@@ -117,7 +120,7 @@ def brier_scores(time: np.ndarray, event: np.ndarray, survival: np.ndarray, time
     times, survival = np.asarray(times, float), np.asarray(survival, float)
     remain = censoring.at(times)  # (m,)
     if remain[-1] <= 0:
-        raise InputError("survival", "horizon", f"{times[-1]:g} lies beyond the follow-up of the "
+        raise TooFew("survival", "horizon", f"{times[-1]:g} lies beyond the follow-up of the "
                          "training patients", "use a shorter horizon")
     died = (time[:, None] <= times) & (event[:, None] == 1)  # (n, m)
     lives = time[:, None] > times

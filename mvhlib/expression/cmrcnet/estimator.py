@@ -14,7 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from mvhlib import neighbours
-from mvhlib.artifacts import InputError, atomic, remove_tree, sha256_of, write_json
+from mvhlib.artifacts import (
+    InputError,
+    atomic,
+    read_json,
+    reading,
+    remove_tree,
+    sha256_of,
+    write_json,
+)
 from mvhlib.encoders import PatchEncoder, names_of, seen
 from mvhlib.expression.cmrcnet.fitted import Fitted
 from mvhlib.expression.cmrcnet.network import FrozenTokens, Network, TileTokens, embed_rows
@@ -245,15 +253,15 @@ def _write_finished(folder: Path, network: nn.Module, report: Fit) -> None:
 
 
 def _read_finished(folder: Path, network: nn.Module) -> Fit | None:
-    import json
-
     from safetensors.torch import load_model
 
-    if not (folder / "fit.json").is_file():
+    path = folder / "fit.json"
+    if not path.is_file():
         return None
-    load_model(network, str(folder / "model.safetensors"))
-    network.eval()
-    return Fit(**json.loads((folder / "fit.json").read_text(encoding="utf-8")))
+    with reading(folder, "model", "is no finished fit", "delete this folder and run it again"):
+        load_model(network, str(folder / "model.safetensors"))
+        network.eval()
+        return Fit(**read_json(path))
 
 
 def bleep(encoder: PatchEncoder | None = None, *, settings: Settings | None = None,

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mvhlib import encoders
+from mvhlib import encoders, spots
 from mvhlib.artifacts import InputError
 from mvhlib.encoders import PatchEncoder, model_tokens, pool_tokens
 from mvhlib.expression.cmrcnet.network import EMBED_BATCH
-from mvhlib.features import Features, align, read_folder
+from mvhlib.features import Features, read_folder
 from mvhlib.tiles.store import read_tiles
 
 if TYPE_CHECKING:
@@ -155,9 +155,8 @@ def paired(section: "Section", features: Features, genes: Sequence[str]
 
     For what is asked of a trained model about a section whose expression is known; see `table`.
     """
-    known = set(features.barcodes)
-    names = [name for name in section.adata.obs_names if name in known]
-    return align(features, names), table(section, genes, names)
+    kept, values = spots.join(section.name, section.adata.obs_names, features)
+    return values, table(section, genes, section.adata.obs_names[kept])
 
 
 def table(section: "Section", genes: Sequence[str], barcodes: Sequence[str] | None = None,

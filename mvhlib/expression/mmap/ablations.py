@@ -7,16 +7,10 @@ import numpy as np
 import pandas as pd
 
 from mvhlib import statistics
-from mvhlib.claims import JUDGED_COLUMNS, judge
+from mvhlib.statistics import JUDGED_COLUMNS, judge
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-
-def unit_scores(scores: pd.DataFrame, unit: str, by: str = "variant") -> pd.DataFrame:
-    """Mean correlation per unit (rows) and variant (columns): over genes, then over sections."""
-    sections = scores.groupby([by, unit, "section"], sort=False)["pcc"].mean()
-    return sections.groupby([by, unit], sort=False).mean().unstack(by)
 
 
 def against(scores: pd.DataFrame, reference: str, unit: str, by: str = "variant") -> pd.DataFrame:
@@ -36,16 +30,15 @@ def against(scores: pd.DataFrame, reference: str, unit: str, by: str = "variant"
         Columns variant, unit, n_units, mean, ci_low, ci_high, difference (variant - reference),
         diff_low, diff_high, p_permutation_holm, note; Student's t intervals over units.
     """
-    table = unit_scores(scores, unit, by)
+    table = statistics.unit_means(scores, unit, by=[by]).unstack(by)
     others = [name for name in table.columns if name != reference]
     tests = statistics.compare({name: (table[name], table[reference]) for name in others})
     tests = tests.set_index("comparison")
     rows = []
     for name in table.columns:
-        mean = statistics.t_interval(table[name])
-        row = {by: name, "unit": unit, "n_units": mean.n, "mean": mean.mean, "ci_low": mean.low,
-               "ci_high": mean.high, "difference": 0.0, "diff_low": 0.0, "diff_high": 0.0,
-               "p_permutation_holm": np.nan, "note": "reference"}
+        row = {by: name, **statistics.unit_row(table[name], unit), "difference": 0.0,
+               "diff_low": 0.0, "diff_high": 0.0, "p_permutation_holm": np.nan,
+               "note": "reference"}
         if name != reference:
             test = tests.loc[name]
             row |= {"difference": test["difference"], "diff_low": test["ci_low"],
@@ -68,9 +61,9 @@ def verdicts(scores: pd.DataFrame, claims: Mapping[str, tuple[str, str]], unit: 
     Returns
     -------
     DataFrame
-        Columns `mvhlib.claims.JUDGED_COLUMNS`; see `mvhlib.claims.judge`.
+        Columns `mvhlib.statistics.JUDGED_COLUMNS`; see `mvhlib.statistics.judge`.
     """
-    table = unit_scores(scores, unit, by)
+    table = statistics.unit_means(scores, unit, by=[by]).unstack(by)
     rows = [judge(table, words, better, worse, unit=unit)
             for words, (better, worse) in claims.items() if better in table and worse in table]
     return pd.DataFrame(rows, columns=list(JUDGED_COLUMNS))
