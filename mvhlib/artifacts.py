@@ -615,8 +615,10 @@ def _in_child(work: Callable[[], None]) -> int | None:
         return None
     if child == 0:
         try:
+            import faulthandler
             import resource
 
+            faulthandler.disable()  # it would write of a crash that is reported in one line
             silent = os.open(os.devnull, os.O_WRONLY)
             os.dup2(silent, 1)
             os.dup2(silent, 2)

@@ -822,7 +822,8 @@ def _weights_of_another(folder):
     lambda f: ((f / "model.safetensors").unlink(), (f / "model.safetensors").mkdir()),
 ], ids=["weights cut", "config cut", "config a list", "config empty", "weights gone",
         "config gone", "bit flipped", "preset edited", "provenance edited", "weights swapped",
-        "nested", "config not UTF-8", "arguments a number", "no hash", "link to nothing", "a folder"])
+        "nested", "config not UTF-8", "arguments a number", "no hash", "link to nothing",
+        "a folder"])
 def test_a_damaged_model_is_one_clear_error(damage, tmp_path):
     small_model().save_pretrained(tmp_path)
     damage(tmp_path)
