@@ -85,8 +85,8 @@ def test_what_is_no_file(tmp_path):
     cut = put(tmp_path, gzip.compress(PLAIN.encode(), mtime=0)[:-6], "cut.csv.gz")
     for read in (tables.read_table, artifacts.read_csv):
         refused(read, tmp_path / "folder.csv", "is a folder")
-        refused(read, tmp_path / "dangling.csv", "is a link to nothing")
-        refused(read, tmp_path / "loop.csv", "is a link to nothing")
+        refused(read, tmp_path / "dangling.csv", "which does not exist")
+        refused(read, tmp_path / "loop.csv", "runs in a circle")
         refused(read, tmp_path / "absent.csv", "does not exist")
     refused(tables.read_table, cut, "cannot be unpacked")
     refused(tables.read_table, put(tmp_path, PLAIN, "plain.csv.gz"), "is not packed")
