@@ -40,7 +40,7 @@ import pandas as pd
 from mvhlib import tables
 from mvhlib.artifacts import InputError, check_file, reading, safe_name
 from mvhlib.cohort import pseudospots
-from mvhlib.cohort.base import Cohort, ImageRef, Section
+from mvhlib.cohort.base import MPP_RANGE, Cohort, ImageRef, Section, check_inside, check_mpp
 from mvhlib.cohort.feature_matrix import GeneNames, open_packed, read_lines, read_matrix
 from mvhlib.tiles.slides import open_slide
 
@@ -60,12 +60,8 @@ SPOT_RANGE_UM = (50.0, 70.0)
 XENIUM_PX_UM = 0.2125
 #: How far a stated scale may be from the measured one, as a share of it.
 SCALE_TOLERANCE = 0.05
-#: Largest share of spots whose centre may lie outside the image.
-MAX_OUTSIDE = 0.05
 #: How far spots may be from the lattice fitted to them: root mean square, and the worst [µm].
 RMS_UM, WORST_UM = 15.0, 50.0
-#: Scales that a microscope can have [µm/px].
-MPP_RANGE = (0.01, 100.0)
 
 POSITION_COLUMNS = ("barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres",
                     "pxl_col_in_fullres")
@@ -328,11 +324,13 @@ def _table(samples: str | Path | pd.DataFrame) -> pd.DataFrame:
         if missing:
             raise InputError("samples", "columns", f"lacks {missing}", "add the columns")
         table = samples.astype(object).where(samples.notna(), "").map(
-            lambda cell: str(cell).strip())
+            lambda cell: str(cell).strip()).set_axis(range(1, len(samples) + 1))
         where: str | Path = "samples"
     else:
         where = samples
         table = tables.read_table(samples, columns)
+    for column in columns:
+        tables.names(table, column, where)
     if "mpp" in table:
         table["mpp"] = tables.numbers(table, "mpp", where, low=MPP_RANGE[0], high=MPP_RANGE[1],
                                       missing=True, unit="µm/px")
@@ -342,7 +340,8 @@ def _table(samples: str | Path | pd.DataFrame) -> pd.DataFrame:
 def _cohort(root: Path, outputs: dict[str, Path], samples, study, patient, image, mpp,
             make: Callable[[str, Path, Path, dict[str, Any]], Section]) -> Cohort:
     """Sections of the outputs, with what the samples table says of each."""
-    mpp = _option("mpp", mpp, low=MPP_RANGE[0], high=MPP_RANGE[1])
+    if mpp is not None:
+        check_mpp(mpp, "options")
     if samples is None:
         samples = _first(root, ("samples.csv",))
     if samples is None:
@@ -366,10 +365,6 @@ def _cohort(root: Path, outputs: dict[str, Path], samples, study, patient, image
     made, used = [], {}
     for row in table.to_dict("records"):
         row = {key: value for key, value in row.items() if value != "" and not pd.isna(value)}
-        for field in ("section", "study", "patient"):
-            if field not in row:
-                raise InputError(where, field, f"is empty for section {row.get('section', '?')}",
-                                 "fill it in")
         row.setdefault("specimen", row["patient"])
         for field in ("section", "study", "patient", "specimen"):
             row[field] = safe_name(row[field], where, field)
@@ -755,21 +750,6 @@ def _check_sizes(image: Path, scale: float, others: dict[str, Path],
                 "give the image that Space Ranger was given, not a reduced, turned or cropped one")
 
 
-def _check_inside(pixel: np.ndarray, ref: ImageRef | None, size: tuple[int, int] | None,
-                  where: Path) -> None:
-    """Refuse an image that many spots lie outside of."""
-    if ref is None or len(pixel) == 0:
-        return
-    x, y = pixel.T
-    outside = (x < 0) | (y < 0) | (x >= size[0]) | (y >= size[1])
-    if outside.mean() > MAX_OUTSIDE:
-        raise InputError(
-            where, "image", f"{int(outside.sum())} of {len(pixel)} spots lie outside {ref.path} of "
-            f"{size[0]} x {size[1]} px: they reach from ({x.min():.0f}, {y.min():.0f}) to "
-            f"({x.max():.0f}, {y.max():.0f})",
-            "give the image that the positions speak of, not a reduced, turned or cropped one")
-
-
 def _image_ref(image: Path, root: Path, stated: bool, mpp: float) -> tuple[ImageRef,
                                                                            tuple[int, int]]:
     """Record of an image; one outside the data directory keeps its absolute path."""
@@ -788,12 +768,13 @@ def _assemble(name: str, row: dict[str, Any], root: Path, source: str,
               pixel: np.ndarray | None = None) -> Section:
     """Make the section; spots at `pixel`, or those that `load` gives, must lie in the image."""
     ref, size = _image_ref(image, root, "mpp" in row, mpp) if image is not None else (None, None)
-    if pixel is not None:
-        _check_inside(pixel, ref, size, root)
+    if pixel is not None and len(pixel) and ref is not None:
+        check_inside(pixel, size, image)
 
     def checked() -> "AnnData":
         adata = load()
-        _check_inside(np.asarray(adata.obsm["spatial"]), ref, size, root)
+        if ref is not None:
+            check_inside(adata.obsm["spatial"], size, image)
         return adata
 
     return Section(name=name, study=row["study"], patient=row["patient"],

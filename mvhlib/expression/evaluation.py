@@ -640,6 +640,7 @@ def scored(folder: str | Path, protocol: str, method: str, encoder: str) -> tupl
     made = {(path.parent.parent.name, path.name) for path in there}
     if (protocol, encoder) in made:
         return protocol, encoder, ""
+    made = {each for each in made if each[0] not in ("transfer", "within")}  # those are 15's
     reasons = artifacts.read_csv(folder / "left_out.csv") if (
         folder / "left_out.csv").exists() else pd.DataFrame(columns=LEFT_OUT_COLUMNS)
     if not made:

@@ -170,7 +170,8 @@ def _judged(reader: Reader, folder: Path, whole: str | None, change: Change) -> 
     if change.neutral:
         return {"outcome": "escape" if "another file" in change.words else "believed",
                 "message": "other values than of the whole file"}
-    if reader.guarded and re.search(r"bit|bytes|fill|block|truncate", change.words.split(": ")[1]):
+    rotten = re.search(r"bit|bytes|fill|block|truncate", change.words.split(": ")[1])
+    if reader.guarded and rotten and "hashes made to fit" not in change.words:
         return {"outcome": "believed", "message": "rotten bytes give other values"}
     return {"outcome": "other"}
 
