@@ -1419,6 +1419,12 @@ def test_bins_in_the_right_scale_are_read(tmp_path):
     assert section.mpp == 0.5 and section.adata.n_obs == 6 * 4
     assert (section.adata.layers["counts"].toarray() == 25).all()
     refuses(lambda: cohort.read("visium_hd", tmp_path, mpp=1.0, spot_um=80.0), "mpp", "0.5")
+    # Folders of one output are one tissue, not a section each.
+    for um in (16, 80):
+        write_hd(tmp_path / "S" / "binned_outputs" / f"square_{um:03d}um", bin_um=16.0)
+    (tmp_path / "S" / "binned_outputs" / "square_080um" / "filtered_feature_bc_matrix.h5").unlink()
+    found = cohort.read("visium_hd", tmp_path / "S" / "binned_outputs", spot_um=80.0)
+    assert list(found.sections) == ["S"]
     for option in ({"spot_um": 0}, {"spot_um": float("nan")}, {"min_fill": 2},
                    {"spot_um": "100"}):
         refuses(lambda option=option: cohort.read("visium_hd", tmp_path, **option), *option)

@@ -148,14 +148,17 @@ def read_hd(path: str | Path, *, spot_um: float = 100.0, min_fill: float = 0.25,
     """
     spot_um = _option("spot_um", spot_um, above=0.0)
     min_fill = _option("min_fill", min_fill, low=0.0, high=1.0)
+    path = Path(path)
+    if path.name == "binned_outputs":  # its folders are one tissue at several bin sizes
+        path = path.parent
     outputs = {name: _bins(folder, spot_um)
-               for name, folder in _outputs(Path(path), _has_bins, "visium_hd").items()}
+               for name, folder in _outputs(path, _has_bins, "visium_hd").items()}
     names = _names(outputs)
 
     def make(name: str, folder: Path, root: Path, row: dict[str, Any]) -> Section:
         return _hd_section(name, folder, root, row, names, spot_um, min_fill)
 
-    return _cohort(Path(path), outputs, samples, study, patient, image, mpp, make)
+    return _cohort(path, outputs, samples, study, patient, image, mpp, make)
 
 
 def read_xenium(path: str | Path, *, spot_um: float = 100.0, min_counts: int = 10,
@@ -947,9 +950,11 @@ def _read_transcripts(path: Path, places: tuple[str, str], min_qv: float) -> tup
     if isinstance(table["feature_name"].iloc[0], bytes):
         with reading(path, "feature_name", fix=_TRUNCATED):
             table["feature_name"] = table["feature_name"].str.decode("utf-8")
-    blank = table["feature_name"].isna() | (table["feature_name"].astype(str).str.strip() == "")
-    if blank.any():
-        raise InputError(path, "feature_name", f"is blank in row {int(blank.argmax()) + 1}",
+    # Tens of millions of rows name a few thousand genes.
+    blank = [name for name in table["feature_name"].unique() if not _text(name)]
+    if blank:
+        at = table["feature_name"].isna() | table["feature_name"].isin(blank)
+        raise InputError(path, "feature_name", f"is blank in row {int(at.to_numpy().argmax()) + 1}",
                          "copy it again from its source")
     for name in (*places, *(["qv"] if "qv" in wanted else [])):
         values = pd.to_numeric(table[name], errors="coerce")
