@@ -1469,6 +1469,7 @@ def test_squares_of_points_that_are_nowhere(bad):
     ({"indices": lambda v: np.zeros_like(v)}, ["twice"]),
     ({"data": lambda v: v.astype(float) + 0.5}, ["fractional"]),
     ({"data": lambda v: -v}, ["negative"]),
+    ({"data": lambda v: v * 0}, ["are 0 in all"]),
     ({"data": lambda v: np.where(np.arange(len(v)) == 3, np.nan, v)}, ["NaN"]),
     ({"data": lambda v: v.astype("i8") + 2**32}, ["more than any spot"]),
     ({"data": lambda v: np.array([b"x"] * len(v))}, ["data"]),

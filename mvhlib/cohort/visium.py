@@ -579,6 +579,9 @@ def _place(adata: "AnnData", positions: pd.DataFrame, matrix: Path) -> "AnnData"
         log.warning("%s: %d of %d spots have no position and are dropped", matrix,
                     record["n_without_position"], adata.n_obs)
     adata = adata[on_tissue].copy()
+    if adata.layers["counts"].sum() == 0:
+        raise InputError(matrix, "counts", f"are 0 in all of {adata.n_obs} spots under tissue",
+                         "give the counts of this section, or leave it out")
     place = positions.loc[adata.obs_names]
     adata.obs["array_row"] = place["array_row"].to_numpy()
     adata.obs["array_col"] = place["array_col"].to_numpy()
