@@ -1480,6 +1480,7 @@ def test_squares_of_points_that_are_nowhere(bad):
     ({"features__id": lambda v: v[:-1]}, ["features/id"]),
     ({"features__id": lambda v: np.array([b"ENSG1"] * len(v))}, ["'B'", "ENSG1"]),
     ({"features__name": lambda v: np.array([b" ", *v[1:]])}, ["name", "blank"]),
+    ({"features__name": lambda v: np.array([b"a\nb", *v[1:]])}, ["name", "a\\nb"]),
     ({"features__feature_type": lambda v: np.array([b"Antibody Capture"] * len(v))},
      ["Gene Expression", "Antibody Capture"]),
 ])

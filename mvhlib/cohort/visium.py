@@ -333,7 +333,7 @@ def _table(samples: str | Path | pd.DataFrame) -> pd.DataFrame:
         where = samples
         table = tables.read_table(samples, columns)
     for column in columns:
-        tables.names(table, column, where)
+        tables.names(table, column, where, unique=column == "section")
     if "mpp" in table:
         table["mpp"] = tables.numbers(table, "mpp", where, low=MPP_RANGE[0], high=MPP_RANGE[1],
                                       missing=True, unit="µm/px")
@@ -413,9 +413,11 @@ def _read_positions(folder: Path) -> pd.DataFrame:
                          "output")
     table = table.reset_index(drop=True)
     barcode = table["barcode"].map(_text)
-    if (barcode == "").any():
-        raise InputError(path, "barcode", f"is blank in row {int((barcode == '').argmax()) + 1} "
-                         "of the spots", "give every spot its barcode")
+    odd = (barcode == "") | ~barcode.map(str.isprintable).astype(bool)
+    if odd.any():
+        raise InputError(path, "barcode", f"is {barcode[odd].iloc[0]!r} for spot "
+                         f"{int(odd.argmax()) + 1}: blank or no text",
+                         "give every spot its barcode")
     if barcode.duplicated().any():
         raise InputError(path, "barcode", "stands more than once, for example "
                          f"{list(barcode[barcode.duplicated()][:3])}", "keep one row per barcode")
@@ -954,11 +956,12 @@ def _read_transcripts(path: Path, places: tuple[str, str], min_qv: float) -> tup
         with reading(path, "feature_name", fix=_TRUNCATED):
             table["feature_name"] = table["feature_name"].str.decode("utf-8")
     # Tens of millions of rows name a few thousand genes.
-    blank = [name for name in table["feature_name"].unique() if not _text(name)]
-    if blank:
-        at = table["feature_name"].isna() | table["feature_name"].isin(blank)
-        raise InputError(path, "feature_name", f"is blank in row {int(at.to_numpy().argmax()) + 1}",
-                         "copy it again from its source")
+    odd = [name for name in table["feature_name"].unique()
+           if not _text(name) or not _text(name).isprintable()]
+    if odd:
+        at = (table["feature_name"].isna() | table["feature_name"].isin(odd)).to_numpy()
+        raise InputError(path, "feature_name", f"is {_text(odd[0])!r} in row {int(at.argmax()) + 1}"
+                         ", which is no name", "copy it again from its source")
     for name in (*places, *(["qv"] if "qv" in wanted else [])):
         values = pd.to_numeric(table[name], errors="coerce")
         # The largest slide is a few centimetres; a pixel index is no further than that.
