@@ -12,6 +12,7 @@ import glob
 import hashlib
 import json
 import math
+import mmap
 import os
 import re
 import shutil
@@ -145,6 +146,24 @@ def safe_path(path: Any, where: str | os.PathLike, field: str) -> str:
         raise InputError(where, field, f"is {text!r}, which holds {found[0]!r}",
                          "rename the folder, or make a link with a plain name to it")
     return text
+
+
+#: What a line of text cannot hold.
+_BREAKS = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]")
+
+
+def check_sayable(names: Iterable[Any], where: str | os.PathLike, field: str) -> None:
+    """Refuse barcodes, genes and the like that hold a line break or another control character.
+
+    Raises
+    ------
+    InputError
+        Names the first of them.
+    """
+    for number, name in enumerate(names, 1):
+        if _BREAKS.search(str(name)):
+            raise InputError(where, field, f"number {number} is {str(name)!r}, which holds a "
+                             "control character", "write names of letters, digits and signs")
 
 
 @contextlib.contextmanager
@@ -551,6 +570,7 @@ def h5_opened(path: str | os.PathLike) -> Iterator[Any]:
     path = check_file(path)
     if path.stat().st_size == 0:
         raise InputError(path, "file", "is empty", _MAKE_AGAIN)
+    _check_heaps(path)
     try:
         stream = h5py.File(path, "r")
     except (OSError, RuntimeError, ValueError) as error:
@@ -563,6 +583,34 @@ def h5_opened(path: str | os.PathLike) -> Iterator[Any]:
         with reading(path, fix=_MAKE_AGAIN):
             _check_links(path, stream)
         yield stream
+
+
+#: Larger files are not looked through for heaps [bytes]: theirs are pixels, and reading them twice
+#: would take as long as their use.
+_LARGEST_HEAPS = 2**28
+
+
+def _check_heaps(path: Path) -> None:
+    """Refuse a damaged collection of texts, over which HDF5 2.0 and before never come to an end.
+
+    A collection is ``GCOL``, version 1, its size, and objects of a number and a size each; the
+    object 0 is what is free. Where that has no size, the library takes no step forward.
+    """
+    if not 0 < path.stat().st_size <= _LARGEST_HEAPS:
+        return
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        start = data.find(b"GCOL\1\0\0\0")
+        while start >= 0:
+            size = int.from_bytes(data[start + 8:start + 16], "little")
+            end, place = min(start + size, len(data)), start + 16
+            while place + 16 <= end:
+                number = int.from_bytes(data[place:place + 2], "little")
+                length = int.from_bytes(data[place + 8:place + 16], "little")
+                step = length if number == 0 else 16 + -(-length // 8) * 8
+                if step == 0 or place + step > end:
+                    raise InputError(path, "file", f"is damaged at byte {place}", _MAKE_AGAIN)
+                place += step
+            start = data.find(b"GCOL\1\0\0\0", start + 8)
 
 
 def _check_links(path: Path, stream: Any) -> None:
@@ -705,10 +753,15 @@ def _check_size(where: str, label: str, node: Any) -> None:
     """Refuse a dataset that declares more than the file can hold, before memory is asked for."""
     declared = int(node.size) * node.dtype.itemsize
     stored = int(node.id.get_storage_size())
+    if stored > os.path.getsize(where):
+        raise InputError(where, label, f"takes {stored:,} bytes, more than the file has",
+                         _MAKE_AGAIN)
     if node.id.get_create_plist().get_layout() == 1:  # contiguous: its size is believed, not told
         offset = node.id.get_offset()
         end = os.path.getsize(where)
         stored = 0 if offset is None else max(0, min(stored, end - offset))
+        if offset is not None and node.dtype.kind == "O":
+            _check_lengths(where, label, offset, stored, end)
     if declared and node.chunks:
         declared = max(declared, math.prod(node.chunks) * node.dtype.itemsize)
     # A compressed dataset is believed up to what its filter can gain.
@@ -716,6 +769,20 @@ def _check_size(where: str, label: str, node: Any) -> None:
     if declared > stored * gain:
         raise InputError(where, label, f"declares {declared:,} bytes of shape {node.shape} and the "
                          f"file holds {stored:,} of them", _MAKE_AGAIN)
+
+
+def _check_lengths(where: str, label: str, offset: int, stored: int, end: int) -> None:
+    """Refuse texts that are said to be longer than the file, which HDF5 would make room for.
+
+    Each is kept as its length (4 bytes), the place of its collection (8) and its number there (4).
+    """
+    with open(where, "rb") as file:
+        file.seek(offset)
+        kept = file.read(stored - stored % 16)
+    lengths = np.frombuffer(kept, dtype="<u4").reshape(-1, 4)[:, 0]
+    if (lengths > end).any():
+        raise InputError(where, label, f"holds a text of {lengths.max():,} bytes, more than the "
+                         "file has", _MAKE_AGAIN)
 
 
 def _decoded(where: str, label: str, values: np.ndarray) -> np.ndarray:
@@ -736,7 +803,7 @@ def _decoded(where: str, label: str, values: np.ndarray) -> np.ndarray:
 
 
 def h5_attr(node: Any, name: str, *, kind: str = "number", above: float | None = None,
-            field: str = "") -> Any:
+            below: float | None = None, field: str = "") -> Any:
     """Read one attribute of an open h5 file, group or dataset after checking it.
 
     Parameters
@@ -747,8 +814,8 @@ def h5_attr(node: Any, name: str, *, kind: str = "number", above: float | None =
         The attribute.
     kind
         ``"number"``: one finite number (or its text); ``"text"``: UTF-8.
-    above
-        Bound that a number must pass, for instance 0 for a scale.
+    above, below
+        Bounds that a number must lie between, for instance 0 for a scale.
     field
         What an error calls it; the attribute's name where empty.
 
@@ -760,7 +827,7 @@ def h5_attr(node: Any, name: str, *, kind: str = "number", above: float | None =
     Raises
     ------
     InputError
-        If the attribute is of another kind, several values, not finite or not above the bound.
+        If the attribute is of another kind, several values, not finite or out of bounds.
     """
     where = os.fsdecode(node.file.filename)
     field = field or name
@@ -787,8 +854,10 @@ def h5_attr(node: Any, name: str, *, kind: str = "number", above: float | None =
                 raise InputError(where, field, f"is {value!r}, which is no number",
                                  "store a number, with a decimal point") from None
         if not isinstance(value, (int, float)) or not math.isfinite(value) or (
-                above is not None and not value > above):
+                above is not None and not value > above) or (
+                below is not None and not value < below):
             bound = "" if above is None else f" above {above:g}"
+            bound += "" if below is None else f" and below {below:g}"
             raise InputError(where, field, f"is {value!r}", f"store a finite number{bound}")
         return value
 

@@ -539,6 +539,9 @@ class Backbone(nn.Module):
             with torch.device("meta"):  # initial weights would be thrown away
                 model = cls(**(args | overrides))
             model.load_state_dict(tensors, assign=True)
+            kinds = {tensor.dtype for tensor in model.parameters()}
+            if len(kinds) > 1 or not next(iter(kinds)).is_floating_point:
+                raise TypeError(f"weights are of {sorted(map(str, kinds))}")
             model.architecture, model.preset = config["architecture"], config["preset"]
             model.pretrained_on = config["pretrained_on"]
         return model.eval()

@@ -41,6 +41,7 @@ from mvhlib.artifacts import (
     InputError,
     atomic,
     check_file,
+    check_sayable,
     h5_array,
     h5_reader,
     h5_sizes,
@@ -458,6 +459,7 @@ def check_counts(adata: "AnnData", where) -> None:
             raise InputError(where, field_name, f"is blank in {int(blank.sum())} of {len(index)} "
                              f"places, the first is number {int(blank.argmax()) + 1}",
                              "give every one its name")
+        check_sayable(index, where, field_name)
         if not index.is_unique:
             twice = list(index[index.duplicated()][:3])
             raise InputError(where, field_name, f"stands more than once, for example {twice}",
@@ -561,6 +563,7 @@ def read_section(path: str | Path, data: str | Path | None = None) -> Section:
 def _read_section(path: Path, data: str | Path | None) -> tuple[Section, tuple[int, int]]:
     """The section of a file, and how many spots and genes it has."""
     with h5_reader(path) as stream:
+        h5_sizes(stream)
         record = _read_record(path, stream)
         shape = tuple(_n_names(path, stream, axis) for axis in ("obs", "var"))
     ref, size = record.pop("image")
@@ -569,8 +572,6 @@ def _read_section(path: Path, data: str | Path | None) -> tuple[Section, tuple[i
     def load() -> "AnnData":
         import anndata
 
-        with h5_reader(path) as stream:
-            h5_sizes(stream)
         with reading(path, fix="it is probably truncated: delete it and run 01_cohort"):
             adata = anndata.read_h5ad(path)
         for name, matrix in (("X", adata.X), *adata.layers.items()):

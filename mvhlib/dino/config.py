@@ -204,7 +204,12 @@ def read_settings(path: str | os.PathLike | None = None,
     InputError
         On an unknown name, in `more` too, and on a wrong type.
     """
-    given = read_config(Config, path)
+    try:
+        given = read_config(Config, path)
+    except InputError as error:
+        if path is None or error.where != "pretrain":
+            raise
+        raise InputError(path, error.field, error.problem, error.fix) from error
     values = asdict(given) | {"more": {}}
     for name in given.more:
         read_config(Config, None, {name: given.more[name]})

@@ -615,10 +615,10 @@ def call_log(folder: Path) -> Found:
     from mvhlib.training import CsvLog, read_log
 
     found = read_log(folder / "log.csv")
-    CsvLog(folder / "log.csv", ["loss", "rank"]).cut(2)
+    CsvLog(folder / "log.csv", ["loss", "rank"]).cut(2)  # must not fail either
     steps = found.get("step", [])
     bad = [] if all(float(step).is_integer() and step >= 0 for step in steps) else ["steps"]
-    return [found, (folder / "log.csv").read_text()], bad
+    return found, bad
 
 
 def build_encoder(folder: Path) -> None:
@@ -1382,7 +1382,8 @@ READERS: dict[str, Reader] = {reader.name: reader for reader in (
     Reader("plan", build_plan, {"toy/workflow.yaml": "yaml"}, call_plan),
     Reader("params", build_params, {"toy/13_cmrcnet.yaml": "yaml"}, call_params),
     Reader("settings", build_settings, {"03_pretrain.yaml": "yaml"}, call_settings),
-    Reader("parameters_cell", build_parameters_cell, {"*.ipynb": "json"}, call_parameters_cell),
+    Reader("parameters_cell", build_parameters_cell, {"*.ipynb": "json"}, call_parameters_cell,
+           names_file=False),
     Reader("executed", build_executed, {"runs/toy/*/*.*": "json"}, call_executed),
     Reader("features", build_features("mvhlib"), {"a.h5": "h5"}, call_features),
     Reader("features_trident", build_features("trident"), {"a.h5": "h5"}, call_features),
