@@ -12,12 +12,13 @@ import glob
 import hashlib
 import json
 import math
-import mmap
 import os
 import re
 import shutil
+import signal
 import stat
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -228,9 +229,8 @@ def check_file(path: str | os.PathLike, field: str = "file") -> Path:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         if isinstance(error, OSError) and path.is_symlink():
-            way = ("runs in a circle" if error.errno == errno.ELOOP
-                   else "does not exist")
-            raise InputError(path, field, f"is a link to {os.readlink(path)}, which {way}",
+            way = "runs in a circle" if error.errno == errno.ELOOP else "does not exist"
+            raise InputError(path, field, f"is a link to nothing ({os.readlink(path)} {way})",
                              "mend the link, or put the file itself there") from None
         if isinstance(error, PermissionError):
             raise InputError(path, field, "may not be read by this user",
@@ -567,16 +567,13 @@ def h5_opened(path: str | os.PathLike) -> Iterator[Any]:
     """Open and look through an h5 file as `h5_reader`; errors of the block stay what they are."""
     import h5py
 
-    path = check_file(path)
-    if path.stat().st_size == 0:
-        raise InputError(path, "file", "is empty", _MAKE_AGAIN)
-    _check_heaps(path)
+    path = check_h5(path)
     try:
         stream = h5py.File(path, "r")
+    except PermissionError as error:
+        raise InputError(path, "file", "may not be read by this user",
+                         "change its permissions") from error
     except (OSError, RuntimeError, ValueError) as error:
-        if isinstance(error, PermissionError):
-            raise InputError(path, "file", "may not be read by this user",
-                             "change its permissions") from error
         raise InputError(path, "file", f"is not a readable h5 file ({error})",
                          _MAKE_AGAIN) from error
     with stream:
@@ -585,32 +582,118 @@ def h5_opened(path: str | os.PathLike) -> Iterator[Any]:
         yield stream
 
 
-#: Larger files are not looked through for heaps [bytes]: theirs are pixels, and reading them twice
-#: would take as long as their use.
-_LARGEST_HEAPS = 2**28
+#: Files that a child process has walked through: device, inode, size and time of change.
+_WALKED: set[tuple[int, int, int, int]] = set()
+
+#: What the walk may take: processor time [s], memory [bytes], time by the clock [s].
+_WALK_CPU_S, _WALK_BYTES, _WALK_S = 5, 2 * 2**30, 120.0
 
 
-def _check_heaps(path: Path) -> None:
-    """Refuse a damaged collection of texts, over which HDF5 2.0 and before never come to an end.
+def check_h5(path: str | os.PathLike) -> Path:
+    """Return `path` if the h5 library comes through its file alive; call it before others do.
 
-    A collection is ``GCOL``, version 1, its size, and objects of a number and a size each; the
-    object 0 is what is free. Where that has no size, the library takes no step forward.
+    A few damaged bytes make the library loop for good or crash the process, and nothing in the
+    process can stop that. So a child process looks at every name, attribute and dataset first, with
+    a limit of processor time. Each file is walked through once in the life of a process.
+
+    Raises
+    ------
+    InputError
+        If there is no such file, it is empty, or the library hangs or crashes over it. All other
+        faults are left to the reading itself.
     """
-    if not 0 < path.stat().st_size <= _LARGEST_HEAPS:
-        return
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        start = data.find(b"GCOL\1\0\0\0")
-        while start >= 0:
-            size = int.from_bytes(data[start + 8:start + 16], "little")
-            end, place = min(start + size, len(data)), start + 16
-            while place + 16 <= end:
-                number = int.from_bytes(data[place:place + 2], "little")
-                length = int.from_bytes(data[place + 8:place + 16], "little")
-                step = length if number == 0 else 16 + -(-length // 8) * 8
-                if step == 0 or place + step > end:
-                    raise InputError(path, "file", f"is damaged at byte {place}", _MAKE_AGAIN)
-                place += step
-            start = data.find(b"GCOL\1\0\0\0", start + 8)
+    path = check_file(path)
+    facts = path.stat()
+    if facts.st_size == 0:
+        raise InputError(path, "file", "is empty", _MAKE_AGAIN)
+    key = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)
+    if key in _WALKED:
+        return path
+    ended = _in_child(lambda: _walk_h5(path))
+    if ended is not None and os.WIFSIGNALED(ended):
+        how = os.WTERMSIG(ended)
+        raise InputError(path, "file", "is damaged: the h5 library does not come to an end over it"
+                         if how in (signal.SIGXCPU, signal.SIGKILL) else
+                         f"is damaged: the h5 library crashes over it ({signal.Signals(how).name})",
+                         _MAKE_AGAIN)
+    _WALKED.add(key)
+    return path
+
+
+def _in_child(work: Callable[[], None]) -> int | None:
+    """Do `work` in a forked child with limits; its wait status, or None where none can be had.
+
+    The child does nothing but `work`, writes nothing and leaves without cleaning up, so that it
+    may be forked beside threads.
+    """
+    try:
+        child = os.fork()
+    except (OSError, AttributeError):
+        return None
+    if child == 0:
+        try:
+            import faulthandler
+            import resource
+
+            faulthandler.disable()  # it would write of a crash that is reported in one line
+            silent = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(silent, 1)
+            os.dup2(silent, 2)
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            _, most = resource.getrlimit(resource.RLIMIT_CPU)
+            resource.setrlimit(resource.RLIMIT_CPU, (_WALK_CPU_S, most))
+            signal.signal(signal.SIGXCPU, signal.SIG_DFL)
+            with contextlib.suppress(OSError, ValueError):
+                pages = int(Path("/proc/self/statm").read_text().split()[0])
+                room = pages * resource.getpagesize() + _WALK_BYTES
+                low, most = resource.getrlimit(resource.RLIMIT_AS)
+                if low == resource.RLIM_INFINITY or low > room:
+                    resource.setrlimit(resource.RLIMIT_AS, (room, most))
+            work()
+        finally:
+            os._exit(0)
+    start, pause = time.monotonic(), 0.0005
+    try:
+        while time.monotonic() - start < _WALK_S:
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                child = 0
+                return status
+            time.sleep(pause)
+            pause = min(2 * pause, 0.05)
+        return None  # a slow disk says nothing about the file
+    except ChildProcessError:
+        child = 0  # another handler has collected it
+        return None
+    finally:
+        if child:
+            os.kill(child, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(child, 0)
+
+
+def _walk_h5(path: Path) -> None:
+    """Touch what a reader touches; errors are no matter here."""
+    import h5py
+
+    nodes: list[Any] = []
+    with contextlib.suppress(Exception), h5py.File(path, "r") as stream:
+        with contextlib.suppress(Exception):
+            stream.visititems_links(lambda name, link: None)
+        with contextlib.suppress(Exception):
+            stream.visititems(lambda name, node: nodes.append(node))
+        for node in [stream, *nodes]:
+            with contextlib.suppress(Exception):
+                for name in node.attrs:
+                    with contextlib.suppress(Exception):
+                        node.attrs[name]
+            with contextlib.suppress(Exception):
+                if isinstance(node, h5py.Dataset):
+                    _check_size(str(path), node.name, node)
+                    if node.size * node.dtype.itemsize <= 2**25:
+                        node[()]
+                    else:
+                        node[:1], node[-1:]
 
 
 def _check_links(path: Path, stream: Any) -> None:
@@ -867,10 +950,10 @@ def read_attr(path: str | os.PathLike, name: str) -> str | None:
     import h5py
 
     try:
-        with h5py.File(path, "r") as stream:
+        with h5py.File(check_h5(path), "r") as stream:
             value = stream.attrs.get(name)
             value = value.decode() if isinstance(value, bytes) else value
-    except (OSError, RuntimeError, ValueError, TypeError, KeyError):
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError):  # InputError is a ValueError
         return None
     return value if isinstance(value, str) else None
 

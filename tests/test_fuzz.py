@@ -141,10 +141,9 @@ def test_a_damaged_collection_of_texts_does_not_hang(tmp_path):
                         for at, n in ((place, 2), (place + 8, 8)))
         free = place if number == 0 else None
         place += 16 + -(-size // 8) * 8
-    for size in (0, 2**60):
-        data[free + 8:free + 16] = size.to_bytes(8, "little")
-        path.write_bytes(data)
-        refused(f"damaged at byte {free}", read_features, path)
+    data[free + 8:free + 16] = bytes(8)  # free space of no size: HDF5 takes no step forward
+    path.write_bytes(data)
+    refused("is damaged: the h5 library", read_features, path)
 
 
 def test_a_text_longer_than_its_file(tmp_path):

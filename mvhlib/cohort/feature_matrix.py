@@ -81,7 +81,6 @@ def read_matrix(path: Path, names: "GeneNames | None" = None) -> "AnnData":
         barcodes, counts, obs = _mtx_counts(path, len(features))
     else:
         barcodes, counts, obs = _h5_counts(path, len(features))
-    _check_barcodes(barcodes, path)
     genes = _is_gene(features, path)
     if not genes.any():
         kinds = sorted(set(features["feature_types"]))[:5]
@@ -304,6 +303,7 @@ def _h5_counts(path: Path, n_features: int) -> tuple[list[str], "csr_matrix", di
     with h5_reader(path) as stream:
         group, _ = _h5_group(stream, path)
         barcodes = _h5_text(group, "barcodes")
+        _check_barcodes(barcodes, path)
         shape = tuple(_whole(h5_array(group, "shape", ndim=1), path, "matrix/shape").tolist())
         if shape != (n_features, len(barcodes)):
             turned = shape == (len(barcodes), n_features)
@@ -379,7 +379,9 @@ def _mtx_counts(folder: Path, n_features: int) -> tuple[list[str], "csr_matrix",
     import scipy.io
 
     path = _part(folder, "matrix.mtx")
-    barcodes = [_cells(line)[0] for line in read_lines(_part(folder, "barcodes.tsv"))]
+    listed = _part(folder, "barcodes.tsv")
+    barcodes = [_cells(line)[0] for line in read_lines(listed)]
+    _check_barcodes(barcodes, listed)
     shape, n_values = _mtx_header(path)
     if shape != (n_features, len(barcodes)):
         turned = shape == (len(barcodes), n_features)

@@ -379,8 +379,8 @@ def _cohort(root: Path, outputs: dict[str, Path], samples, study, patient, image
             raise InputError(where, "section", f"{name} has no output folder; there are "
                              f"{sorted(outputs)}", "name the folder in a column folder")
         if folder in used:
-            raise InputError(where, "folder", f"{folder.name} is read as section {used[folder]} "
-                             f"and as {name}", "give every section its own output")
+            raise InputError(where, "folder", f"{row.get('folder', name)} is read as section "
+                             f"{used[folder]} and as {name}", "give every section its own output")
         used[folder] = name
         if mpp is not None:
             row.setdefault("mpp", mpp)
@@ -665,6 +665,7 @@ def _array(positions: pd.DataFrame, where: Path, transposed: bool) -> str:
     if not lengths.min() > 0:
         raise InputError(where, "pxl_row_in_fullres, pxl_col_in_fullres", "are all the same along "
                          "one axis of the array", "copy the table of positions again")
+    _check_lattice(steps, off, 1 / float(lengths.max()), positions.index, where)
     ratio = lengths[0] / lengths[1]
     across, along = steps[0], steps[1]  # a row further, a column further: (x, y) [px/µm]
     if abs(ratio * 3 - 1) < 3 * SCALE_TOLERANCE:
@@ -679,9 +680,6 @@ def _array(positions: pd.DataFrame, where: Path, transposed: bool) -> str:
                          f"{lengths[1] * PITCH_UM / 2:.4g} px, which is neither a hexagonal "
                          "array (1.73 to 1) nor a square one",
                          "copy the table of positions again from the Space Ranger output")
-    # A square array's own pitch is not known here; its columns are 50 "µm" apart.
-    _check_lattice(steps, off, 1 / lengths.mean() if not square else 1 / lengths[1],
-                   positions.index, where)
     turned = across[0] > 0.94 * np.linalg.norm(across) and along[1] > 0.94 * np.linalg.norm(along)
     if turned and not transposed:
         raise InputError(where, "pxl_row_in_fullres, pxl_col_in_fullres", "rows of the array run "
