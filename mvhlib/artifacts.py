@@ -587,6 +587,8 @@ _WALKED: set[tuple[int, int, int, int]] = set()
 
 #: What the walk may take: processor time [s], memory [bytes], time by the clock [s].
 _WALK_CPU_S, _WALK_BYTES, _WALK_S = 5, 2 * 2**30, 120.0
+#: How the child ends where the library asks for more memory than that.
+_GREEDY = 3
 
 
 def check_h5(path: str | os.PathLike) -> Path:
@@ -610,6 +612,9 @@ def check_h5(path: str | os.PathLike) -> Path:
     if key in _WALKED:
         return path
     ended = _in_child(lambda: _walk_h5(path))
+    if ended is not None and os.WIFEXITED(ended) and os.WEXITSTATUS(ended) == _GREEDY:
+        raise InputError(path, "file", "is damaged: the h5 library asks for more than "
+                         f"{_WALK_BYTES / 2**30:g} GB over it", _MAKE_AGAIN)
     if ended is not None and os.WIFSIGNALED(ended):
         how = os.WTERMSIG(ended)
         raise InputError(path, "file", "is damaged: the h5 library does not come to an end over it"
@@ -673,21 +678,29 @@ def _in_child(work: Callable[[], None]) -> int | None:
 
 
 def _walk_h5(path: Path) -> None:
-    """Touch what a reader touches; errors are no matter here."""
+    """Touch what a reader touches; errors are no matter here, but those of too much memory."""
     import h5py
 
+    @contextlib.contextmanager
+    def passing() -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, MemoryError) or "memory allocation failed" in str(error):
+                os._exit(_GREEDY)
+
     nodes: list[Any] = []
-    with contextlib.suppress(Exception), h5py.File(path, "r") as stream:
-        with contextlib.suppress(Exception):
+    with passing(), h5py.File(path, "r") as stream:
+        with passing():
             stream.visititems_links(lambda name, link: None)
-        with contextlib.suppress(Exception):
+        with passing():
             stream.visititems(lambda name, node: nodes.append(node))
         for node in [stream, *nodes]:
-            with contextlib.suppress(Exception):
+            with passing():
                 for name in node.attrs:
-                    with contextlib.suppress(Exception):
+                    with passing():
                         node.attrs[name]
-            with contextlib.suppress(Exception):
+            with passing():
                 if isinstance(node, h5py.Dataset):
                     _check_size(str(path), node.name, node)
                     if node.size * node.dtype.itemsize <= 2**25:

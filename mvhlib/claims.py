@@ -8,6 +8,7 @@ verdict is one of five fixed phrases.
 ``figures/claims.csv`` and, to be read, ``figures/CLAIMS.md``.
 """
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -258,7 +259,14 @@ def _row(path: Path, lookup: Lookup) -> list[dict[str, float]]:
         names = {lookup.value, lookup.low, lookup.high, "seed_low", "seed_high", "n_seeds"}
         if ("seed_low" in frame) != ("seed_high" in frame):
             raise KeyError("seed_low and seed_high belong together")
-        return [{name: float(row[name]) for name in names if name in row} for row in rows]
+        found = [{name: float(row[name]) for name in names if name in row} for row in rows]
+    for row in found:
+        wrong = [name for name, value in row.items() if math.isinf(value) or (
+            name == "n_seeds" and not (value >= 0 and value.is_integer()))]
+        if wrong:
+            raise artifacts.InputError(path, wrong[0], f"is {row[wrong[0]]} where {lookup.where}",
+                                       AGAIN)
+    return found
 
 
 def _one_encoder(figures: Path, pattern: str) -> list[Path]:

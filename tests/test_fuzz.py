@@ -218,14 +218,26 @@ def test_links_are_named_as_they_were_given(tmp_path):
     assert places.resolve(tmp_path / "link") == (tmp_path / "real").resolve()
 
 
-def test_settings_name_their_file(tmp_path):
-    (tmp_path / "03.yaml").write_text("blur: [0.0, 0.9]\n")
-    refused("03.yaml: blur: is", read_settings, tmp_path / "03.yaml")
+@pytest.mark.parametrize(("text", "message"), [
+    ("blur: [0.0, 0.9]", "blur: is"), ("more: {x: 1}", "x: is not"),
+    ("backbone_options: {a: [.nan]}", "backbone_options: is"),
+    ("more: {precision: half}", "precision: is 'half'")])
+def test_settings_name_their_file(tmp_path, text, message):
+    (tmp_path / "03.yaml").write_text(text + "\n")
+    refused(f"03.yaml: {message}", read_settings, tmp_path / "03.yaml")
 
 
 def test_weights_of_two_kinds(tmp_path):
     READERS["encoder_weights"].build(tmp_path)
     path = tmp_path / "vit/model.safetensors"
+    config = json.loads((tmp_path / "vit/config.json").read_text())
+    for name, value, message in (("norm_eps", float("nan"), "model_args: norm_eps: is nan"),
+                                 ("channel_mixer", "x", "backbone: channel_mixer: is 'x'")):
+        changed = config | {"model_args": config["model_args"] | {name: value}}
+        (tmp_path / "vit/config.json").write_text(json.dumps(changed))
+        seal_encoder(tmp_path)
+        refused(f"config.json: {message}", from_pretrained, tmp_path / "vit")
+    (tmp_path / "vit/config.json").write_text(json.dumps(config))
     tensors = load_file(path)
     tensors["norm.weight"] = tensors["norm.weight"].double()
     save_file(tensors, path)

@@ -425,7 +425,10 @@ def check_sparse(matrix: Any, where, field: str = "counts") -> None:
         If `indptr` does not rise from 0 to the number of values, or an index is out of bounds.
     """
     indptr, indices = np.asarray(matrix.indptr), np.asarray(matrix.indices)
-    n_values, fix = len(matrix.data), "the file is damaged: copy or make it again"
+    fix = "the file is damaged: copy or make it again"
+    if np.ndim(matrix.data) != 1:
+        raise InputError(where, field, f"values are of shape {np.shape(matrix.data)}", fix)
+    n_values = len(matrix.data)
     if indptr.dtype.kind not in "iu" or indices.dtype.kind not in "iu":
         raise InputError(where, field, f"indptr or indices are {indptr.dtype} and {indices.dtype}, "
                          "no whole numbers", fix)

@@ -347,8 +347,6 @@ def call_plan(folder: Path) -> Found:
             if type(value) is not int or value < 1]
     if type(plan["gpus"]) is not int or plan["gpus"] < 0 or type(plan["needs_data"]) is not bool:
         bad.append(f"gpus {plan['gpus']!r:.20} or needs_data {plan['needs_data']!r:.20}")
-    bad += [f"two names {method}" for method, slugs in plan["methods"].items()
-            if len(set(slugs)) < len(slugs)]
     return [plan], [*bad, *_no_nan(plan)]
 
 

@@ -275,6 +275,9 @@ def _read_finished(folder: Path, network: nn.Module) -> Fit | None:
         if type(report.best_epoch) is not int or not 1 <= report.best_epoch <= report.n_epochs or (
                 not all(isinstance(row.get("epoch"), int) for row in report.log)):
             raise ValueError("its epochs are no whole numbers")
+        if not all(row.keys() == report.log[0].keys() and all(
+                isinstance(value, (int, float)) for value in row.values()) for row in report.log):
+            raise ValueError("its log is no table of numbers")
         return report
 
 
