@@ -1281,7 +1281,7 @@ def test_barcodes_meet_with_and_without_their_suffix(tmp_path, side):
     ({"tissue_hires_scalef": float("nan")}, ["tissue_hires_scalef"]),
     ({"tissue_hires_scalef": 1e308}, ["tissue_hires_scalef"]),
     ({"tissue_hires_scalef": True}, ["tissue_hires_scalef"]),
-    ({"tissue_hires_scalef": 1.0}, ["spots lie outside"]),
+    ({"tissue_hires_scalef": 1.0}, ["outside its"]),
     ({"spot_diameter_fullres": "13"}, ["spot_diameter_fullres"]),
     ({"spot_diameter_fullres": 40.0}, ["40 px", "200 um", "20 px apart"]),
     ({"microns_per_pixel": 0.5}, ["microns_per_pixel", "0.5", "5"]),
@@ -1322,7 +1322,7 @@ def test_an_image_of_other_size_is_refused(tmp_path):
     reduced = tmp_path / "outs" / "spatial" / "tissue_hires_image.png"
     reduced.unlink()
     Image.new("RGB", (60, 54), "pink").save(tmp_path / "full.png")
-    refuses(lambda: load_visium(tmp_path, image=tmp_path / "full.png"), "spots lie outside",
+    refuses(lambda: load_visium(tmp_path, image=tmp_path / "full.png"), "outside its",
             "60 x 54 px")
     Image.new("RGB", (70, 90), "pink").save(reduced)
     Image.new("RGB", (20, 18), "pink").save(reduced.with_name("tissue_lowres_image.png"))
@@ -1419,6 +1419,12 @@ def test_bins_in_the_right_scale_are_read(tmp_path):
     assert section.mpp == 0.5 and section.adata.n_obs == 6 * 4
     assert (section.adata.layers["counts"].toarray() == 25).all()
     refuses(lambda: cohort.read("visium_hd", tmp_path, mpp=1.0, spot_um=80.0), "mpp", "0.5")
+    # Folders of one output are one tissue, not a section each.
+    for um in (16, 80):
+        write_hd(tmp_path / "S" / "binned_outputs" / f"square_{um:03d}um", bin_um=16.0)
+    (tmp_path / "S" / "binned_outputs" / "square_080um" / "filtered_feature_bc_matrix.h5").unlink()
+    found = cohort.read("visium_hd", tmp_path / "S" / "binned_outputs", spot_um=80.0)
+    assert list(found.sections) == ["S"]
     for option in ({"spot_um": 0}, {"spot_um": float("nan")}, {"min_fill": 2},
                    {"spot_um": "100"}):
         refuses(lambda option=option: cohort.read("visium_hd", tmp_path, **option), *option)
@@ -1463,6 +1469,7 @@ def test_squares_of_points_that_are_nowhere(bad):
     ({"indices": lambda v: np.zeros_like(v)}, ["twice"]),
     ({"data": lambda v: v.astype(float) + 0.5}, ["fractional"]),
     ({"data": lambda v: -v}, ["negative"]),
+    ({"data": lambda v: v * 0}, ["are 0 in all"]),
     ({"data": lambda v: np.where(np.arange(len(v)) == 3, np.nan, v)}, ["NaN"]),
     ({"data": lambda v: v.astype("i8") + 2**32}, ["more than any spot"]),
     ({"data": lambda v: np.array([b"x"] * len(v))}, ["data"]),
@@ -1639,8 +1646,9 @@ def test_sections_called_by_numbers_stay_text(tmp_path):
 
 
 @pytest.mark.parametrize(("content", "words"), [
-    ("section,study,patient\ns1,A,\n", ["patient", "s1"]),
+    ("section,study,patient\ns1,A,\n", ["patient", "row 2"]),
     ("section,study,patient\n,A,P\n", ["section"]),
+    ("section,study,patient\ns1,A,NA\n", ["patient", "row 2"]),
     ("section,study,patient\n../s1,A,P\n", ["section", "../s1"]),
     ("section,study,patient,folder\na/b,A,P,s1\n", ["section", "a/b"]),
     ("section,study,patient\ns1,A,P\ns1,A,P\n", ["s1"]),
