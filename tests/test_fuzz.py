@@ -146,6 +146,18 @@ def test_a_damaged_collection_of_texts_does_not_hang(tmp_path):
     refused("is damaged: the h5 library", read_features, path)
 
 
+def test_an_attribute_that_asks_for_gigabytes(tmp_path):
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as stream:
+        stream.attrs["encoder"] = "x" * 500
+    data = bytearray(path.read_bytes())
+    heap = data.index(b"GCOL").to_bytes(8, "little")
+    place = data.index((500).to_bytes(4, "little") + heap)
+    data[place:place + 4] = b"\xff" * 4
+    path.write_bytes(data)
+    refused("is damaged: the h5 library asks for more than 2 GB", read_features, path)
+
+
 def test_a_text_longer_than_its_file(tmp_path):
     path = tmp_path / "a.h5"
     with h5py.File(path, "w") as stream:
