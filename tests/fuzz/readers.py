@@ -96,20 +96,27 @@ def _feed(value: Any, put: Callable[[bytes], None]) -> None:
 
 def preload() -> None:
     """Import what readers import late, so that forks have it."""
+    import importlib
+    import pkgutil
+
     import anndata
     import h5py
     import nbconvert
     import pyarrow
     import scanpy
-    import torch
+    import torch._dynamo
 
-    import mvhlib.cohort
-    import mvhlib.encoders
+    import mvhlib
+    from tests import test_backbones, test_book, test_cohort, test_fused, test_hest, test_labelled
 
+    for module in pkgutil.walk_packages(mvhlib.__path__, "mvhlib."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
     torch.set_num_threads(1)
     pyarrow.set_cpu_count(1)
     pyarrow.set_io_thread_count(1)
-    assert all((anndata, h5py, nbconvert, scanpy, mvhlib))
+    assert all((anndata, h5py, nbconvert, scanpy, test_backbones, test_book, test_cohort,
+                test_fused, test_hest, test_labelled))
 
 
 # --------------------------------------------------------------------------------------------
