@@ -149,6 +149,24 @@ def safe_path(path: Any, where: str | os.PathLike, field: str) -> str:
     return text
 
 
+#: What a line of text cannot hold.
+_BREAKS = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]")
+
+
+def check_sayable(names: Iterable[Any], where: str | os.PathLike, field: str) -> None:
+    """Refuse barcodes, genes and the like that hold a line break or another control character.
+
+    Raises
+    ------
+    InputError
+        Names the first of them.
+    """
+    for number, name in enumerate(names, 1):
+        if _BREAKS.search(str(name)):
+            raise InputError(where, field, f"number {number} is {str(name)!r}, which holds a "
+                             "control character", "write names of letters, digits and signs")
+
+
 @contextlib.contextmanager
 def reading(path: str | os.PathLike, field: str = "file", problem: str = "cannot be read",
             fix: str = "replace it by a whole file of this kind") -> Iterator[None]:
@@ -211,9 +229,8 @@ def check_file(path: str | os.PathLike, field: str = "file") -> Path:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         if isinstance(error, OSError) and path.is_symlink():
-            way = ("runs in a circle" if error.errno == errno.ELOOP
-                   else "does not exist")
-            raise InputError(path, field, f"is a link to {os.readlink(path)}, which {way}",
+            way = "runs in a circle" if error.errno == errno.ELOOP else "does not exist"
+            raise InputError(path, field, f"is a link to nothing ({os.readlink(path)} {way})",
                              "mend the link, or put the file itself there") from None
         if isinstance(error, PermissionError):
             raise InputError(path, field, "may not be read by this user",
@@ -570,6 +587,8 @@ _WALKED: set[tuple[int, int, int, int]] = set()
 
 #: What the walk may take: processor time [s], memory [bytes], time by the clock [s].
 _WALK_CPU_S, _WALK_BYTES, _WALK_S = 5, 2 * 2**30, 120.0
+#: How the child ends where the library asks for more memory than that.
+_GREEDY = 3
 
 
 def check_h5(path: str | os.PathLike) -> Path:
@@ -593,6 +612,9 @@ def check_h5(path: str | os.PathLike) -> Path:
     if key in _WALKED:
         return path
     ended = _in_child(lambda: _walk_h5(path))
+    if ended is not None and os.WIFEXITED(ended) and os.WEXITSTATUS(ended) == _GREEDY:
+        raise InputError(path, "file", "is damaged: the h5 library asks for more than "
+                         f"{_WALK_BYTES / 2**30:g} GB over it", _MAKE_AGAIN)
     if ended is not None and os.WIFSIGNALED(ended):
         how = os.WTERMSIG(ended)
         raise InputError(path, "file", "is damaged: the h5 library does not come to an end over it"
@@ -656,21 +678,29 @@ def _in_child(work: Callable[[], None]) -> int | None:
 
 
 def _walk_h5(path: Path) -> None:
-    """Touch what a reader touches; errors are no matter here."""
+    """Touch what a reader touches; errors are no matter here, but those of too much memory."""
     import h5py
 
+    @contextlib.contextmanager
+    def passing() -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, MemoryError) or "memory allocation failed" in str(error):
+                os._exit(_GREEDY)
+
     nodes: list[Any] = []
-    with contextlib.suppress(Exception), h5py.File(path, "r") as stream:
-        with contextlib.suppress(Exception):
+    with passing(), h5py.File(path, "r") as stream:
+        with passing():
             stream.visititems_links(lambda name, link: None)
-        with contextlib.suppress(Exception):
+        with passing():
             stream.visititems(lambda name, node: nodes.append(node))
         for node in [stream, *nodes]:
-            with contextlib.suppress(Exception):
+            with passing():
                 for name in node.attrs:
-                    with contextlib.suppress(Exception):
+                    with passing():
                         node.attrs[name]
-            with contextlib.suppress(Exception):
+            with passing():
                 if isinstance(node, h5py.Dataset):
                     _check_size(str(path), node.name, node)
                     if node.size * node.dtype.itemsize <= 2**25:
@@ -819,10 +849,15 @@ def _check_size(where: str, label: str, node: Any) -> None:
     """Refuse a dataset that declares more than the file can hold, before memory is asked for."""
     declared = int(node.size) * node.dtype.itemsize
     stored = int(node.id.get_storage_size())
+    if stored > os.path.getsize(where):
+        raise InputError(where, label, f"takes {stored:,} bytes, more than the file has",
+                         _MAKE_AGAIN)
     if node.id.get_create_plist().get_layout() == 1:  # contiguous: its size is believed, not told
         offset = node.id.get_offset()
         end = os.path.getsize(where)
         stored = 0 if offset is None else max(0, min(stored, end - offset))
+        if offset is not None and node.dtype.kind == "O":
+            _check_lengths(where, label, offset, stored, end)
     if declared and node.chunks:
         declared = max(declared, math.prod(node.chunks) * node.dtype.itemsize)
     # A compressed dataset is believed up to what its filter can gain.
@@ -830,6 +865,20 @@ def _check_size(where: str, label: str, node: Any) -> None:
     if declared > stored * gain:
         raise InputError(where, label, f"declares {declared:,} bytes of shape {node.shape} and the "
                          f"file holds {stored:,} of them", _MAKE_AGAIN)
+
+
+def _check_lengths(where: str, label: str, offset: int, stored: int, end: int) -> None:
+    """Refuse texts that are said to be longer than the file, which HDF5 would make room for.
+
+    Each is kept as its length (4 bytes), the place of its collection (8) and its number there (4).
+    """
+    with open(where, "rb") as file:
+        file.seek(offset)
+        kept = file.read(stored - stored % 16)
+    lengths = np.frombuffer(kept, dtype="<u4").reshape(-1, 4)[:, 0]
+    if (lengths > end).any():
+        raise InputError(where, label, f"holds a text of {lengths.max():,} bytes, more than the "
+                         "file has", _MAKE_AGAIN)
 
 
 def _decoded(where: str, label: str, values: np.ndarray) -> np.ndarray:
@@ -850,7 +899,7 @@ def _decoded(where: str, label: str, values: np.ndarray) -> np.ndarray:
 
 
 def h5_attr(node: Any, name: str, *, kind: str = "number", above: float | None = None,
-            field: str = "") -> Any:
+            below: float | None = None, field: str = "") -> Any:
     """Read one attribute of an open h5 file, group or dataset after checking it.
 
     Parameters
@@ -861,8 +910,8 @@ def h5_attr(node: Any, name: str, *, kind: str = "number", above: float | None =
         The attribute.
     kind
         ``"number"``: one finite number (or its text); ``"text"``: UTF-8.
-    above
-        Bound that a number must pass, for instance 0 for a scale.
+    above, below
+        Bounds that a number must lie between, for instance 0 for a scale.
     field
         What an error calls it; the attribute's name where empty.
 
@@ -874,7 +923,7 @@ def h5_attr(node: Any, name: str, *, kind: str = "number", above: float | None =
     Raises
     ------
     InputError
-        If the attribute is of another kind, several values, not finite or not above the bound.
+        If the attribute is of another kind, several values, not finite or out of bounds.
     """
     where = os.fsdecode(node.file.filename)
     field = field or name
@@ -901,8 +950,10 @@ def h5_attr(node: Any, name: str, *, kind: str = "number", above: float | None =
                 raise InputError(where, field, f"is {value!r}, which is no number",
                                  "store a number, with a decimal point") from None
         if not isinstance(value, (int, float)) or not math.isfinite(value) or (
-                above is not None and not value > above):
+                above is not None and not value > above) or (
+                below is not None and not value < below):
             bound = "" if above is None else f" above {above:g}"
+            bound += "" if below is None else f" and below {below:g}"
             raise InputError(where, field, f"is {value!r}", f"store a finite number{bound}")
         return value
 

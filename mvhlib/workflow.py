@@ -8,7 +8,9 @@ can be tested without running anything. A profile is a folder ``params/<profile>
     <notebook>.yaml           what differs from the notebook's defaults; may be absent
 
 A notebook that compares encoders takes all of them; 07 and 08 those that their file names, if it
-does. An encoder is its `source`, `weights`, `options` and other parameters of `04_embed`, and
+does. An encoder is its `source` (`mvhlib.encoders` lists them; a relative path in
+``python:file.py:f`` starts here or at the clone), `weights`, `options` and other parameters of
+`04_embed`, and
 
 ==============  ==================================================================================
 ``pretrain``    parameters of `03_pretrain`, which then makes its weights
@@ -33,7 +35,7 @@ from typing import Any
 
 import yaml
 
-from mvhlib import artifacts
+from mvhlib import artifacts, encoder_sources
 from mvhlib.artifacts import InputError
 from mvhlib.notebook import check_parameters, declared_parameters, read_parameters_cell
 from mvhlib.parameters import check, check_seed, nearest, read_yaml, read_yaml_if_any
@@ -206,6 +208,9 @@ def read_plan(folder: Path, data: str = "") -> dict[str, Any]:
     _check_notebooks(path, plan)
     for slug, options in plan["encoders"].items():
         _check_encoder(path, slug, options)
+    plan["encoders"] = {
+        slug: options | {"source": encoder_sources.in_plan(options["source"], folder)}
+        for slug, options in plan["encoders"].items()}
     if plan["needs_data"] and not data:
         raise InputError(path, "DATA", f"profile {folder.name!r} reads a data set of yours",
                          f"run make figures PROFILE={folder.name} DATA=<directory>")
@@ -274,7 +279,11 @@ def _check_encoder(path: Path, slug: str, options: Any) -> None:
     check(f"{path}: {field}: pretrain", pretraining, options.get("pretrain", {}),
           noun="parameter of 03_pretrain that an encoder sets")
     check_seed(options.get("seed", 0), f"{path}: {field}")
-    if ("pretrain" in options) != (options.get("weights") == "pretrained"):
+    if encoder_sources.brings_weights(options["source"]):
+        if "pretrain" in options:
+            raise InputError(path, field, f"is {options['source']!r}, which 03_pretrain cannot "
+                             "train", "leave `pretrain` out, or name a backbone of mvhlib")
+    elif ("pretrain" in options) != (options.get("weights") == "pretrained"):
         raise InputError(path, field, "is pretrained in one place only",
                          "write `weights: pretrained` and `pretrain: {...}` together")
 
@@ -359,6 +368,12 @@ def code_hash(name: str) -> str:
     return artifacts.sha256_of(sources)
 
 
+def encoder_code(options: Mapping[str, Any]) -> str:
+    """sha256 of what an encoder is made of beside mvhlib: the user's own file; empty without."""
+    return " ".join(artifacts.sha256_file(path)
+                    for path in encoder_sources.files_of(options.get("source", "")))
+
+
 def imported_modules(code: str) -> list[str]:
     """Names of mvhlib modules that Python code imports anywhere, also inside functions."""
     code = re.sub(r"(?m)^\s*[%!].*$", "", code)
@@ -389,7 +404,7 @@ def forget_incomplete(run: Path) -> list[str]:
     """
     forgotten = []
     out = run.parent.parent
-    for path in sorted(run.glob("provenance/*.json")):
+    for path in sorted(run.glob("provenance/[!.]*.json")):
         try:
             outputs = dict(artifacts.read_json(path)["hashed"]["outputs"])
             whole = all((out / name).is_file() for name in outputs)

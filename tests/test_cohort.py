@@ -561,7 +561,7 @@ def test_qc_sees_tissue(tmp_path):
 # ---- what cannot be true
 
 
-def refused(function, *arguments, **options) -> InputError:
+def refusal(function, *arguments, **options) -> InputError:
     """The one-line error that a call ends with."""
     with pytest.raises(InputError) as caught:
         function(*arguments, **options)
@@ -587,7 +587,7 @@ def made_section(**change) -> base.Section:
 @pytest.mark.parametrize("value", ["", "  ", "../../x", "a/b", "a\\b", "a\nb", "..", "-rf", ".x",
                                    None, 7, float("nan"), False, "a\0b"])
 def test_names_are_text_that_stays_in_its_folder(field, value):
-    assert refused(made_section, **{field: value}).field in (field, "section")
+    assert refusal(made_section, **{field: value}).field in (field, "section")
 
 
 def test_names_are_stripped_and_numbers_stay_text():
@@ -598,17 +598,17 @@ def test_names_are_stripped_and_numbers_stay_text():
 @pytest.mark.parametrize("mpp", [0, 0.0, -0.5, np.nan, np.inf, -np.inf, "0.5", "0,5", True, 1e-9,
                                  1e9, [0.5]])
 def test_a_scale_is_a_number_that_can_be(mpp):
-    error = refused(made_section, mpp=mpp)
+    error = refusal(made_section, mpp=mpp)
     assert error.field == "mpp" and "decimal point" in error.fix
     assert made_section(mpp=np.float32(0.5)).mpp == 0.5
 
 
 def test_names_that_one_file_would_hold():
     for first, second in (("A1", "a1"), ("\u00e9", "e\u0301"), ("S", "S")):
-        assert refused(cohort.Cohort, [made_section(name=first), made_section(name=second)]
+        assert refusal(cohort.Cohort, [made_section(name=first), made_section(name=second)]
                        ).field == "section"
     many = [made_section(name=f"S{number}") for number in range(20_000)]
-    assert "S7'" in str(refused(cohort.Cohort, [*many, made_section(name="S7")]))
+    assert "S7'" in str(refusal(cohort.Cohort, [*many, made_section(name="S7")]))
 
 
 @pytest.mark.parametrize(("size", "scale", "reason"), [
@@ -621,12 +621,12 @@ def test_spots_outside_are_refused_by_their_share(size, scale, reason):
         centers[:20, 0] = -1  # one in twenty is the rim of a scan
         base.check_inside(centers, size, "S1")
         centers[20, 0] = -1
-        assert "21 of 400 spots (5%)" in str(refused(base.check_inside, centers, size, "S1"))
+        assert "21 of 400 spots (5%)" in str(refusal(base.check_inside, centers, size, "S1"))
     else:
-        error = refused(base.check_inside, centers, size, "S1")
+        error = refusal(base.check_inside, centers, size, "S1")
         assert error.field == "image" and reason in error.problem
     wide = np.column_stack([x * 49.0, y * 20.0])
-    assert "turned" in refused(base.check_inside, wide, (400, 1000), "S1").problem
+    assert "turned" in refusal(base.check_inside, wide, (400, 1000), "S1").problem
 
 
 @pytest.mark.parametrize(("change", "field"), [
@@ -639,7 +639,7 @@ def test_pointers_out_of_a_sparse_matrix(change, field):
         matrix = kind(np.arange(12).reshape(4, 3))
         base.check_sparse(matrix, "x")
         change(matrix)
-        assert refused(base.check_sparse, matrix, "x").field == field
+        assert refusal(base.check_sparse, matrix, "x").field == field
 
 
 @pytest.mark.parametrize(("change", "field"), [
@@ -664,7 +664,7 @@ def test_counts_and_places_that_cannot_be(change, field):
         change(adata)
         return adata
 
-    assert refused(lambda: made_section(load=load).adata).field == field
+    assert refusal(lambda: made_section(load=load).adata).field == field
 
 
 # ---- the run's folder
@@ -749,14 +749,14 @@ def test_a_manifest_that_says_other_than_its_sections(run_folder, tmp_path, colu
         table.loc[table["section"] == "A1", column] = value
         return table
 
-    error = refused(copied_run, run_folder, tmp_path, manifest=change)
+    error = refusal(copied_run, run_folder, tmp_path, manifest=change)
     assert Path(error.where).name in ("manifest.csv", "C9.h5ad")
 
 
 @pytest.mark.parametrize("change", [
     lambda f: f.iloc[:0], lambda f: f.drop(columns="mpp"), lambda f: pd.concat([f, f])])
 def test_a_manifest_of_another_shape(run_folder, tmp_path, change):
-    refused(copied_run, run_folder, tmp_path, manifest=change)
+    refusal(copied_run, run_folder, tmp_path, manifest=change)
 
 
 @pytest.mark.parametrize("change", [
@@ -784,7 +784,7 @@ def test_a_manifest_of_another_shape(run_folder, tmp_path, change):
     replaced("obs/_index", np.array([b"same"] * 25)), replaced("var/_index", np.array([b""] * 4)),
 ])
 def test_a_section_file_that_cannot_be(run_folder, tmp_path, change):
-    error = refused(copied_run, run_folder, tmp_path, h5=change)
+    error = refusal(copied_run, run_folder, tmp_path, h5=change)
     assert "A1" in error.where or "gone.jpg" in error.where
 
 
@@ -796,9 +796,9 @@ def test_a_whole_run_is_read_and_links_inside_data_work(run_folder, tmp_path):
         (linked / folder).symlink_to(run_folder / "data" / folder)
     found = cohort.read("run", run_folder / "run", data=linked)
     assert found["A1"].image().shape == (500, 480, 3)
-    assert "data" in str(refused(lambda: cohort.read("run", run_folder / "run")["A1"].image()))
-    assert refused(cohort.read, "run", run_folder / "run", sections="A1").field == "sections"
-    assert refused(cohort.read, "run", run_folder / "run", sections=[7]).field == "sections"
+    assert "data" in str(refusal(lambda: cohort.read("run", run_folder / "run")["A1"].image()))
+    assert refusal(cohort.read, "run", run_folder / "run", sections="A1").field == "sections"
+    assert refusal(cohort.read, "run", run_folder / "run", sections=[7]).field == "sections"
 
 
 @pytest.mark.parametrize("content", [b"", b"\x89HDF\r\n\x1a\n", b"text", None])
@@ -810,7 +810,7 @@ def test_a_section_file_that_is_none(run_folder, tmp_path, content):
         (folder / "A1.h5ad").mkdir()
     else:
         (folder / "A1.h5ad").write_bytes(content)
-    assert "A1.h5ad" in refused(cohort.read, "run", folder).where
+    assert "A1.h5ad" in refusal(cohort.read, "run", folder).where
 
 
 def test_an_image_outside_data_is_not_written_into_a_run(tmp_path):
@@ -818,7 +818,7 @@ def test_an_image_outside_data_is_not_written_into_a_run(tmp_path):
     Image.new("RGB", (200, 180), "pink").save(tmp_path / "full.png")
     section = cohort.read("visium", tmp_path / "data", image=tmp_path / "full.png", patient="P9")[
         "data"]
-    assert "link" in refused(base.write_section, section, tmp_path / "run").fix
+    assert "link" in refusal(base.write_section, section, tmp_path / "run").fix
 
 
 # ---- legacy Spatial Transcriptomics
@@ -865,7 +865,7 @@ def cell(row, column, value):
 def test_count_tables_that_are_refused(tmp_path, change, field):
     write_st_section(tmp_path)
     rewrite_counts(tmp_path, change)
-    error = refused(lambda: cohort.read("her2st", tmp_path)["A1"].adata)
+    error = refusal(lambda: cohort.read("her2st", tmp_path)["A1"].adata)
     assert (Path(error.where).name, error.field) == ("A1.tsv.gz", field)
 
 
@@ -908,7 +908,7 @@ def test_spot_files_that_are_refused(tmp_path, change, field):
     write_st_section(tmp_path)
     path = tmp_path / "ST-spotfiles" / "A1_selection.tsv"
     change(pd.read_csv(path, sep="\t")).to_csv(path, sep="\t", index=False)
-    error = refused(lambda: cohort.read("her2st", tmp_path)["A1"].adata)
+    error = refusal(lambda: cohort.read("her2st", tmp_path)["A1"].adata)
     assert error.field == field
 
 
@@ -932,7 +932,7 @@ def test_a_cut_out_is_not_taken_for_a_reduced_image(tmp_path):
     x0, y0, x1, y1 = np.round([*(pixel.min(0) - 25), *(pixel.max(0) + 25)]).astype(int)
     whole[y0:y1, x0:x1] = (170, 90, 160)
     Image.fromarray(whole[:400, :380]).save(tmp_path / "A1_part.png")
-    assert "cut-out" in refused(cohort.read, "her2st", tmp_path).problem
+    assert "cut-out" in refusal(cohort.read, "her2st", tmp_path).problem
 
 
 def test_stated_scale_against_the_measured_one(tmp_path):
@@ -946,17 +946,17 @@ def test_stated_scale_against_the_measured_one(tmp_path):
             specimen="p", source="her2st", **options)
 
     assert made(mpp=4.2).mpp == 4.2
-    error = refused(made, mpp=2.0)
+    error = refusal(made, mpp=2.0)
     assert error.field == "mpp" and "2 um/px" in error.problem and "4" in error.problem
     for wrong in (0, -1, np.nan, np.inf, "200", True):
-        assert refused(made, mpp=wrong)
-        assert refused(cohort.read, "her2st", tmp_path, pitch_um=wrong).field == "pitch_um"
-        assert refused(cohort.read, "her2st", tmp_path, full_width_px={"A1": wrong}
+        assert refusal(made, mpp=wrong)
+        assert refusal(cohort.read, "her2st", tmp_path, pitch_um=wrong).field == "pitch_um"
+        assert refusal(cohort.read, "her2st", tmp_path, full_width_px={"A1": wrong}
                        ).field == "full_width_px"
-    assert refused(cohort.read, "her2st", tmp_path, full_width_px={"A7": 480}).field == "section"
-    assert refused(cohort.read, "her2st", tmp_path, full_width_px=480).field == "full_width_px"
+    assert refusal(cohort.read, "her2st", tmp_path, full_width_px={"A7": 480}).field == "section"
+    assert refusal(cohort.read, "her2st", tmp_path, full_width_px=480).field == "full_width_px"
     # Spots at half of their pixels beside a width that says the image is whole.
-    assert refused(cohort.read, "her2st", tmp_path, full_width_px={"A1": 240}).field == "image"
+    assert refusal(cohort.read, "her2st", tmp_path, full_width_px={"A1": 240}).field == "image"
 
 
 def test_no_section_is_left_out_in_silence(tmp_path, caplog):
@@ -969,15 +969,15 @@ def test_no_section_is_left_out_in_silence(tmp_path, caplog):
     assert not cohort.read("her2st", tmp_path)["B1"].has_image
     assert "B1: has no spot file" in caplog.text
     (tmp_path / "b1.tsv").rename(tmp_path / "ST-spotfiles" / "C1_selection.tsv")
-    error = refused(cohort.read, "her2st", tmp_path)
+    error = refusal(cohort.read, "her2st", tmp_path)
     assert error.field == "counts" and "C1" in error.problem
     assert list(cohort.read("her2st", tmp_path, sections=["A1"]).sections) == ["A1"]
     (tmp_path / "ST-spotfiles" / "C1_selection.tsv").unlink()
     (tmp_path / "ST-cnts" / "B1.tsv.gz").rename(tmp_path / "ST-cnts" / "CN51_C2_2.tsv.gz")
-    assert "CN51_C2_2" in refused(cohort.read, "her2st", tmp_path).where
+    assert "CN51_C2_2" in refusal(cohort.read, "her2st", tmp_path).where
     named = cohort.read("her2st", tmp_path, patients={"A1": "mouse 1", "CN51_C2_2": "007"})
     assert named.patients == ["007", "mouse 1"]
-    assert refused(cohort.read, "her2st", tmp_path, patients={"A1": 7, "CN51_C2_2": "x"})
+    assert refusal(cohort.read, "her2st", tmp_path, patients={"A1": 7, "CN51_C2_2": "x"})
 
 
 @pytest.mark.parametrize(("place", "field"), [
@@ -989,7 +989,7 @@ def test_links_that_lead_nowhere_are_no_absence(tmp_path, place, field, target):
     path = tmp_path / place
     shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
     path.symlink_to(path if target == "itself" else tmp_path / "nowhere")
-    assert refused(lambda: cohort.read("her2st", tmp_path)["A1"].adata).field == field
+    assert refusal(lambda: cohort.read("her2st", tmp_path)["A1"].adata).field == field
 
 
 @pytest.mark.parametrize(("rows", "field"), [
@@ -1000,7 +1000,7 @@ def test_labels_that_are_refused(tmp_path, rows, field):
     (tmp_path / "ST-pat-lbl").mkdir()
     pd.DataFrame(rows, columns=["x", "y", "label"]).to_csv(
         tmp_path / "ST-pat-lbl" / "A1_labeled_coordinates.tsv", sep="\t", index=False)
-    assert refused(lambda: cohort.read("her2st", tmp_path)["A1"].adata).field == field
+    assert refusal(lambda: cohort.read("her2st", tmp_path)["A1"].adata).field == field
 
 
 def test_an_image_belongs_to_the_longest_name(tmp_path):
@@ -1030,7 +1030,7 @@ def test_an_image_belongs_to_the_longest_name(tmp_path):
 def test_mob_that_lacks_a_part(tmp_path, change, problem):
     write_mob(tmp_path)
     change(tmp_path)
-    assert problem in refused(cohort.read, "mob", tmp_path).problem
+    assert problem in refusal(cohort.read, "mob", tmp_path).problem
 
 
 def test_mob_reads_what_is_named(tmp_path):
@@ -1055,7 +1055,7 @@ def test_sections_of_any_laboratory(tmp_path):
     row = "007,s,P 1,ST-cnts/A1.tsv.gz,ST-spotfiles/A1_selection.tsv,ST-imgs/A/A1/scan.jpg\n"
     head = "section,study,patient,counts,spots,image\n"
     table.write_text(head + row)
-    assert refused(lambda: cohort.read("legacy_st", tmp_path)["007"].adata).field == "gene"
+    assert refusal(lambda: cohort.read("legacy_st", tmp_path)["007"].adata).field == "gene"
     section = cohort.read("legacy_st", tmp_path, sum_doubled=True)["007"]
     assert (section.patient, section.mpp) == ("P 1", pytest.approx(4.0))
     assert list(section.adata.obs["aligned"]) == names
@@ -1069,17 +1069,17 @@ def test_sections_of_any_laboratory(tmp_path):
                           (row.replace("P 1", ""), "patient"),
                           (row.replace("007", "a/b"), "section")):
         table.write_text(head + broken)
-        assert refused(cohort.read, "legacy_st", tmp_path).field == field
+        assert refusal(cohort.read, "legacy_st", tmp_path).field == field
     two = [names[0], names[0][:-1] + str((int(names[0][-1]) + 1) % 10), *names[2:]]
     write_st_section(tmp_path, spot_names=two)
     table.write_text(head + row)
-    assert refused(lambda: cohort.read("legacy_st", tmp_path)["007"].adata).field == "index"
+    assert refusal(lambda: cohort.read("legacy_st", tmp_path)["007"].adata).field == "index"
 
 
 def test_real_spinal_cord(shared, tmp_path):
     """Legacy arrays of another laboratory, against pandas and the stated scale."""
     root = shared / "data" / "als_spinal_cord"
-    assert "samples.csv" in refused(cohort.read, "her2st", root).fix
+    assert "samples.csv" in refusal(cohort.read, "her2st", root).fix
     facts = pd.read_csv(root / "sections.csv", dtype=str)
     facts = facts[facts["section"] == "L6CN51_E1_2"]
     table = pd.DataFrame({

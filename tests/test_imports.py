@@ -11,7 +11,7 @@ import mvhlib
 
 #: From the ground up. A row may import from rows below it and, within the row, from its left.
 FLOORS = (
-    ("files, errors, places", "artifacts places progress parameters tables"),
+    ("files, errors, places", "artifacts places progress parameters tables encoder_sources"),
     ("numbers", "standardise lattice statistics power nulls neighbours"),
     ("loops and pictures", "training plots"),
     ("pixels", "tiles"),

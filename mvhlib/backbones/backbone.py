@@ -52,6 +52,9 @@ MIXERS: dict[str, Callable[..., nn.Module]] = {
     "mamba_vision": MambaVisionMixer, "vim": BidirectionalMamba, "hydra": HydraMixer,
     "attention": Attention}
 CHANNEL_MIXERS: dict[str, Callable[..., nn.Module]] = {"einfft": EinFFT, "mlp": Mlp}
+#: What is made of the tokens of an image -> its width, in widths of a token. `std` is over patches,
+#: by n and not n - 1.
+READ_OUTS = {"cls": 1, "mean": 1, "cls+mean": 2, "mean+std": 2}
 CHOICES = {
     "mixer": tuple(MIXERS), "channel_mixer": tuple(CHANNEL_MIXERS),
     "attention_channel_mixer": tuple(CHANNEL_MIXERS),
@@ -59,7 +62,7 @@ CHOICES = {
     "cls_position": ("first", "middle"), "pos_embed": ("learned", "none"),
     "norm": ("layer", "rms"), "drop_path_schedule": ("uniform", "linear"),
     "init": ("vit", "mvhybrid", "vim", "hydra"), "dt_init": ("released", "mamba"),
-    "no_decay": ("dinov2-names", "mamba"), "pool": ("cls", "cls+mean"),
+    "no_decay": ("dinov2-names", "mamba"), "pool": tuple(READ_OUTS),
 }
 
 #: What "mamba" exempts from weight decay beyond biases and norms: poles, skips, steps, EinFFT's.
@@ -230,7 +233,8 @@ class Backbone(nn.Module):
     no_decay
         Rule of `no_weight_decay`: ``"dinov2-names"`` or ``"mamba"``.
     pool
-        What `forward` returns: ``"cls"`` `(B, D)` or ``"cls+mean"`` `(B, 2 D)`.
+        What `forward` returns: ``"cls"`` or ``"mean"`` `(B, D)`, ``"cls+mean"`` or
+        ``"mean+std"`` `(B, 2 D)`; mean and standard deviation are those of the patch tokens.
     scan_backend
         See `mvhlib.backbones.scan`; never stored with a model.
     seed
@@ -274,7 +278,7 @@ class Backbone(nn.Module):
         self.architecture, self.preset = "custom", "custom"
         self.pretrained_on: dict[str, list[str]] | None = None
         self.embed_dim = embed_dim
-        self.num_features = embed_dim * (2 if pool == "cls+mean" else 1)
+        self.num_features = embed_dim * READ_OUTS[pool]
         self.num_prefix_tokens = 1
         self.cls_position, self.pool, self.no_decay = cls_position, pool, no_decay
         self.grad_checkpointing = False
@@ -408,9 +412,7 @@ class Backbone(nn.Module):
 
     def forward_head(self, features: dict[str, Tensor | None], pool: str | None = None) -> Tensor:
         """Pool what `forward_features` returns: `(B, D)` or `(B, 2 D)`."""
-        if (pool or self.pool) == "cls":
-            return features["cls"]
-        return torch.cat([features["cls"], features["patch_tokens"].mean(dim=1)], dim=-1)
+        return read_out(features["cls"], features["patch_tokens"], pool or self.pool)
 
     def forward(self, x: Tensor) -> Tensor:
         """Embed `(B, 3, H, W)` as `(B, num_features)`."""
@@ -533,15 +535,60 @@ class Backbone(nn.Module):
             raise InputError(config_path, "content", f"was altered after {WEIGHTS} was written",
                              again)
         check_finite(tensors, weights_path)
+        unsaid = [name for name, value in args.items()
+                  if isinstance(value, float) and not math.isfinite(value)]
+        if unsaid:
+            raise InputError(config_path, f"model_args: {unsaid[0]}", f"is {args[unsaid[0]]}",
+                             again)
         with reading(config_path, "model_args", "do not fit the weights",
                      "pass no override that changes the weights, or use the version of mvhlib that "
                      f"wrote it, {config.get('mvhlib_version')}"):
-            with torch.device("meta"):  # initial weights would be thrown away
-                model = cls(**(args | overrides))
+            try:
+                with torch.device("meta"):  # initial weights would be thrown away
+                    model = cls(**(args | overrides))
+            except InputError as error:
+                raise InputError(config_path, f"{error.where}: {error.field}", error.problem,
+                                 error.fix) from error
             model.load_state_dict(tensors, assign=True)
+            kinds = {tensor.dtype for tensor in model.parameters()}
+            if len(kinds) > 1 or not next(iter(kinds)).is_floating_point:
+                raise TypeError(f"weights are of {sorted(map(str, kinds))}")
             model.architecture, model.preset = config["architecture"], config["preset"]
             model.pretrained_on = config["pretrained_on"]
         return model.eval()
+
+
+def read_out(cls: Tensor | None, patches: Tensor, pool: str) -> Tensor:
+    """Make one vector of the tokens of each image.
+
+    Parameters
+    ----------
+    cls
+        `(B, D)`; None where the network has no class token.
+    patches
+        `(B, N, D)`, registers left out.
+    pool
+        A name of `READ_OUTS`.
+
+    Returns
+    -------
+    Tensor
+        `(B, D)` or `(B, 2 D)`.
+
+    Raises
+    ------
+    InputError
+        On a name that is none of them, or where a class token is wanted and there is none.
+    """
+    if pool not in READ_OUTS:
+        raise InputError("read-out", "pool", f"is {pool!r}", f"use one of {', '.join(READ_OUTS)}")
+    if cls is None and "cls" in pool:
+        raise InputError("read-out", "pool", f"is {pool!r}, and there is no class token",
+                         "use mean or mean+std")
+    parts = {"cls": lambda: cls, "mean": lambda: patches.mean(dim=1),
+             "std": lambda: patches.float().std(dim=1, correction=0)}
+    found = [parts[part]() for part in pool.split("+")]
+    return found[0] if len(found) == 1 else torch.cat(found, dim=-1)
 
 
 def check_finite(tensors: Mapping[str, Tensor], where: str | Path) -> None:

@@ -1,0 +1,5 @@
+import sys
+
+from mvhlib.encoders.command import main
+
+sys.exit(main())

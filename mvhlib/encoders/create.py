@@ -1,0 +1,191 @@
+"""Make an encoder of what a user names."""
+
+import difflib
+import importlib
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mvhlib.artifacts import InputError, read_json
+from mvhlib.backbones.backbone import LUNIT_MEAN, LUNIT_STD
+from mvhlib.encoder_sources import PYTHON
+from mvhlib.encoders.handmade import handmade
+from mvhlib.encoders.options import (
+    refuse,
+    take_depths,
+    take_input_px,
+    take_mpp,
+    take_pool,
+    take_precision,
+    take_seed,
+)
+from mvhlib.encoders.patch import EvalTransform, PatchEncoder
+from mvhlib.encoders.python_models import from_python
+from mvhlib.encoders.timm_models import from_timm
+from mvhlib.encoders.tokens import ReadOut
+from mvhlib.places import choose_device
+
+#: What reads a directory whose config.json names another kind than a backbone, as module:function.
+LOADERS = {"mmap": "mvhlib.expression.fused:load"}
+
+
+def create_encoder(source: str | os.PathLike, **options: Any) -> PatchEncoder:
+    """Make an encoder.
+
+    Parameters
+    ----------
+    source
+        See the head of this module.
+    **options
+        For all: `name` (in tables; default from the source), `mpp` (working resolution [µm/px]),
+        `device`. Networks: `input_px`, `precision` (``"bf16"``, ``"fp16"``, ``"fp32"``, on GPU).
+        ``handmade``: `bands`. Backbones: `weights` (``"random"`` or a directory), `seed`,
+        `preset`, and what `mvhlib.backbones.create_model` takes; directories: `pool`,
+        `scan_backend`. timm: `weights` (``"random"`` or ``"pretrained"``), `seed`, and what
+        `timm.create_model` takes.
+
+    Returns
+    -------
+    PatchEncoder
+
+    Raises
+    ------
+    InputError
+        On an unknown source or option, a missing package, or weights that do not fit.
+    """
+    text = os.fspath(source)
+    chosen = choose_device(options.pop("device", None), where="create_encoder")
+    device = torch.device(chosen)
+    if text == "handmade":
+        encoder = handmade(options)
+    elif text.startswith(PYTHON):
+        encoder = from_python(text, options, chosen)
+    elif text.startswith(("timm:", "hf-hub:")):
+        encoder = from_timm(text, options)
+    elif Path(text).is_dir():
+        encoder = _directory(Path(text), options)
+    else:
+        encoder = _backbone(text, options)
+    return encoder.to(device)
+
+
+def _backbone(text: str, options: dict[str, Any]) -> PatchEncoder:
+    """A registry name, with random weights or those of a directory."""
+    from mvhlib import backbones
+
+    name = text.removeprefix("backbone:")
+    if not backbones.is_model(name):
+        known = ["handmade", *backbones.list_models()]
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known[:3]
+        raise InputError("create_encoder", "source", f"{text!r} is neither a directory nor a name "
+                         "of the registry", f"did you mean {' or '.join(near)}? Other sources: "
+                         "timm:<name>, hf-hub:<org/name>")
+    weights = options.pop("weights", "random")
+    if weights not in (None, "random"):
+        if not Path(weights).is_dir():
+            raise InputError(weights, "weights", "is no directory",
+                             "give weights='random' or what save_pretrained wrote")
+        config, (wanted, _, preset) = _read_config(Path(weights)), name.partition(".")
+        architecture, own = config.get("architecture", wanted), config.get("preset", preset)
+        if architecture != wanted or preset not in ("", own):
+            raise InputError(weights, "architecture", f"is '{architecture}.{own}', not {name!r}",
+                             "name the architecture of the weights, or give the directory alone")
+        options.setdefault("name", name)
+        return _directory(Path(weights), options)
+    if options.get("preset") not in (None, "released") and "." not in name:
+        name = f"{name}.{options.pop('preset')}"
+    title, mpp, seed = options.pop("name", name), take_mpp(options), take_seed(options)
+    input_px, precision = take_input_px(options), take_precision(options)
+    depths, pool = take_depths(options), take_pool(options)
+    if pool is not None and depths is None:
+        options["pool"] = pool
+    model = backbones.create_model(name, seed=seed, **options)
+    return _network(title, model, mpp, input_px, precision, is_random=True, config={},
+                    pool=pool, depths=depths)
+
+
+def _directory(folder: Path, options: dict[str, Any]) -> PatchEncoder:
+    """What `save_pretrained` wrote, or `mvhlib.expression.fused.save`."""
+    from mvhlib import backbones
+
+    config = _read_config(folder)
+    options.pop("weights", None)
+    title = options.pop("name", folder.name)
+    if config.get("kind") in LOADERS:
+        module, function = LOADERS[config["kind"]].split(":")
+        return getattr(importlib.import_module(module), function)(folder, config, title, **options)
+    mpp = take_mpp(options)
+    input_px, precision = take_input_px(options), take_precision(options)
+    depths, pool = take_depths(options), take_pool(options)
+    overrides = {"scan_backend": options.pop("scan_backend")} if "scan_backend" in options else {}
+    refuse(folder, options, ("name", "mpp", "input_px", "precision", "device", "pool", "depths",
+                             "scan_backend"))
+    if pool is not None and depths is None:
+        overrides["pool"] = pool
+    model = backbones.from_pretrained(folder, **overrides)
+    return _network(title, model, mpp, input_px, precision, is_random=False, config=config,
+                    pool=pool, depths=depths)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """An encoder's ``config.json``, and in it, where it is, whom the weights have seen."""
+    path = folder / "config.json"
+    if not os.path.lexists(path):
+        raise InputError(folder, "config.json", "is missing",
+                         "give a directory that save_pretrained wrote")
+    config = read_json(path)
+    saw = config.get("pretrained_on")
+    if saw is not None and not (isinstance(saw, dict) and all(
+            isinstance(names, list) and all(
+                isinstance(name, str) and name and name == name.strip() for name in names)
+            for names in saw.values())):
+        raise InputError(path, "pretrained_on", f"is {saw!r}", "list names of sections, patients "
+                         "and studies, or copy it again from its source")
+    return config
+
+
+def _network(name: str, model: nn.Module, mpp: float | None, input_px: int | None,
+             precision: torch.dtype, is_random: bool, config: dict[str, Any],
+             pool: str | None = None, depths: list[int | str] | None = None) -> PatchEncoder:
+    """Wrap one of our backbones; its input size is the one it was built for."""
+    cfg = getattr(model, "pretrained_cfg", None) or {}
+    size = cfg.get("input_size", (3, None, None))
+    patch_px = getattr(getattr(model, "patch_embed", None), "patch_size", None)
+    patch_px = patch_px[0] if isinstance(patch_px, (tuple, list)) else patch_px
+    px = input_px or size[-1]
+    if px is None:
+        raise InputError(name, "input_px", "is not known for this model", "pass input_px=")
+    if patch_px and px % patch_px:
+        raise InputError(name, "input_px", f"{px} px is not a multiple of the patch, {patch_px} px",
+                         f"take {max(1, px // patch_px) * patch_px} px")
+    transform = EvalTransform(int(px), cfg.get("mean", LUNIT_MEAN),
+                              cfg.get("std", LUNIT_STD),
+                              cfg.get("interpolation", "bilinear"))
+    # Arguments such as pool or dt_bias_count change the numbers and no weight.
+    identity = {"model_args": getattr(model, "model_args", {})}
+    width, kind, read = model.num_features, type(model).__name__, getattr(model, "pool", "-")
+    if depths is not None:
+        identity["read_out"] = [pool, depths]
+        model = ReadOut(model, pool, depths, name)
+        width, read = model.width(int(px)), model.read_out
+    return PatchEncoder(name, model, transform, width, precision=precision, mpp=mpp,
+                        min_px=patch_px or 1, is_random=is_random, kind=kind, config=config,
+                        identity=identity, pool=read)
+
+
+def names_of(samples: Iterable[Any]) -> dict[str, list[str]]:
+    """Sections, patients and studies of training samples, as ``pretrained_on`` lists them."""
+    samples = list(samples)
+    return {level: sorted({str(getattr(sample, attribute)) for sample in samples})
+            for level, attribute in (("sections", "name"), ("patients", "patient"),
+                                     ("studies", "study"))}
+
+
+def seen(*lists: Mapping[str, Iterable[str]] | None) -> dict[str, list[str]]:
+    """What several trainings have seen, taken together; None has seen nothing."""
+    return {level: sorted({name for each in lists for name in (each or {}).get(level, ())})
+            for level in ("sections", "patients", "studies")}
