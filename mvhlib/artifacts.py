@@ -230,7 +230,7 @@ def check_file(path: str | os.PathLike, field: str = "file") -> Path:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         if isinstance(error, OSError) and path.is_symlink():
             way = "runs in a circle" if error.errno == errno.ELOOP else "does not exist"
-            raise InputError(path, field, f"is a link to nothing ({os.readlink(path)} {way})",
+            raise InputError(path, field, f"is a link to {os.readlink(path)}, which {way}",
                              "mend the link, or put the file itself there") from None
         if isinstance(error, PermissionError):
             raise InputError(path, field, "may not be read by this user",

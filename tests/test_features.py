@@ -245,7 +245,7 @@ def test_what_is_no_h5_file_is_one_line(tmp_path):
     (tmp_path / "text.h5").write_text("no h5")
     assert "not a readable h5 file" in said(tmp_path / "text.h5")
     (tmp_path / "dangling.h5").symlink_to("gone.h5")
-    assert "is a link to nothing (gone.h5 does not exist)" in said(tmp_path / "dangling.h5")
+    assert "is a link to gone.h5, which does not exist" in said(tmp_path / "dangling.h5")
     (tmp_path / "loop.h5").symlink_to("loop.h5")
     assert "runs in a circle" in said(tmp_path / "loop.h5")
     whole(tmp_path / "a.h5")
