@@ -304,8 +304,8 @@ def check(rows, failures, code, mutants):
     assert all(int(rows[name]["mutants"]) == mutants for name in READERS)
 
 
-def test_twenty_mutants_of_every_reader(tmp_path):
-    check(*fuzz(tmp_path, 20), 20)
+def test_ten_mutants_of_every_reader(tmp_path):
+    check(*fuzz(tmp_path, 10), 10)
 
 
 @pytest.mark.slow
