@@ -1,6 +1,6 @@
 """The fuzzer tells outcomes apart, and no reader fails on a broken file.
 
-``make test`` reads 20 mutants of each reader, ``make test SLOW=1`` a thousand, or as many as
+``make test`` reads ten mutants of each reader, ``make test SLOW=1`` a thousand, or as many as
 ``MVH_FUZZ_MUTANTS`` says, from the seed ``MVH_FUZZ_SEED``.
 """
 

@@ -703,8 +703,8 @@ def transcription(root):
         x_test, y_test = load(pd.read_csv(root / "splits" / f"test_{number}.csv")["sample_id"])
         reduce = Pipeline([("scale", StandardScaler()),
                            ("pca", PCA(min(256, *x_train.shape), random_state=1))])
-        z_train = reduce.fit_transform(x_train).astype(np.float32)
-        z_test = reduce.transform(x_test).astype(np.float32)
+        z_train = reduce.fit_transform(x_train).astype(np.float32).astype(np.float64)  # of tensors
+        z_test = reduce.transform(x_test).astype(np.float32).astype(np.float64)
         model = Ridge(solver="lsqr", alpha=100 / (z_train.shape[1] * y_train.shape[1]),
                       random_state=0, fit_intercept=False, max_iter=1000, tol=1e-4)
         predicted = model.fit(z_train, y_train).predict(z_test)
