@@ -15,8 +15,10 @@ import math
 import os
 import re
 import shutil
+import signal
 import stat
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -147,6 +149,24 @@ def safe_path(path: Any, where: str | os.PathLike, field: str) -> str:
     return text
 
 
+#: What a line of text cannot hold.
+_BREAKS = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]")
+
+
+def check_sayable(names: Iterable[Any], where: str | os.PathLike, field: str) -> None:
+    """Refuse barcodes, genes and the like that hold a line break or another control character.
+
+    Raises
+    ------
+    InputError
+        Names the first of them.
+    """
+    for number, name in enumerate(names, 1):
+        if _BREAKS.search(str(name)):
+            raise InputError(where, field, f"number {number} is {str(name)!r}, which holds a "
+                             "control character", "write names of letters, digits and signs")
+
+
 @contextlib.contextmanager
 def reading(path: str | os.PathLike, field: str = "file", problem: str = "cannot be read",
             fix: str = "replace it by a whole file of this kind") -> Iterator[None]:
@@ -209,8 +229,7 @@ def check_file(path: str | os.PathLike, field: str = "file") -> Path:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         if isinstance(error, OSError) and path.is_symlink():
-            way = ("runs in a circle" if error.errno == errno.ELOOP
-                   else "does not exist")
+            way = "runs in a circle" if error.errno == errno.ELOOP else "does not exist"
             raise InputError(path, field, f"is a link to {os.readlink(path)}, which {way}",
                              "mend the link, or put the file itself there") from None
         if isinstance(error, PermissionError):
@@ -548,21 +567,146 @@ def h5_opened(path: str | os.PathLike) -> Iterator[Any]:
     """Open and look through an h5 file as `h5_reader`; errors of the block stay what they are."""
     import h5py
 
-    path = check_file(path)
-    if path.stat().st_size == 0:
-        raise InputError(path, "file", "is empty", _MAKE_AGAIN)
+    path = check_h5(path)
     try:
         stream = h5py.File(path, "r")
+    except PermissionError as error:
+        raise InputError(path, "file", "may not be read by this user",
+                         "change its permissions") from error
     except (OSError, RuntimeError, ValueError) as error:
-        if isinstance(error, PermissionError):
-            raise InputError(path, "file", "may not be read by this user",
-                             "change its permissions") from error
         raise InputError(path, "file", f"is not a readable h5 file ({error})",
                          _MAKE_AGAIN) from error
     with stream:
         with reading(path, fix=_MAKE_AGAIN):
             _check_links(path, stream)
         yield stream
+
+
+#: Files that a child process has walked through: device, inode, size and time of change.
+_WALKED: set[tuple[int, int, int, int]] = set()
+
+#: What the walk may take: processor time [s], memory [bytes], time by the clock [s].
+_WALK_CPU_S, _WALK_BYTES, _WALK_S = 5, 2 * 2**30, 120.0
+#: How the child ends where the library asks for more memory than that.
+_GREEDY = 3
+
+
+def check_h5(path: str | os.PathLike) -> Path:
+    """Return `path` if the h5 library comes through its file alive; call it before others do.
+
+    A few damaged bytes make the library loop for good or crash the process, and nothing in the
+    process can stop that. So a child process looks at every name, attribute and dataset first, with
+    a limit of processor time. Each file is walked through once in the life of a process.
+
+    Raises
+    ------
+    InputError
+        If there is no such file, it is empty, or the library hangs or crashes over it. All other
+        faults are left to the reading itself.
+    """
+    path = check_file(path)
+    facts = path.stat()
+    if facts.st_size == 0:
+        raise InputError(path, "file", "is empty", _MAKE_AGAIN)
+    key = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)
+    if key in _WALKED:
+        return path
+    ended = _in_child(lambda: _walk_h5(path))
+    if ended is not None and os.WIFEXITED(ended) and os.WEXITSTATUS(ended) == _GREEDY:
+        raise InputError(path, "file", "is damaged: the h5 library asks for more than "
+                         f"{_WALK_BYTES / 2**30:g} GB over it", _MAKE_AGAIN)
+    if ended is not None and os.WIFSIGNALED(ended):
+        how = os.WTERMSIG(ended)
+        raise InputError(path, "file", "is damaged: the h5 library does not come to an end over it"
+                         if how in (signal.SIGXCPU, signal.SIGKILL) else
+                         f"is damaged: the h5 library crashes over it ({signal.Signals(how).name})",
+                         _MAKE_AGAIN)
+    _WALKED.add(key)
+    return path
+
+
+def _in_child(work: Callable[[], None]) -> int | None:
+    """Do `work` in a forked child with limits; its wait status, or None where none can be had.
+
+    The child does nothing but `work`, writes nothing and leaves without cleaning up, so that it
+    may be forked beside threads.
+    """
+    try:
+        child = os.fork()
+    except (OSError, AttributeError):
+        return None
+    if child == 0:
+        try:
+            import faulthandler
+            import resource
+
+            faulthandler.disable()  # it would write of a crash that is reported in one line
+            silent = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(silent, 1)
+            os.dup2(silent, 2)
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            _, most = resource.getrlimit(resource.RLIMIT_CPU)
+            resource.setrlimit(resource.RLIMIT_CPU, (_WALK_CPU_S, most))
+            signal.signal(signal.SIGXCPU, signal.SIG_DFL)
+            with contextlib.suppress(OSError, ValueError):
+                pages = int(Path("/proc/self/statm").read_text().split()[0])
+                room = pages * resource.getpagesize() + _WALK_BYTES
+                low, most = resource.getrlimit(resource.RLIMIT_AS)
+                if low == resource.RLIM_INFINITY or low > room:
+                    resource.setrlimit(resource.RLIMIT_AS, (room, most))
+            work()
+        finally:
+            os._exit(0)
+    start, pause = time.monotonic(), 0.0005
+    try:
+        while time.monotonic() - start < _WALK_S:
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                child = 0
+                return status
+            time.sleep(pause)
+            pause = min(2 * pause, 0.05)
+        return None  # a slow disk says nothing about the file
+    except ChildProcessError:
+        child = 0  # another handler has collected it
+        return None
+    finally:
+        if child:
+            os.kill(child, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(child, 0)
+
+
+def _walk_h5(path: Path) -> None:
+    """Touch what a reader touches; errors are no matter here, but those of too much memory."""
+    import h5py
+
+    @contextlib.contextmanager
+    def passing() -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, MemoryError) or "memory allocation failed" in str(error):
+                os._exit(_GREEDY)
+
+    nodes: list[Any] = []
+    with passing(), h5py.File(path, "r") as stream:
+        with passing():
+            stream.visititems_links(lambda name, link: None)
+        with passing():
+            stream.visititems(lambda name, node: nodes.append(node))
+        for node in [stream, *nodes]:
+            with passing():
+                for name in node.attrs:
+                    with passing():
+                        node.attrs[name]
+            with passing():
+                if isinstance(node, h5py.Dataset):
+                    _check_size(str(path), node.name, node)
+                    if node.size * node.dtype.itemsize <= 2**25:
+                        node[()]
+                    else:
+                        node[:1], node[-1:]
 
 
 def _check_links(path: Path, stream: Any) -> None:
@@ -705,10 +849,15 @@ def _check_size(where: str, label: str, node: Any) -> None:
     """Refuse a dataset that declares more than the file can hold, before memory is asked for."""
     declared = int(node.size) * node.dtype.itemsize
     stored = int(node.id.get_storage_size())
+    if stored > os.path.getsize(where):
+        raise InputError(where, label, f"takes {stored:,} bytes, more than the file has",
+                         _MAKE_AGAIN)
     if node.id.get_create_plist().get_layout() == 1:  # contiguous: its size is believed, not told
         offset = node.id.get_offset()
         end = os.path.getsize(where)
         stored = 0 if offset is None else max(0, min(stored, end - offset))
+        if offset is not None and node.dtype.kind == "O":
+            _check_lengths(where, label, offset, stored, end)
     if declared and node.chunks:
         declared = max(declared, math.prod(node.chunks) * node.dtype.itemsize)
     # A compressed dataset is believed up to what its filter can gain.
@@ -716,6 +865,20 @@ def _check_size(where: str, label: str, node: Any) -> None:
     if declared > stored * gain:
         raise InputError(where, label, f"declares {declared:,} bytes of shape {node.shape} and the "
                          f"file holds {stored:,} of them", _MAKE_AGAIN)
+
+
+def _check_lengths(where: str, label: str, offset: int, stored: int, end: int) -> None:
+    """Refuse texts that are said to be longer than the file, which HDF5 would make room for.
+
+    Each is kept as its length (4 bytes), the place of its collection (8) and its number there (4).
+    """
+    with open(where, "rb") as file:
+        file.seek(offset)
+        kept = file.read(stored - stored % 16)
+    lengths = np.frombuffer(kept, dtype="<u4").reshape(-1, 4)[:, 0]
+    if (lengths > end).any():
+        raise InputError(where, label, f"holds a text of {lengths.max():,} bytes, more than the "
+                         "file has", _MAKE_AGAIN)
 
 
 def _decoded(where: str, label: str, values: np.ndarray) -> np.ndarray:
@@ -736,7 +899,7 @@ def _decoded(where: str, label: str, values: np.ndarray) -> np.ndarray:
 
 
 def h5_attr(node: Any, name: str, *, kind: str = "number", above: float | None = None,
-            field: str = "") -> Any:
+            below: float | None = None, field: str = "") -> Any:
     """Read one attribute of an open h5 file, group or dataset after checking it.
 
     Parameters
@@ -747,8 +910,8 @@ def h5_attr(node: Any, name: str, *, kind: str = "number", above: float | None =
         The attribute.
     kind
         ``"number"``: one finite number (or its text); ``"text"``: UTF-8.
-    above
-        Bound that a number must pass, for instance 0 for a scale.
+    above, below
+        Bounds that a number must lie between, for instance 0 for a scale.
     field
         What an error calls it; the attribute's name where empty.
 
@@ -760,7 +923,7 @@ def h5_attr(node: Any, name: str, *, kind: str = "number", above: float | None =
     Raises
     ------
     InputError
-        If the attribute is of another kind, several values, not finite or not above the bound.
+        If the attribute is of another kind, several values, not finite or out of bounds.
     """
     where = os.fsdecode(node.file.filename)
     field = field or name
@@ -787,8 +950,10 @@ def h5_attr(node: Any, name: str, *, kind: str = "number", above: float | None =
                 raise InputError(where, field, f"is {value!r}, which is no number",
                                  "store a number, with a decimal point") from None
         if not isinstance(value, (int, float)) or not math.isfinite(value) or (
-                above is not None and not value > above):
+                above is not None and not value > above) or (
+                below is not None and not value < below):
             bound = "" if above is None else f" above {above:g}"
+            bound += "" if below is None else f" and below {below:g}"
             raise InputError(where, field, f"is {value!r}", f"store a finite number{bound}")
         return value
 
@@ -798,10 +963,10 @@ def read_attr(path: str | os.PathLike, name: str) -> str | None:
     import h5py
 
     try:
-        with h5py.File(path, "r") as stream:
+        with h5py.File(check_h5(path), "r") as stream:
             value = stream.attrs.get(name)
             value = value.decode() if isinstance(value, bytes) else value
-    except (OSError, RuntimeError, ValueError, TypeError, KeyError):
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError):  # InputError is a ValueError
         return None
     return value if isinstance(value, str) else None
 

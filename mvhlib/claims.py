@@ -8,6 +8,7 @@ verdict is one of five fixed phrases.
 ``figures/claims.csv`` and, to be read, ``figures/CLAIMS.md``.
 """
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -256,7 +257,16 @@ def _row(path: Path, lookup: Lookup) -> list[dict[str, float]]:
     with artifacts.reading(path, lookup.where, "is no row of numbers", AGAIN):
         rows = frame.query(lookup.where).head(1).to_dict("records")
         names = {lookup.value, lookup.low, lookup.high, "seed_low", "seed_high", "n_seeds"}
-        return [{name: float(row[name]) for name in names if name in row} for row in rows]
+        if ("seed_low" in frame) != ("seed_high" in frame):
+            raise KeyError("seed_low and seed_high belong together")
+        found = [{name: float(row[name]) for name in names if name in row} for row in rows]
+    for row in found:
+        wrong = [name for name, value in row.items() if math.isinf(value) or (
+            name == "n_seeds" and not (value >= 0 and value.is_integer()))]
+        if wrong:
+            raise artifacts.InputError(path, wrong[0], f"is {row[wrong[0]]} where {lookup.where}",
+                                       AGAIN)
+    return found
 
 
 def _one_encoder(figures: Path, pattern: str) -> list[Path]:
@@ -351,6 +361,10 @@ def collect(figures: str | Path) -> pd.DataFrame:
 def _read_claims(path: Path) -> pd.DataFrame:
     """A profile's claims as text, with numbers where numbers belong."""
     frame = artifacts.read_csv(path, columns=COLUMNS, dtype=str).fillna("")
+    torn = (frame["ci_low"] == "") != (frame["ci_high"] == "")
+    if torn.any():
+        raise artifacts.InputError(path, "ci_low, ci_high", f"row {torn.idxmax() + 2} holds one of "
+                                   "them", AGAIN)
     for column in ("measured", "ci_low", "ci_high"):
         given = frame.loc[frame[column] != "", column]
         wrong = given[~np.isfinite(pd.to_numeric(given, errors="coerce"))]

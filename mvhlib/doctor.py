@@ -128,14 +128,10 @@ def _places() -> list[tuple]:
         (_can_write(clone), f"{'can' if _can_write(clone) else 'cannot'} write in {clone}",
          "runs and figures", False, "name a folder of yours by make OUT=..."),
     ]
-    free = shutil.disk_usage(clone).free / 1e9
+    free = shutil.disk_usage(clone if clone.exists() else own).free / 1e9
     answers.append((free > LEAST_GB["disk"], f"{free:.0f} GB free",
                     f"{LEAST_GB['disk']} GB for the environment and the demo", False,
                     "name a folder on another disk by make OUT=..."))
-    for variable in ("MVH_SHARED", "MVH_GOLDEN"):
-        if folder := os.environ.get(variable):
-            answers.append((Path(folder).is_dir(), f"{variable}={folder}", "data of the tests",
-                            False, "it is no folder: mend it or unset it"))
     return answers
 
 

@@ -37,6 +37,7 @@ import numpy as np
 
 from mvhlib.artifacts import (
     InputError,
+    check_sayable,
     h5_array,
     h5_attr,
     h5_reader,
@@ -45,6 +46,7 @@ from mvhlib.artifacts import (
     reading,
 )
 from mvhlib.tiles.store import (
+    LARGEST_SCALE,
     check_agree,
     check_positive,
     coordinate_names,
@@ -327,13 +329,16 @@ def _read_attrs(path: Any, stream: Any, dataset: Any) -> dict[str, Any]:
     attrs: dict[str, Any] = {}
     for name in stream.attrs:
         if name in (*_SCALES, "width"):
-            attrs[name] = h5_attr(stream, name, above=0)
+            attrs[name] = h5_attr(stream, name, above=0,
+                                  below=None if name == "width" else LARGEST_SCALE)
         elif name == "encoder":
             attrs[name] = h5_attr(stream, name, kind="text")
         elif name not in ("key", "barcodes_padded"):
             attrs[name] = _plain(stream.attrs[name])
     if "encoder" not in attrs and "encoder" in dataset.attrs:
         attrs["encoder"] = h5_attr(dataset, "encoder", kind="text")
+    if "encoder" in attrs:
+        check_sayable([attrs["encoder"]], path, "encoder")
     places = stream["coords"] if "coords" in stream else None
     trident = {} if places is None else {
         name: h5_attr(places, name, above=0, field=f"coords: {name}")

@@ -239,7 +239,14 @@ def fits(value: Any, annotation: Any) -> bool:
         return False
     if kind == "list" and inner:
         return all(fits(item, inner.removesuffix("]")) for item in value)
-    return True
+    return _all_finite(value)
+
+
+def _all_finite(value: Any) -> bool:
+    """Whether no number, at any depth, is NaN or infinite."""
+    if isinstance(value, (dict, list)):
+        return all(map(_all_finite, value.values() if isinstance(value, dict) else value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def check(where: str | os.PathLike, types: Mapping[str, Any], values: Mapping[str, Any],

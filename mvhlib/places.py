@@ -14,7 +14,14 @@ def home() -> Path:
 
 def resolve(path: str | os.PathLike) -> Path:
     """Resolve a path of a parameter: a relative one starts at the clone, whatever the cwd is."""
-    return (home() / Path(path).expanduser()).resolve()
+    place = home() / Path(path).expanduser()
+    try:
+        resolved = place.resolve()
+    except RuntimeError:  # a link that leads to itself; whoever opens it says so
+        return Path(os.path.abspath(place))
+    if place.is_symlink() and not resolved.exists():  # an error must name the link
+        return Path(os.path.abspath(place))
+    return resolved
 
 
 def choose_device(wanted: str | None = "auto", *, where: str = "parameters") -> str:

@@ -464,9 +464,14 @@ def read_log(path: str | os.PathLike) -> dict[str, list[float]]:
     with reading(path, "log", "is no log of numbers", "delete it and train again"):
         with open(path, newline="", encoding="utf-8") as stream:
             text = stream.read()
-        rows = list(csv.DictReader(text[:text.rfind("\n") + 1].splitlines()))
-        names = rows[0].keys() if rows else []
-        return {name: [float(row[name]) for row in rows] for name in names}
+        names, *rows = [row for row in csv.reader(text[:text.rfind("\n") + 1].splitlines())
+                        if row] or [[]]
+        if any(len(row) != len(names) for row in rows) or len(set(names)) < len(names):
+            raise ValueError("its rows differ in width, or a column stands twice")
+        found = {name: [float(row[at]) for row in rows] for at, name in enumerate(names) if rows}
+        if rows and not all(step >= 0 and step.is_integer() for step in found["step"]):
+            raise ValueError("its steps are no whole numbers from 0")
+        return found
 
 
 # --------------------------------------------------------------------------------------------

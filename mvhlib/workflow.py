@@ -404,7 +404,7 @@ def forget_incomplete(run: Path) -> list[str]:
     """
     forgotten = []
     out = run.parent.parent
-    for path in sorted(run.glob("provenance/*.json")):
+    for path in sorted(run.glob("provenance/[!.]*.json")):
         try:
             outputs = dict(artifacts.read_json(path)["hashed"]["outputs"])
             whole = all((out / name).is_file() for name in outputs)

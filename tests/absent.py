@@ -199,3 +199,14 @@ def slides(folder: Path, n: int = 24, *, sites: int = 6, events: bool = True,
         "event": rng.integers(0, 2, n) * events}).assign(**columns)
     table.to_csv(folder / "slides.csv", index=False)
     return table
+
+
+def images(folder: Path, classes: dict[str, int], side: int = 64) -> None:
+    """Images of each class in a folder of its own, and nobody says who they are of."""
+    rng = np.random.default_rng(0)
+    for number, (name, n) in enumerate(classes.items()):
+        (folder / name).mkdir(parents=True)
+        for index in range(n):
+            pixels = rng.normal(150 + 30 * number, 25, (side, side, 3))
+            Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(
+                folder / name / f"{name}{index}.png")

@@ -49,6 +49,29 @@ def test_no_event_leaves_a_summary_without_rows(out):
     assert tables(out, "09_survival")["summary"].empty
 
 
+def test_images_of_nobody_are_drawn_and_split_at_random(tmp_path, out):
+    absent.images(tmp_path / "data", {"benign": 6, "malignant": 6})
+    given = {"data": str(tmp_path / "data")}
+    absent.walk("02_tiles", out, labelled="folder", labelled_mpp=1.0, tile_um=32.0, tile_px=32,
+                **given)
+    absent.walk("04_embed", out, **given)
+    said = absent.walk("07_classification", out, datasets=["labelled"], **given)
+    assert "Nobody says whose the images are" in said
+    assert set(tables(out, "07_classification")["summary"]["split"]) == {"random"}
+
+
+@pytest.mark.slow
+def test_images_of_nobody_leave_nothing_to_search(tmp_path, out):
+    absent.images(tmp_path / "data", {"benign": 6, "malignant": 6})
+    given = {"data": str(tmp_path / "data")}
+    absent.walk("02_tiles", out, labelled="folder", labelled_mpp=1.0, tile_um=32.0, tile_px=32,
+                **given)
+    absent.walk("04_embed", out, **given)
+    said = absent.walk("08_retrieval", out, dataset="labelled", **given)
+    assert "neither classes that two patients share" in said
+    assert tables(out, "08_retrieval")["summary"].empty
+
+
 #: What a cohort lacks: options of `absent.people`, of `absent.label` (None: no labels).
 COHORTS = {
     "nothing": (TWO_STUDIES, {}, {}),

@@ -814,14 +814,34 @@ def _weights_of_another(folder):
     lambda f: _edit_config(f, preset="corrected"),
     lambda f: _edit_config(f, pretrained_on={"sections": [], "patients": [], "studies": []}),
     _weights_of_another,
+    lambda f: (f / "config.json").write_text("[" * 100_000),
+    lambda f: (f / "config.json").write_bytes(b"\xff\xfe"),
+    lambda f: _edit_config(f, model_args=5),
+    lambda f: _edit_config(f, weights_sha256=None),
+    lambda f: ((f / "config.json").unlink(), (f / "config.json").symlink_to("/nowhere.json")),
+    lambda f: ((f / "model.safetensors").unlink(), (f / "model.safetensors").mkdir()),
 ], ids=["weights cut", "config cut", "config a list", "config empty", "weights gone",
-        "config gone", "bit flipped", "preset edited", "provenance edited", "weights swapped"])
+        "config gone", "bit flipped", "preset edited", "provenance edited", "weights swapped",
+        "nested", "config not UTF-8", "arguments a number", "no hash", "link to nothing",
+        "a folder"])
 def test_a_damaged_model_is_one_clear_error(damage, tmp_path):
     small_model().save_pretrained(tmp_path)
     damage(tmp_path)
     with pytest.raises(InputError) as caught:
         from_pretrained(tmp_path)
     assert str(tmp_path) in str(caught.value) and "Fix:" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    model = small_model()
+    with torch.no_grad():
+        model.norm.weight[3] = float("nan")
+    model.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="norm.weight: holds NaN or infinite weights"):
+        from_pretrained(tmp_path)
+    with pytest.raises(InputError, match="norm.weight: holds NaN or infinite weights"):
+        load_reference_state_dict(small_model(), model.state_dict())
 
 
 def test_loading_can_change_what_leaves_the_weights_alone(tmp_path):

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from mvhlib import book
+from mvhlib import book, gallery
 from mvhlib.artifacts import InputError
 
 PIXEL = base64.b64encode(base64.b64decode(
@@ -60,3 +60,70 @@ def test_nothing_run_or_a_broken_notebook_is_one_error(run, tmp_path, capsys):
     assert book.main([str(run), str(tmp_path / "book")]) == 1
     assert "02_c.ipynb: content" in capsys.readouterr().err
     assert book.main([]) == 2
+
+
+EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>"
+
+
+def test_a_page_runs_nothing_whatever_a_name_holds(run, tmp_path):
+    content = notebook(EVIL, 1)
+    content["cells"][1]["outputs"].append({
+        "output_type": "display_data", "metadata": {}, "data": {"text/html": EVIL}})
+    (run / "notebooks/05_c.<b>.ipynb").write_text(json.dumps(content))
+    pages = book.write_book(run, tmp_path / "book")
+    for page in pages:
+        head, _, body = page.read_text(encoding="utf-8").partition("</head>")
+        assert "<script" not in head and "<link" not in head
+        policy = re.findall(r'<meta http-equiv="Content-Security-Policy" content="([^"]*)">', head)
+        assert len(policy) == 1 and policy[0].startswith("default-src 'none'; img-src data:;")
+        assert "script-src" not in policy[0]
+        assert head.index("Security-Policy") < head.index("<style")
+    assert "<script" not in pages[0].read_text() and "&lt;script&gt;" in pages[0].read_text()
+
+
+@pytest.mark.parametrize("text", [
+    "", "{", "[1]", "5", '{"cells": 5}', '{"cells": [1]}', '{"nbformat": 4}', "[" * 100_000,
+    '{"cells": [{"cell_type": "code"}], "nbformat": 4, "nbformat_minor": 5, "metadata": 3}'])
+def test_a_broken_notebook_is_one_line(run, tmp_path, text, capsys):
+    (run / "notebooks/02_c.ipynb").write_text(text)
+    (run / "notebooks/._01_a.ipynb").write_bytes(b"\0")
+    assert book.main([str(run), str(tmp_path / "book")]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert "02_c.ipynb: content" in said[-1] and "Traceback" not in said
+
+
+# ---- the gallery
+
+
+@pytest.fixture
+def figures(tmp_path):
+    folder = tmp_path / "figures/toy/05_a"
+    folder.mkdir(parents=True)
+    record = {"figure": "f g", "synthetic": True, "caption": f"p < 0.05 {EVIL}\nnext"}
+    (folder / "f g.json").write_text(json.dumps(record))
+    (folder / "t.csv").write_text("a\n1\n")
+    (folder / "._t.csv").write_bytes(b"\0")
+    (tmp_path / "runs/toy/provenance").mkdir(parents=True)
+    (tmp_path / "runs/toy/provenance/05_a.json").write_text(
+        '{"hashed": {"outputs": {"runs/toy/figures/05_a/map.tissue.png": ""}}}')
+    return tmp_path
+
+
+def test_a_gallery_shows_captions_as_text(figures):
+    page = figures / "figures/toy/FIGURES.md"
+    assert gallery.main([str(figures / "runs/toy"), str(page)]) == 0
+    text = page.read_text(encoding="utf-8")
+    assert "**f g** (synthetic data). p < 0.05 &lt;script>alert(1)&lt;/script>&lt;img src=x" in text
+    assert "![f g](05_a/f%20g.png)" in text and "Tables: [t.csv](05_a/t.csv)\n" in text
+    assert "- `runs/toy/figures/05_a/map.tissue.png`" in text
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"figure": 5}', '{"figure": "other", '
+                                  '"synthetic": true, "caption": ""}', "[" * 100_000])
+@pytest.mark.parametrize("name", ["figures/toy/05_a/f g.json", "runs/toy/provenance/05_a.json"])
+def test_a_broken_record_is_one_line(figures, name, text, capsys):
+    (figures / name).write_text(text)
+    page = figures / "figures/toy/FIGURES.md"
+    assert gallery.main([str(figures / "runs/toy"), str(page)]) == 1 and not page.exists()
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and name in said and "Fix: " in said

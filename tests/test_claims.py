@@ -173,3 +173,40 @@ def test_the_committed_page_is_what_the_committed_tables_say():
     committed = read_csv(figures / "claims.csv", dtype=str).fillna("")
     pd.testing.assert_frame_equal(committed, table.astype(str))
     assert (figures / "CLAIMS.md").read_text(encoding="utf-8") == claims.page(table)
+
+
+@pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "{}", "\xff\xfe"])
+def test_a_broken_table_is_one_line(tmp_path, text, capsys):
+    path = tmp_path / "alpha/14_leaderboard/claims.csv"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(text.encode("latin-1"))
+    assert claims.main([str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "claims.csv" in said
+    assert claims.main([]) == 2 and claims.main([str(tmp_path / "none")]) == 1
+
+
+@pytest.mark.parametrize(("column", "value"), [("measured", "abc"), ("ci_low", "nan"),
+                                               ("ci_high", "inf")])
+def test_a_claim_without_a_number_is_refused_with_its_row(tmp_path, column, value):
+    path = tmp_path / "alpha/14_leaderboard/claims.csv"
+    rows = claims.evaluate(tmp_path, data="x", command="y").astype(object)
+    rows.loc[1, ["measured", "ci_low", "ci_high"]] = 0.5
+    rows.loc[1, column] = value
+    write_csv(path, rows)
+    with pytest.raises(InputError, match=f"claims.csv: {column}: row 3 holds '{value}'"):
+        claims.collect(tmp_path)
+
+
+def test_a_measured_table_of_text_is_one_line(tmp_path):
+    lookup = next(claim.lookup for claim in claims.claims() if claim.lookup)
+    path = tmp_path / lookup.table.replace("*", "x")
+    path.parent.mkdir(parents=True)
+    path.write_text("a\n1\n")
+    with pytest.raises(InputError, match=path.name):
+        claims.measure(lookup, tmp_path)
+
+
+def test_a_cell_cannot_break_the_page():
+    table = pd.DataFrame([dict.fromkeys(claims.COLUMNS, "")]).assign(claim="a|b <script>\nc")
+    assert r"a\|b &lt;script> c" in claims.page(table)

@@ -14,7 +14,7 @@ from scipy import sparse
 
 from mvhlib import cohort
 from mvhlib.artifacts import InputError, write_csv
-from mvhlib.cohort import base, legacy_st, pseudospots, qc, visium
+from mvhlib.cohort import base, feature_matrix, legacy_st, pseudospots, qc, visium
 
 PITCH_PX = 50.0  # of the small arrays below; 200 um, hence 4 um/px
 GENES = ["GENEA", "GENEB", "MT-CO1", "NA"]
@@ -561,7 +561,7 @@ def test_qc_sees_tissue(tmp_path):
 # ---- what cannot be true
 
 
-def refused(function, *arguments, **options) -> InputError:
+def refusal(function, *arguments, **options) -> InputError:
     """The one-line error that a call ends with."""
     with pytest.raises(InputError) as caught:
         function(*arguments, **options)
@@ -587,7 +587,7 @@ def made_section(**change) -> base.Section:
 @pytest.mark.parametrize("value", ["", "  ", "../../x", "a/b", "a\\b", "a\nb", "..", "-rf", ".x",
                                    None, 7, float("nan"), False, "a\0b"])
 def test_names_are_text_that_stays_in_its_folder(field, value):
-    assert refused(made_section, **{field: value}).field in (field, "section")
+    assert refusal(made_section, **{field: value}).field in (field, "section")
 
 
 def test_names_are_stripped_and_numbers_stay_text():
@@ -598,17 +598,17 @@ def test_names_are_stripped_and_numbers_stay_text():
 @pytest.mark.parametrize("mpp", [0, 0.0, -0.5, np.nan, np.inf, -np.inf, "0.5", "0,5", True, 1e-9,
                                  1e9, [0.5]])
 def test_a_scale_is_a_number_that_can_be(mpp):
-    error = refused(made_section, mpp=mpp)
+    error = refusal(made_section, mpp=mpp)
     assert error.field == "mpp" and "decimal point" in error.fix
     assert made_section(mpp=np.float32(0.5)).mpp == 0.5
 
 
 def test_names_that_one_file_would_hold():
     for first, second in (("A1", "a1"), ("\u00e9", "e\u0301"), ("S", "S")):
-        assert refused(cohort.Cohort, [made_section(name=first), made_section(name=second)]
+        assert refusal(cohort.Cohort, [made_section(name=first), made_section(name=second)]
                        ).field == "section"
     many = [made_section(name=f"S{number}") for number in range(20_000)]
-    assert "S7'" in str(refused(cohort.Cohort, [*many, made_section(name="S7")]))
+    assert "S7'" in str(refusal(cohort.Cohort, [*many, made_section(name="S7")]))
 
 
 @pytest.mark.parametrize(("size", "scale", "reason"), [
@@ -621,12 +621,12 @@ def test_spots_outside_are_refused_by_their_share(size, scale, reason):
         centers[:20, 0] = -1  # one in twenty is the rim of a scan
         base.check_inside(centers, size, "S1")
         centers[20, 0] = -1
-        assert "21 of 400 spots (5%)" in str(refused(base.check_inside, centers, size, "S1"))
+        assert "21 of 400 spots (5%)" in str(refusal(base.check_inside, centers, size, "S1"))
     else:
-        error = refused(base.check_inside, centers, size, "S1")
+        error = refusal(base.check_inside, centers, size, "S1")
         assert error.field == "image" and reason in error.problem
     wide = np.column_stack([x * 49.0, y * 20.0])
-    assert "turned" in refused(base.check_inside, wide, (400, 1000), "S1").problem
+    assert "turned" in refusal(base.check_inside, wide, (400, 1000), "S1").problem
 
 
 @pytest.mark.parametrize(("change", "field"), [
@@ -639,7 +639,7 @@ def test_pointers_out_of_a_sparse_matrix(change, field):
         matrix = kind(np.arange(12).reshape(4, 3))
         base.check_sparse(matrix, "x")
         change(matrix)
-        assert refused(base.check_sparse, matrix, "x").field == field
+        assert refusal(base.check_sparse, matrix, "x").field == field
 
 
 @pytest.mark.parametrize(("change", "field"), [
@@ -664,7 +664,7 @@ def test_counts_and_places_that_cannot_be(change, field):
         change(adata)
         return adata
 
-    assert refused(lambda: made_section(load=load).adata).field == field
+    assert refusal(lambda: made_section(load=load).adata).field == field
 
 
 # ---- the run's folder
@@ -749,14 +749,14 @@ def test_a_manifest_that_says_other_than_its_sections(run_folder, tmp_path, colu
         table.loc[table["section"] == "A1", column] = value
         return table
 
-    error = refused(copied_run, run_folder, tmp_path, manifest=change)
+    error = refusal(copied_run, run_folder, tmp_path, manifest=change)
     assert Path(error.where).name in ("manifest.csv", "C9.h5ad")
 
 
 @pytest.mark.parametrize("change", [
     lambda f: f.iloc[:0], lambda f: f.drop(columns="mpp"), lambda f: pd.concat([f, f])])
 def test_a_manifest_of_another_shape(run_folder, tmp_path, change):
-    refused(copied_run, run_folder, tmp_path, manifest=change)
+    refusal(copied_run, run_folder, tmp_path, manifest=change)
 
 
 @pytest.mark.parametrize("change", [
@@ -784,7 +784,7 @@ def test_a_manifest_of_another_shape(run_folder, tmp_path, change):
     replaced("obs/_index", np.array([b"same"] * 25)), replaced("var/_index", np.array([b""] * 4)),
 ])
 def test_a_section_file_that_cannot_be(run_folder, tmp_path, change):
-    error = refused(copied_run, run_folder, tmp_path, h5=change)
+    error = refusal(copied_run, run_folder, tmp_path, h5=change)
     assert "A1" in error.where or "gone.jpg" in error.where
 
 
@@ -796,9 +796,9 @@ def test_a_whole_run_is_read_and_links_inside_data_work(run_folder, tmp_path):
         (linked / folder).symlink_to(run_folder / "data" / folder)
     found = cohort.read("run", run_folder / "run", data=linked)
     assert found["A1"].image().shape == (500, 480, 3)
-    assert "data" in str(refused(lambda: cohort.read("run", run_folder / "run")["A1"].image()))
-    assert refused(cohort.read, "run", run_folder / "run", sections="A1").field == "sections"
-    assert refused(cohort.read, "run", run_folder / "run", sections=[7]).field == "sections"
+    assert "data" in str(refusal(lambda: cohort.read("run", run_folder / "run")["A1"].image()))
+    assert refusal(cohort.read, "run", run_folder / "run", sections="A1").field == "sections"
+    assert refusal(cohort.read, "run", run_folder / "run", sections=[7]).field == "sections"
 
 
 @pytest.mark.parametrize("content", [b"", b"\x89HDF\r\n\x1a\n", b"text", None])
@@ -810,7 +810,7 @@ def test_a_section_file_that_is_none(run_folder, tmp_path, content):
         (folder / "A1.h5ad").mkdir()
     else:
         (folder / "A1.h5ad").write_bytes(content)
-    assert "A1.h5ad" in refused(cohort.read, "run", folder).where
+    assert "A1.h5ad" in refusal(cohort.read, "run", folder).where
 
 
 def test_an_image_outside_data_is_not_written_into_a_run(tmp_path):
@@ -818,7 +818,7 @@ def test_an_image_outside_data_is_not_written_into_a_run(tmp_path):
     Image.new("RGB", (200, 180), "pink").save(tmp_path / "full.png")
     section = cohort.read("visium", tmp_path / "data", image=tmp_path / "full.png", patient="P9")[
         "data"]
-    assert "link" in refused(base.write_section, section, tmp_path / "run").fix
+    assert "link" in refusal(base.write_section, section, tmp_path / "run").fix
 
 
 # ---- legacy Spatial Transcriptomics
@@ -865,7 +865,7 @@ def cell(row, column, value):
 def test_count_tables_that_are_refused(tmp_path, change, field):
     write_st_section(tmp_path)
     rewrite_counts(tmp_path, change)
-    error = refused(lambda: cohort.read("her2st", tmp_path)["A1"].adata)
+    error = refusal(lambda: cohort.read("her2st", tmp_path)["A1"].adata)
     assert (Path(error.where).name, error.field) == ("A1.tsv.gz", field)
 
 
@@ -908,7 +908,7 @@ def test_spot_files_that_are_refused(tmp_path, change, field):
     write_st_section(tmp_path)
     path = tmp_path / "ST-spotfiles" / "A1_selection.tsv"
     change(pd.read_csv(path, sep="\t")).to_csv(path, sep="\t", index=False)
-    error = refused(lambda: cohort.read("her2st", tmp_path)["A1"].adata)
+    error = refusal(lambda: cohort.read("her2st", tmp_path)["A1"].adata)
     assert error.field == field
 
 
@@ -932,7 +932,7 @@ def test_a_cut_out_is_not_taken_for_a_reduced_image(tmp_path):
     x0, y0, x1, y1 = np.round([*(pixel.min(0) - 25), *(pixel.max(0) + 25)]).astype(int)
     whole[y0:y1, x0:x1] = (170, 90, 160)
     Image.fromarray(whole[:400, :380]).save(tmp_path / "A1_part.png")
-    assert "cut-out" in refused(cohort.read, "her2st", tmp_path).problem
+    assert "cut-out" in refusal(cohort.read, "her2st", tmp_path).problem
 
 
 def test_stated_scale_against_the_measured_one(tmp_path):
@@ -946,17 +946,17 @@ def test_stated_scale_against_the_measured_one(tmp_path):
             specimen="p", source="her2st", **options)
 
     assert made(mpp=4.2).mpp == 4.2
-    error = refused(made, mpp=2.0)
+    error = refusal(made, mpp=2.0)
     assert error.field == "mpp" and "2 um/px" in error.problem and "4" in error.problem
     for wrong in (0, -1, np.nan, np.inf, "200", True):
-        assert refused(made, mpp=wrong)
-        assert refused(cohort.read, "her2st", tmp_path, pitch_um=wrong).field == "pitch_um"
-        assert refused(cohort.read, "her2st", tmp_path, full_width_px={"A1": wrong}
+        assert refusal(made, mpp=wrong)
+        assert refusal(cohort.read, "her2st", tmp_path, pitch_um=wrong).field == "pitch_um"
+        assert refusal(cohort.read, "her2st", tmp_path, full_width_px={"A1": wrong}
                        ).field == "full_width_px"
-    assert refused(cohort.read, "her2st", tmp_path, full_width_px={"A7": 480}).field == "section"
-    assert refused(cohort.read, "her2st", tmp_path, full_width_px=480).field == "full_width_px"
+    assert refusal(cohort.read, "her2st", tmp_path, full_width_px={"A7": 480}).field == "section"
+    assert refusal(cohort.read, "her2st", tmp_path, full_width_px=480).field == "full_width_px"
     # Spots at half of their pixels beside a width that says the image is whole.
-    assert refused(cohort.read, "her2st", tmp_path, full_width_px={"A1": 240}).field == "image"
+    assert refusal(cohort.read, "her2st", tmp_path, full_width_px={"A1": 240}).field == "image"
 
 
 def test_no_section_is_left_out_in_silence(tmp_path, caplog):
@@ -969,15 +969,15 @@ def test_no_section_is_left_out_in_silence(tmp_path, caplog):
     assert not cohort.read("her2st", tmp_path)["B1"].has_image
     assert "B1: has no spot file" in caplog.text
     (tmp_path / "b1.tsv").rename(tmp_path / "ST-spotfiles" / "C1_selection.tsv")
-    error = refused(cohort.read, "her2st", tmp_path)
+    error = refusal(cohort.read, "her2st", tmp_path)
     assert error.field == "counts" and "C1" in error.problem
     assert list(cohort.read("her2st", tmp_path, sections=["A1"]).sections) == ["A1"]
     (tmp_path / "ST-spotfiles" / "C1_selection.tsv").unlink()
     (tmp_path / "ST-cnts" / "B1.tsv.gz").rename(tmp_path / "ST-cnts" / "CN51_C2_2.tsv.gz")
-    assert "CN51_C2_2" in refused(cohort.read, "her2st", tmp_path).where
+    assert "CN51_C2_2" in refusal(cohort.read, "her2st", tmp_path).where
     named = cohort.read("her2st", tmp_path, patients={"A1": "mouse 1", "CN51_C2_2": "007"})
     assert named.patients == ["007", "mouse 1"]
-    assert refused(cohort.read, "her2st", tmp_path, patients={"A1": 7, "CN51_C2_2": "x"})
+    assert refusal(cohort.read, "her2st", tmp_path, patients={"A1": 7, "CN51_C2_2": "x"})
 
 
 @pytest.mark.parametrize(("place", "field"), [
@@ -989,7 +989,7 @@ def test_links_that_lead_nowhere_are_no_absence(tmp_path, place, field, target):
     path = tmp_path / place
     shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
     path.symlink_to(path if target == "itself" else tmp_path / "nowhere")
-    assert refused(lambda: cohort.read("her2st", tmp_path)["A1"].adata).field == field
+    assert refusal(lambda: cohort.read("her2st", tmp_path)["A1"].adata).field == field
 
 
 @pytest.mark.parametrize(("rows", "field"), [
@@ -1000,7 +1000,7 @@ def test_labels_that_are_refused(tmp_path, rows, field):
     (tmp_path / "ST-pat-lbl").mkdir()
     pd.DataFrame(rows, columns=["x", "y", "label"]).to_csv(
         tmp_path / "ST-pat-lbl" / "A1_labeled_coordinates.tsv", sep="\t", index=False)
-    assert refused(lambda: cohort.read("her2st", tmp_path)["A1"].adata).field == field
+    assert refusal(lambda: cohort.read("her2st", tmp_path)["A1"].adata).field == field
 
 
 def test_an_image_belongs_to_the_longest_name(tmp_path):
@@ -1030,7 +1030,7 @@ def test_an_image_belongs_to_the_longest_name(tmp_path):
 def test_mob_that_lacks_a_part(tmp_path, change, problem):
     write_mob(tmp_path)
     change(tmp_path)
-    assert problem in refused(cohort.read, "mob", tmp_path).problem
+    assert problem in refusal(cohort.read, "mob", tmp_path).problem
 
 
 def test_mob_reads_what_is_named(tmp_path):
@@ -1055,7 +1055,7 @@ def test_sections_of_any_laboratory(tmp_path):
     row = "007,s,P 1,ST-cnts/A1.tsv.gz,ST-spotfiles/A1_selection.tsv,ST-imgs/A/A1/scan.jpg\n"
     head = "section,study,patient,counts,spots,image\n"
     table.write_text(head + row)
-    assert refused(lambda: cohort.read("legacy_st", tmp_path)["007"].adata).field == "gene"
+    assert refusal(lambda: cohort.read("legacy_st", tmp_path)["007"].adata).field == "gene"
     section = cohort.read("legacy_st", tmp_path, sum_doubled=True)["007"]
     assert (section.patient, section.mpp) == ("P 1", pytest.approx(4.0))
     assert list(section.adata.obs["aligned"]) == names
@@ -1069,17 +1069,17 @@ def test_sections_of_any_laboratory(tmp_path):
                           (row.replace("P 1", ""), "patient"),
                           (row.replace("007", "a/b"), "section")):
         table.write_text(head + broken)
-        assert refused(cohort.read, "legacy_st", tmp_path).field == field
+        assert refusal(cohort.read, "legacy_st", tmp_path).field == field
     two = [names[0], names[0][:-1] + str((int(names[0][-1]) + 1) % 10), *names[2:]]
     write_st_section(tmp_path, spot_names=two)
     table.write_text(head + row)
-    assert refused(lambda: cohort.read("legacy_st", tmp_path)["007"].adata).field == "index"
+    assert refusal(lambda: cohort.read("legacy_st", tmp_path)["007"].adata).field == "index"
 
 
 def test_real_spinal_cord(shared, tmp_path):
     """Legacy arrays of another laboratory, against pandas and the stated scale."""
     root = shared / "data" / "als_spinal_cord"
-    assert "samples.csv" in refused(cohort.read, "her2st", root).fix
+    assert "samples.csv" in refusal(cohort.read, "her2st", root).fix
     facts = pd.read_csv(root / "sections.csv", dtype=str)
     facts = facts[facts["section"] == "L6CN51_E1_2"]
     table = pd.DataFrame({
@@ -1144,3 +1144,674 @@ def test_real_mob(shared):
     extent = np.ptp(spots[["pixel_x", "pixel_y"]].to_numpy(), axis=0) * found["MOB1"].mpp
     np.testing.assert_allclose(extent, [6200, 6600], rtol=0.02)
     assert qc.table(found)["fraction_on_tissue"].min() > 0.6
+
+
+# --- Visium, Visium HD and Xenium: right, or refused in one line --------------------------------
+
+def refuses(function, *words: str) -> InputError:
+    """The call raises one line that holds every one of `words`."""
+    with pytest.raises(InputError) as caught:
+        function()
+    said = str(caught.value)
+    assert "\n" not in said and all(word in said for word in words), said
+    return caught.value
+
+
+def load_visium(root: Path, **options):
+    return next(iter(cohort.read("visium", root, patient="p", **options))).adata
+
+
+def change_positions(outs: Path, change) -> None:
+    path = outs / "spatial" / "tissue_positions.csv"
+    change(pd.read_csv(path).astype(object)).to_csv(path, index=False)
+
+
+def set_first(column: str, value):
+    return lambda t: t.assign(**{column: [value, *t[column][1:]]})
+
+
+def change_scalefactors(outs: Path, **values) -> None:
+    path = outs / "spatial" / "scalefactors_json.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def change_matrix(outs: Path, **arrays) -> None:
+    with h5py.File(outs / "filtered_feature_bc_matrix.h5", "r+") as stream:
+        for name, change in arrays.items():
+            name = "matrix/" + name.replace("__", "/")
+            values = stream[name][()]
+            del stream[name]
+            stream[name] = change(values)
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    (set_first("pxl_row_in_fullres", ""), ["pxl_row_in_fullres", "BC000-1"]),
+    (set_first("pxl_col_in_fullres", "nan"), ["pxl_col_in_fullres"]),
+    (set_first("pxl_col_in_fullres", "12;5"), ["pxl_col_in_fullres", "12;5"]),
+    (set_first("array_col", "inf"), ["array_col"]),
+    (set_first("array_row", 0.5), ["array_row", "whole number"]),
+    (set_first("array_row", -1), ["array_row"]),
+    (set_first("in_tissue", "yes"), ["in_tissue", "yes"]),
+    (set_first("in_tissue", 2), ["in_tissue"]),
+    (set_first("barcode", " "), ["barcode", "blank"]),
+    (set_first("barcode", "BC001-1"), ["barcode", "more than once"]),
+    (set_first("pxl_row_in_fullres", 900), ["do not fit", "BC000-1"]),
+    (lambda t: t[:0], ["rows"]),
+    (lambda t: t[:-4], ["4 of 36 spots have no position"]),
+    (lambda t: t.assign(barcode=t["barcode"] + "_2"), ["has a position"]),
+    (lambda t: t.assign(array_col=t["array_col"][::-1].to_numpy(),
+                        array_row=np.roll(t["array_row"], 7)), ["do not fit"]),
+    (lambda t: t.rename(columns={"array_row": "array_col", "array_col": "array_row"}),
+     ["are swapped"]),
+    (lambda t: t.rename(columns={"pxl_row_in_fullres": "pxl_col_in_fullres",
+                                 "pxl_col_in_fullres": "pxl_row_in_fullres"}),
+     ["swapped", "transposed=True"]),
+    (lambda t: t.assign(array_row=0, array_col=0), ["array_row, array_col"]),
+    (lambda t: t.assign(pxl_row_in_fullres=t["pxl_row_in_fullres"] * 2), ["neither"]),
+])
+def test_positions_that_cannot_be_are_refused(tmp_path, change, words):
+    write_visium(tmp_path / "outs")
+    change_positions(tmp_path / "outs", change)
+    refuses(lambda: load_visium(tmp_path), *words)
+
+
+def test_transposed_positions_are_read_where_they_are_stated(tmp_path):
+    truth = write_visium(tmp_path / "outs")
+    change_positions(tmp_path / "outs", lambda t: t.rename(columns={
+        "pxl_row_in_fullres": "pxl_col_in_fullres", "pxl_col_in_fullres": "pxl_row_in_fullres"}))
+    adata = load_visium(tmp_path, transposed=True)
+    np.testing.assert_allclose(adata.obsm["spatial"], truth.loc[
+        adata.obs_names, ["pxl_row_in_fullres", "pxl_col_in_fullres"]] * 0.5)
+
+
+@pytest.mark.parametrize("cut", [0.3, 0.9, 0.97])
+def test_a_table_of_positions_that_was_cut_is_refused(tmp_path, cut):
+    write_visium(tmp_path / "outs")
+    path = tmp_path / "outs" / "spatial" / "tissue_positions.csv"
+    path.write_bytes(path.read_bytes()[:int(cut * path.stat().st_size)])
+    refuses(lambda: load_visium(tmp_path))
+
+
+@pytest.mark.parametrize("write", ["bom", "crlf", "semicolon", "quotes", "gz", "parquet", "order"])
+def test_positions_as_programs_write_them(tmp_path, write):
+    truth = write_visium(tmp_path / "outs")
+    path = tmp_path / "outs" / "spatial" / "tissue_positions.csv"
+    table, text = pd.read_csv(path), path.read_text()
+    if write == "bom":
+        path.write_text(text, encoding="utf-8-sig")
+    elif write == "crlf":
+        path.write_bytes(text.replace("\n", "\r\n").encode())
+    elif write == "semicolon":
+        path.write_text(text.replace(",", ";"))
+    elif write == "quotes":
+        table.to_csv(path, index=False, quoting=2)
+    elif write == "gz":
+        path.with_suffix(".csv.gz").write_bytes(gzip.compress(text.encode()))
+    elif write == "order":
+        table.sample(frac=1, random_state=0)[table.columns[::-1]].to_csv(path, index=False)
+    if write in ("gz", "parquet"):
+        path.unlink()
+    if write == "parquet":
+        table.to_parquet(path.with_suffix(".parquet"))
+    adata = load_visium(tmp_path)
+    np.testing.assert_allclose(adata.obsm["spatial"], truth.loc[
+        adata.obs_names, ["pxl_col_in_fullres", "pxl_row_in_fullres"]] * 0.5)
+
+
+@pytest.mark.parametrize("side", ["matrix", "positions"])
+def test_barcodes_meet_with_and_without_their_suffix(tmp_path, side):
+    truth = write_visium(tmp_path / "outs")
+    if side == "positions":
+        change_positions(tmp_path / "outs", lambda t: t.assign(
+            barcode=t["barcode"].str.removesuffix("-1")))
+    else:
+        change_matrix(tmp_path / "outs",
+                      barcodes=lambda v: np.array([b.removesuffix(b"-1") for b in v]))
+    adata = load_visium(tmp_path)
+    truth.index = truth.index if side == "positions" else truth.index.str.removesuffix("-1")
+    np.testing.assert_array_equal(np.asarray(adata.layers["counts"].sum(1)).ravel(),
+                                  truth.loc[adata.obs_names, "total"])
+
+
+@pytest.mark.parametrize(("values", "words"), [
+    ({"tissue_hires_scalef": None}, ["tissue_hires_scalef", "null"]),
+    ({"tissue_hires_scalef": "0,5"}, ["tissue_hires_scalef", "0,5"]),
+    ({"tissue_hires_scalef": 0}, ["tissue_hires_scalef"]),
+    ({"tissue_hires_scalef": -0.5}, ["tissue_hires_scalef"]),
+    ({"tissue_hires_scalef": float("nan")}, ["tissue_hires_scalef"]),
+    ({"tissue_hires_scalef": 1e308}, ["tissue_hires_scalef"]),
+    ({"tissue_hires_scalef": True}, ["tissue_hires_scalef"]),
+    ({"tissue_hires_scalef": 1.0}, ["outside its"]),
+    ({"spot_diameter_fullres": "13"}, ["spot_diameter_fullres"]),
+    ({"spot_diameter_fullres": 40.0}, ["40 px", "200 um", "20 px apart"]),
+    ({"microns_per_pixel": 0.5}, ["microns_per_pixel", "0.5", "5"]),
+    ({"bin_size_um": 8.0}, ["visium_hd"]),
+])
+def test_scale_factors_that_cannot_be_are_refused(tmp_path, values, words):
+    write_visium(tmp_path / "outs")
+    change_scalefactors(tmp_path / "outs", **values)
+    refuses(lambda: load_visium(tmp_path), *words)
+
+
+@pytest.mark.parametrize("content", ["[1]", "null", '{"a"', "", "[" * 100_000])
+def test_scale_factors_that_are_none_are_refused(tmp_path, content):
+    write_visium(tmp_path / "outs")
+    (tmp_path / "outs" / "spatial" / "scalefactors_json.json").write_text(content)
+    refuses(lambda: load_visium(tmp_path), "scalefactors_json.json")
+
+
+def test_a_stated_scale_must_be_the_measured_one(tmp_path):
+    write_visium(tmp_path / "outs")
+    section = next(iter(cohort.read("visium", tmp_path, mpp=5.1)))
+    assert section.mpp == pytest.approx(10.2)  # within 5 %: the user's holds
+    refuses(lambda: load_visium(tmp_path, mpp=0.5), "mpp", "0.5", "5")
+    for mpp in (0, -1.0, float("nan"), float("inf"), "0,5", True):
+        refuses(lambda mpp=mpp: load_visium(tmp_path, mpp=mpp), "mpp")
+    for written in ('"0,5"', "0", "-1", "nan0", "inf"):
+        (tmp_path / "samples.csv").write_text(
+            f"section,study,patient,mpp\n{tmp_path.name},A,P,{written}\n")
+        refuses(lambda: cohort.read("visium", tmp_path), "samples.csv", "mpp", "row 2")
+
+
+def test_an_image_of_other_size_is_refused(tmp_path):
+    write_visium(tmp_path / "outs")
+    for size in [(100, 90), (180, 200), (400, 360), (200, 150)]:
+        Image.new("RGB", size, "pink").save(tmp_path / "full.png")
+        refuses(lambda: load_visium(tmp_path, image=tmp_path / "full.png"), "full.png",
+                f"{size[0]} x {size[1]} px", "200 x 180")
+    reduced = tmp_path / "outs" / "spatial" / "tissue_hires_image.png"
+    reduced.unlink()
+    Image.new("RGB", (60, 54), "pink").save(tmp_path / "full.png")
+    refuses(lambda: load_visium(tmp_path, image=tmp_path / "full.png"), "outside its",
+            "60 x 54 px")
+    Image.new("RGB", (70, 90), "pink").save(reduced)
+    Image.new("RGB", (20, 18), "pink").save(reduced.with_name("tissue_lowres_image.png"))
+    refuses(lambda: load_visium(tmp_path), "tissue_hires_image.png", "70 x 90 px", "100 x 90")
+
+
+def test_the_scale_of_the_images_own_tags_must_fit(tmp_path, monkeypatch):
+    write_visium(tmp_path / "outs")
+    Image.new("RGB", (200, 180), "pink").save(tmp_path / "full.png")
+    opened = visium.open_slide
+    monkeypatch.setattr(visium, "open_slide", lambda path: opened(path, mpp=0.25))
+    refuses(lambda: load_visium(tmp_path, image=tmp_path / "full.png"), "0.25", "5", "mpp=")
+    load_visium(tmp_path, image=tmp_path / "full.png", mpp=5.0)
+
+
+@pytest.mark.parametrize("file", ["spatial/tissue_hires_image.png", "filtered_feature_bc_matrix.h5",
+                                  "spatial/tissue_positions.csv", "spatial/scalefactors_json.json",
+                                  "samples.csv"])
+def test_a_link_that_leads_nowhere_is_no_absence(tmp_path, file):
+    write_visium(tmp_path / "outs")
+    (tmp_path / "outs" / file).unlink(missing_ok=True)
+    (tmp_path / "outs" / file).symlink_to("/nowhere/at/all")
+    refuses(lambda: load_visium(tmp_path / "outs"), Path(file).name, "/nowhere/at/all")
+
+
+def test_a_square_lattice_is_no_visium_array(tmp_path):
+    write_visium(tmp_path / "outs")
+    n = 36
+    change_positions(tmp_path / "outs", lambda t: t.assign(
+        array_row=np.arange(n) // 6, array_col=np.arange(n) % 6,
+        pxl_row_in_fullres=20.0 * (np.arange(n) // 6) + 30,
+        pxl_col_in_fullres=20.0 * (np.arange(n) % 6) + 30))
+    refuses(lambda: load_visium(tmp_path), "square", "20 px", "visium_hd", "pitch_um=", "mpp=")
+    for stated in ({"pitch_um": 50.0}, {"mpp": 2.5}, {"mpp": 2.5, "pitch_um": 50.0}):
+        section = next(iter(cohort.read("visium", tmp_path, **stated)))
+        assert section.mpp == pytest.approx(5.0)  # of the image at half size
+        lattice = section.adata.uns["lattice"]
+        assert (lattice["kind"], lattice["n_neighs"]) == ("square", 4)
+        assert lattice["pitch_um"] == pytest.approx(50.0)
+        assert lattice["spot_um"] == pytest.approx(13 * 2.5)
+    refuses(lambda: load_visium(tmp_path, pitch_um=50.0, mpp=5.0), "pitch_um", "2.5")
+
+
+def write_hd(folder: Path, *, bin_um: float = 16.0, shape=(30, 20), **scale) -> pd.DataFrame:
+    """Bins of 32 px at 0.5 um/px, in a folder of one bin size."""
+    spatial = folder / "spatial"
+    spatial.mkdir(parents=True)
+    rows, columns = (axis.ravel() for axis in np.mgrid[0:shape[0], 0:shape[1]])
+    positions = pd.DataFrame({
+        "barcode": [f"s_016um_{r:05d}_{c:05d}-1" for r, c in zip(rows, columns, strict=True)],
+        "in_tissue": 1, "array_row": rows, "array_col": columns,
+        "pxl_row_in_fullres": 32.0 * rows + 50, "pxl_col_in_fullres": 32.0 * columns + 50})
+    positions.to_parquet(spatial / "tissue_positions.parquet")
+    (spatial / "scalefactors_json.json").write_text(json.dumps({
+        "microns_per_pixel": 0.5, "bin_size_um": bin_um, "tissue_hires_scalef": 1.0,
+        "spot_diameter_fullres": 2 * bin_um} | scale))
+    Image.new("RGB", (740, 1060), "pink").save(spatial / "tissue_hires_image.png")
+    write_10x_h5(folder / "filtered_feature_bc_matrix.h5", np.ones((len(rows), 3), int),
+                 list(positions["barcode"]), ["A", "B", "C"])
+    return positions
+
+
+def test_bins_are_never_read_as_spots(tmp_path):
+    write_hd(tmp_path / "S" / "binned_outputs" / "square_016um")
+    for path in (tmp_path, tmp_path / "S", tmp_path / "S" / "binned_outputs" / "square_016um",
+                 tmp_path / "S" / "binned_outputs"):
+        refuses(lambda path=path: cohort.read("visium", path), "Visium HD", "source visium_hd")
+    # Under another name the folder is still told by its scale factors, or by its lattice.
+    (tmp_path / "S" / "binned_outputs" / "square_016um").rename(tmp_path / "bins")
+    (tmp_path / "S" / "binned_outputs").rmdir()
+    refuses(lambda: cohort.read("visium", tmp_path), "source visium_hd")
+    change_scalefactors(tmp_path / "bins", bin_size_um=None)
+    refuses(lambda: cohort.read("visium", tmp_path), "source visium_hd")
+    write_visium(tmp_path / "spots" / "outs")
+    refuses(lambda: cohort.read("visium_hd", tmp_path / "spots"), "source visium")
+    refuses(lambda: cohort.read("xenium", tmp_path / "spots"), "source visium")
+
+
+@pytest.mark.parametrize(("scale", "words"), [
+    ({"microns_per_pixel": 0.25, "spot_diameter_fullres": 64.0}, ["16", "32 px at 0.25"]),
+    ({"spot_diameter_fullres": 16.0}, ["spot_diameter_fullres", "8", "16"]),
+    ({"bin_size_um": 8.0, "spot_diameter_fullres": 16.0}, ["bin_size_um", "8", "16"]),
+    ({"microns_per_pixel": None}, ["microns_per_pixel"]),
+    ({"bin_size_um": "16"}, ["bin_size_um"]),
+])
+def test_bins_whose_scale_disagrees_are_refused(tmp_path, scale, words):
+    write_hd(tmp_path / "square_016um", **scale)
+    refuses(lambda: next(iter(cohort.read("visium_hd", tmp_path, spot_um=80.0))).adata, *words)
+
+
+def test_bins_in_the_right_scale_are_read(tmp_path):
+    write_hd(tmp_path / "square_016um")
+    section = next(iter(cohort.read("visium_hd", tmp_path, spot_um=80.0)))
+    assert section.mpp == 0.5 and section.adata.n_obs == 6 * 4
+    assert (section.adata.layers["counts"].toarray() == 25).all()
+    refuses(lambda: cohort.read("visium_hd", tmp_path, mpp=1.0, spot_um=80.0), "mpp", "0.5")
+    # Folders of one output are one tissue, not a section each.
+    for um in (16, 80):
+        write_hd(tmp_path / "S" / "binned_outputs" / f"square_{um:03d}um", bin_um=16.0)
+    (tmp_path / "S" / "binned_outputs" / "square_080um" / "filtered_feature_bc_matrix.h5").unlink()
+    found = cohort.read("visium_hd", tmp_path / "S" / "binned_outputs", spot_um=80.0)
+    assert list(found.sections) == ["S"]
+    for option in ({"spot_um": 0}, {"spot_um": float("nan")}, {"min_fill": 2},
+                   {"spot_um": "100"}):
+        refuses(lambda option=option: cohort.read("visium_hd", tmp_path, **option), *option)
+
+
+@pytest.mark.parametrize("change", [
+    lambda t: t.assign(array_col=[np.inf, *t["array_col"][1:]]),
+    lambda t: t.assign(array_col=[np.nan, *t["array_col"][1:]]),
+    lambda t: t.assign(array_row=[0.5, *t["array_row"][1:]]),
+    lambda t: t.assign(pxl_col_in_fullres=[None, *t["pxl_col_in_fullres"][1:]]),
+    lambda t: t.assign(array_row=t["array_col"], array_col=t["array_row"])])
+def test_bins_that_are_nowhere_are_refused(tmp_path, change):
+    positions = write_hd(tmp_path / "square_016um")
+    change(positions).to_parquet(tmp_path / "square_016um" / "spatial" /
+                                 "tissue_positions.parquet")
+    if (change(positions)["array_row"] == positions["array_col"]).all():
+        # Rows and columns of a square array may be named either way: the places stay the same.
+        assert next(iter(cohort.read("visium_hd", tmp_path, spot_um=80.0))).adata.n_obs == 24
+    else:
+        refuses(lambda: next(iter(cohort.read("visium_hd", tmp_path, spot_um=80.0))).adata,
+                "tissue_positions.parquet")
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e18])
+def test_squares_of_points_that_are_nowhere(bad):
+    um = np.array([[1.0, 2.0], [3.0, bad]])
+    refuses(lambda: pseudospots.squares(um, 100.0), "point 2")
+    refuses(lambda: pseudospots.squares(um[:1], -abs(bad)), "spot_um")
+
+
+# --- feature matrices ---------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("arrays", "words"), [
+    ({"indptr": lambda v: np.where(np.arange(len(v)) == 9, 2**40, v)}, ["indptr"]),
+    ({"indptr": lambda v: np.where(np.arange(len(v)) == 9, -1, v)}, ["indptr"]),
+    ({"indptr": lambda v: v[:-1]}, ["indptr"]),
+    ({"indptr": lambda v: v + 0.5}, ["indptr"]),
+    ({"indptr": lambda v: v[None]}, ["indptr"]),
+    ({"indices": lambda v: v + 4}, ["indices", "5 features"]),
+    ({"indices": lambda v: v - 1}, ["indices"]),
+    ({"indices": lambda v: v[:-3]}, ["indices"]),
+    ({"indices": lambda v: np.zeros_like(v)}, ["twice"]),
+    ({"data": lambda v: v.astype(float) + 0.5}, ["fractional"]),
+    ({"data": lambda v: -v}, ["negative"]),
+    ({"data": lambda v: v * 0}, ["are 0 in all"]),
+    ({"data": lambda v: np.where(np.arange(len(v)) == 3, np.nan, v)}, ["NaN"]),
+    ({"data": lambda v: v.astype("i8") + 2**32}, ["more than any spot"]),
+    ({"data": lambda v: np.array([b"x"] * len(v))}, ["data"]),
+    ({"shape": lambda v: v[::-1]}, ["matrix/shape", "features x barcodes"]),
+    ({"shape": lambda v: v + [0, 10**9]}, ["matrix/shape"]),
+    ({"barcodes": lambda v: np.array([b"A"] * len(v))}, ["barcode", "more than once"]),
+    ({"barcodes": lambda v: np.array([b"", *v[1:]])}, ["barcode", "blank"]),
+    ({"features__id": lambda v: v[:-1]}, ["features/id"]),
+    ({"features__id": lambda v: np.array([b"ENSG1"] * len(v))}, ["'B'", "ENSG1"]),
+    ({"features__name": lambda v: np.array([b" ", *v[1:]])}, ["name", "blank"]),
+    ({"features__name": lambda v: np.array([b"a\nb", *v[1:]])}, ["name", "a\\nb"]),
+    ({"features__feature_type": lambda v: np.array([b"Antibody Capture"] * len(v))},
+     ["Gene Expression", "Antibody Capture"]),
+])
+def test_matrices_that_cannot_be_are_refused(tmp_path, arrays, words):
+    write_visium(tmp_path / "outs")
+    change_matrix(tmp_path / "outs", **arrays)
+    refuses(lambda: load_visium(tmp_path), "filtered_feature_bc_matrix.h5", *words)
+
+
+def test_a_matrix_in_other_types_gives_the_same_counts(tmp_path):
+    write_visium(tmp_path / "a" / "outs")
+    write_visium(tmp_path / "b" / "outs")
+    change_matrix(tmp_path / "b" / "outs", data=lambda v: v.astype("f8"),
+                  indices=lambda v: v.astype("f8"), indptr=lambda v: v.astype("u2"),
+                  shape=lambda v: v.astype("f4"),
+                  barcodes=lambda v: np.array([b.decode() for b in v], object))
+    one, other = load_visium(tmp_path / "a"), load_visium(tmp_path / "b")
+    assert other.layers["counts"].dtype == np.int32
+    assert (one.layers["counts"] != other.layers["counts"]).nnz == 0
+    assert list(one.obs_names) == list(other.obs_names)
+
+
+def test_antibodies_are_no_genes(tmp_path):
+    truth = write_visium(tmp_path / "outs")
+    change_matrix(tmp_path / "outs", features__feature_type=lambda v: np.array(
+        [*v[:-1], b"Antibody Capture"]))
+    adata = load_visium(tmp_path)
+    assert list(adata.var_names) == ["A", "B", "B-1"]
+    assert (np.asarray(adata.layers["counts"].sum(1)).ravel()
+            <= truth.loc[adata.obs_names, "total"]).all()
+
+
+def write_mtx(outs: Path, *, packed: bool, lie: bool = False, features: str = "features.tsv",
+              names: list[str] | None = None, turn: bool = False) -> np.ndarray:
+    """Replace the h5 file of `outs` by a folder of Matrix Market; gives the counts."""
+    import scipy.io
+
+    with h5py.File(outs / "filtered_feature_bc_matrix.h5") as stream:
+        group = stream["matrix"]
+        shape = tuple(group["shape"][()])
+        counts = sparse.csc_matrix((group["data"][()], group["indices"][()],
+                                    group["indptr"][()]), shape=shape)
+        barcodes = group["barcodes"].asstr()[()]
+        symbols, ids = (group["features"][name].asstr()[()] for name in ("name", "id"))
+    (outs / "filtered_feature_bc_matrix.h5").unlink()
+    folder = outs / "filtered_feature_bc_matrix"
+    folder.mkdir()
+    scipy.io.mmwrite(folder / "matrix.mtx", counts.T if turn else counts)
+    rows = names or ["\t".join(row) for row in zip(ids, symbols, ["Gene Expression"] * len(ids),
+                                                   strict=True)]
+    (folder / features).write_text("\n".join(rows) + "\n")
+    (folder / "barcodes.tsv").write_text("\n".join(barcodes) + "\n")
+    for path in list(folder.iterdir()):
+        if packed != lie:
+            path.write_bytes(gzip.compress(path.read_bytes()))
+        if packed:
+            path.rename(path.with_name(path.name + ".gz"))
+    return counts.toarray().T
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("lie", [True, False])
+@pytest.mark.parametrize("features", ["features.tsv", "genes.tsv"])
+def test_matrix_market_is_read_packed_or_plain_whatever_its_name_says(tmp_path, packed, lie,
+                                                                      features):
+    truth = write_visium(tmp_path / "outs")
+    write_mtx(tmp_path / "outs", packed=packed, lie=lie, features=features)
+    (tmp_path / "outs" / "filtered_feature_bc_matrix" / "._matrix.mtx").write_bytes(b"\0\5\x16")
+    (tmp_path / "outs" / "._filtered_feature_bc_matrix.h5").write_bytes(b"\0\5\x16")
+    (tmp_path / "._outs").mkdir()
+    adata = load_visium(tmp_path)
+    np.testing.assert_array_equal(np.asarray(adata.layers["counts"].sum(1)).ravel(),
+                                  truth.loc[adata.obs_names, "total"])
+    assert adata.layers["counts"].dtype == np.int32
+    assert list(adata.var["gene_ids"]) == ["ENSG0", "ENSG1", "ENSG2", "ENSG4"]
+
+
+@pytest.mark.parametrize(("file", "change", "words"), [
+    ("matrix.mtx", lambda t: t[:-20], ["matrix.mtx"]),
+    ("matrix.mtx", lambda t: t[:0], ["header"]),
+    ("matrix.mtx", lambda t: t.replace("general", "symmetric"), ["header", "symmetric"]),
+    ("matrix.mtx", lambda t: t.replace("integer", "complex"), ["header"]),
+    ("matrix.mtx", lambda t: t.replace("\n5 36 ", "\n5 36 9999999"), ["declares"]),
+    ("matrix.mtx", lambda t: t.replace("\n5 36 ", "\n5 36000000000 "), ["36000000000"]),
+    ("matrix.mtx", lambda t: t.replace("\n1 1 ", "\n99 1 "), ["matrix"]),
+    ("matrix.mtx", lambda t: t.replace("\n3 1 ", "\n1 1 "), ["twice"]),
+    ("matrix.mtx", lambda t: t.replace("\n1 1 ", "\n1 1 x"), ["matrix"]),
+    ("matrix.mtx", lambda t: t.replace("\n1 1 ", "\n1 1 -"), ["negative"]),
+    ("features.tsv", lambda t: t.replace("Gene Expression\n", "Gene Expression\tx\n", 1), ["row"]),
+    ("features.tsv", lambda t: "", ["rows"]),
+    ("barcodes.tsv", lambda t: t.replace("BC003-1", ""), ["blank"]),
+])
+def test_broken_matrix_market_is_refused(tmp_path, file, change, words):
+    write_visium(tmp_path / "outs")
+    write_mtx(tmp_path / "outs", packed=False)
+    path = tmp_path / "outs" / "filtered_feature_bc_matrix" / file
+    text = path.read_text()
+    path.write_text(change(text))
+    refuses(lambda: load_visium(tmp_path), file, *words)
+    if file == "barcodes.tsv":
+        path.write_text("barcode\n" + text)
+        refuses(lambda: load_visium(tmp_path), "37 barcodes")
+
+
+def test_a_transposed_or_incomplete_folder_is_refused(tmp_path):
+    write_visium(tmp_path / "a" / "outs")
+    write_mtx(tmp_path / "a" / "outs", packed=True, turn=True)
+    refuses(lambda: load_visium(tmp_path / "a"), "36 x 5", "transpose")
+    (tmp_path / "a" / "outs" / "filtered_feature_bc_matrix" / "barcodes.tsv.gz").unlink()
+    refuses(lambda: load_visium(tmp_path / "a"), "barcodes.tsv", "is missing")
+
+
+def test_a_repeated_symbol_is_one_gene_in_every_section(tmp_path):
+    """By Ensembl id, whatever the order of the file, and also where a file lacks one of the two."""
+    ids = {"s1": [b"ENSG0", b"ENSG1", b"ENSG2.3", b"ENSG3", b"ENSG4"],
+           "s2": [b"ENSG0", b"ENSG2.4", b"ENSG1", b"ENSG3", b"ENSG4"],
+           "s3": [b"ENSG0", b"ENSG2", b"ENSG9", b"ENSG3", b"ENSG4"]}
+    for name, given in ids.items():
+        write_visium(tmp_path / name / "outs")
+        change_matrix(tmp_path / name / "outs", features__id=lambda v, g=given: np.array(g))
+    change_matrix(tmp_path / "s3" / "outs",
+                  features__name=lambda v: np.array([b"A", b"B", b"C", b"D", b"E"]))
+    for found in (cohort.read("visium", tmp_path, patient="p"),
+                  [section for name in ("s2", "s1") for section in
+                   cohort.read("visium", tmp_path / name)]):
+        for section in found:
+            called = dict(zip(section.adata.var["gene_ids"].str[:5], section.adata.var_names,
+                              strict=True))
+            assert called["ENSG2"] == "B-1" and called.get("ENSG1", "B") == "B"
+            counts = section.adata.layers["counts"].toarray()
+            column = list(ids[section.name]).index(
+                next(i for i in ids[section.name] if i.startswith(b"ENSG2")))
+            with h5py.File(tmp_path / section.name / "outs" /
+                           "filtered_feature_bc_matrix.h5") as stream:
+                whole = sparse.csr_matrix((stream["matrix/data"][()], stream["matrix/indices"][()],
+                                           stream["matrix/indptr"][()])).toarray()
+                rows = list(stream["matrix/barcodes"].asstr()[()])
+            rows = [rows.index(barcode) for barcode in section.adata.obs_names]
+            np.testing.assert_array_equal(
+                counts[:, list(section.adata.var_names).index("B-1")], whole[rows, column])
+
+
+def test_ensembl_ids_are_mapped_by_the_files_own_table(tmp_path):
+    write_visium(tmp_path / "outs")
+    ids = [f"ENSG{i:011d}" for i in range(5)]
+    write_mtx(tmp_path / "outs", packed=False,
+              names=[f"{symbol}\t{gene}\tGene Expression"
+                     for symbol, gene in zip("ABCDE", ids, strict=True)])
+    adata = load_visium(tmp_path)
+    assert list(adata.var_names) == list("ABCDE") and list(adata.var["gene_ids"]) == ids
+
+
+# --- names, tables and layouts ------------------------------------------------------------------
+
+def test_sections_called_by_numbers_stay_text(tmp_path):
+    for name in ("007", "151673"):
+        write_visium(tmp_path / name / "outs")
+    rows = pd.DataFrame({"section": ["007", "151673"], "study": "A", "patient": ["01", " 2 "]})
+    rows.to_csv(tmp_path / "samples.csv", index=False)
+    for samples in (None, rows):
+        found = cohort.read("visium", tmp_path, samples=samples)
+        assert list(found.sections) == ["007", "151673"] and found.patients == ["01", "2"]
+    assert list(cohort.read("visium", tmp_path, patient="p").sections) == ["007", "151673"]
+
+
+@pytest.mark.parametrize(("content", "words"), [
+    ("section,study,patient\ns1,A,\n", ["patient", "row 2"]),
+    ("section,study,patient\n,A,P\n", ["section"]),
+    ("section,study,patient\ns1,A,NA\n", ["patient", "row 2"]),
+    ("section,study,patient\n../s1,A,P\n", ["section", "../s1"]),
+    ("section,study,patient,folder\na/b,A,P,s1\n", ["section", "a/b"]),
+    ("section,study,patient\ns1,A,P\ns1,A,P\n", ["s1"]),
+    ("section,study,patient,folder\na,A,P,s1\nb,A,Q,s1\n", ["folder", "s1"]),
+    ("section,study,patient,image\ns1,A,P,none.png\n", ["none.png", "does not exist"]),
+    ("section,study\ns1,A\n", ["patient"]),
+    ("", ["samples.csv"]),
+    ("section,study,patient\ns1,A,P1\ns2,A,P2,x\n", ["row 3"]),
+])
+def test_samples_that_name_no_section_are_refused(tmp_path, content, words):
+    write_visium(tmp_path / "s1" / "outs")
+    (tmp_path / "samples.csv").write_text(content)
+    refuses(lambda: cohort.read("visium", tmp_path), *words)
+
+
+def test_outputs_at_two_depths_are_all_found(tmp_path):
+    write_visium(tmp_path / "s1")
+    write_visium(tmp_path / "s2" / "outs")
+    write_visium(tmp_path / ".hidden")
+    assert list(cohort.read("visium", tmp_path, patient="p").sections) == ["s1", "s2"]
+
+
+@pytest.mark.parametrize("name", [
+    "GSM5420749_P1_filtered_feature_bc_matrix.h5", "GSM1_matrix.mtx.gz", "s1.barcodes.tsv.gz",
+    "GSM1_tissue_positions_list.csv.gz", "GSM1_scalefactors_json.json.gz"])
+def test_flat_files_of_geo_are_refused_with_what_to_do(tmp_path, name):
+    (tmp_path / name).write_bytes(b"x")
+    (tmp_path / f"._{name}").write_bytes(b"x")
+    refuses(lambda: cohort.read("visium", tmp_path), name, "make a folder for each section")
+
+
+def test_what_else_a_folder_may_hold_is_said(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "GSM1.tar.gz").write_bytes(b"x")
+    refuses(lambda: cohort.read("visium", tmp_path), "unpack")
+    write_visium(tmp_path / "b" / "outs")
+    (tmp_path / "b" / "outs" / "spatial").rename(tmp_path / "b" / "space")
+    refuses(lambda: cohort.read("visium", tmp_path / "b"), "without spatial/")
+
+
+# --- Xenium -------------------------------------------------------------------------------------
+
+def write_xenium(root: Path, n: int = 400, **columns) -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    root.mkdir(parents=True, exist_ok=True)
+    table = pd.DataFrame({
+        "feature_name": rng.choice(["ERBB2", "EPCAM"], n), "x_location": rng.uniform(0, 300, n),
+        "y_location": rng.uniform(0, 200, n), "qv": 30.0}).assign(**columns)
+    table.to_csv(root / "transcripts.csv.gz", index=False)
+    return table
+
+
+@pytest.mark.parametrize(("column", "value"), [
+    ("x_location", ""), ("x_location", "x"), ("y_location", "inf"), ("x_location", 1e12),
+    ("qv", "high"), ("feature_name", " ")])
+def test_transcripts_that_are_nowhere_are_refused(tmp_path, column, value):
+    table = write_xenium(tmp_path).astype(object)
+    table.loc[7, column] = value
+    table.to_csv(tmp_path / "transcripts.csv.gz", index=False)
+    refuses(lambda: next(iter(cohort.read("xenium", tmp_path))).adata, column, "row 8")
+
+
+def test_transcripts_packed_or_plain_whatever_their_name_says(tmp_path):
+    table = write_xenium(tmp_path)
+    first = next(iter(cohort.read("xenium", tmp_path))).adata
+    path = tmp_path / "transcripts.csv.gz"
+    path.write_bytes(table.to_csv(index=False).encode())
+    assert (next(iter(cohort.read("xenium", tmp_path))).adata.X != first.X).nnz == 0
+    assert first.layers["counts"].sum() == len(table)
+
+
+def test_xenium_scales_must_agree(tmp_path):
+    he = write_xenium(tmp_path)
+    write_xenium(tmp_path, he_x=he["x_location"] / 0.5 + 9, he_y=he["y_location"] / 0.5)
+    section = next(iter(cohort.read("xenium", tmp_path, mpp=0.5, min_counts=0)))
+    assert section.adata.layers["counts"].sum() == 400
+    refuses(lambda: next(iter(cohort.read("xenium", tmp_path, mpp=0.25))).adata, "0.25", "0.5")
+    refuses(lambda: cohort.read("xenium", tmp_path), "mpp=")
+
+
+@pytest.mark.parametrize(("matrix", "words"), [
+    (np.diag([2.0, 4.0, 1.0]), ["2", "4"]), (np.diag([2.0, np.nan, 1.0]), ["alignment"]),
+    (np.diag([2.0, 0.0, 1.0]), ["alignment"]), (np.ones((2, 3)), ["shape (2, 3)"]),
+    (np.diag([2.0, 2.0, 1.0])[::-1], ["0,0,1"])])
+def test_an_alignment_that_is_none_is_refused(tmp_path, matrix, words):
+    write_xenium(tmp_path)
+    np.savetxt(tmp_path / "align.csv", matrix, delimiter=",")
+    Image.new("RGB", (710, 480), "pink").save(tmp_path / "he.png")
+    rows = pd.DataFrame([{"section": tmp_path.name, "study": "s", "patient": "p",
+                          "image": "he.png", "alignment": "align.csv"}])
+    refuses(lambda: cohort.read("xenium", tmp_path, samples=rows), "align.csv", *words)
+
+
+def test_the_morphology_images_own_pixel_size_is_taken(tmp_path):
+    write_xenium(tmp_path)
+    np.savetxt(tmp_path / "align.csv", np.diag([2.0, 2.0, 1.0]), delimiter=",")
+    Image.new("RGB", (710, 480), "pink").save(tmp_path / "he.png")
+    rows = pd.DataFrame([{"section": tmp_path.name, "study": "s", "patient": "p",
+                          "image": "he.png", "alignment": "align.csv"}])
+    (tmp_path / "experiment.xenium").write_text('{"pixel_size": 0.25}')
+    section = next(iter(cohort.read("xenium", tmp_path, samples=rows)))
+    assert section.mpp == pytest.approx(0.5)
+    np.testing.assert_allclose(section.adata["1x0"].obsm["spatial"][0], [300, 100])
+    refuses(lambda: cohort.read("xenium", tmp_path, samples=rows, mpp=0.2), "mpp", "0.5")
+    Image.new("RGB", (300, 480), "pink").save(tmp_path / "he.png")
+    refuses(lambda: next(iter(cohort.read("xenium", tmp_path, samples=rows))).adata, "outside")
+    for size in ("0", "-1", "NaN", '"0.2125"', "null"):
+        (tmp_path / "experiment.xenium").write_text(f'{{"pixel_size": {size}}}')
+        refuses(lambda: cohort.read("xenium", tmp_path, samples=rows), "pixel_size")
+
+
+# --- files of real instruments ------------------------------------------------------------------
+
+@pytest.mark.parametrize(("name", "options", "mpp"), [
+    ("crc_galeano_nino/CRC_16", {}, 15.1),
+    ("mouse_brain_10x/V1_Adult_Mouse_Brain_DG", {}, 14.2),
+    ("mouse_brain_10x/V1_Mouse_Brain_Sagittal_Anterior_100genes", {}, 14.0),
+    ("breast_dcis_msti/LBC_DCIS_IC", {"pitch_um": 100.0}, 8.5)])
+def test_real_sections_are_read_as_scanpy_reads_them(shared, name, options, mpp):
+    import scanpy as sc
+
+    folder = shared / "data" / name
+    section = next(iter(cohort.read("visium", folder, **options)))
+    h5 = folder / "filtered_feature_bc_matrix.h5"
+    theirs = sc.read_10x_h5(h5) if h5.exists() else sc.read_10x_mtx(h5.with_suffix(""),
+                                                                    make_unique=False)
+    ours = section.adata
+    assert list(ours.obs_names) == list(theirs.obs_names)
+    assert list(ours.var["gene_ids"]) == list(theirs.var["gene_ids"])
+    assert (ours.layers["counts"] != theirs.X).nnz == 0
+    # One name stands for each gene, and is its symbol but for the second of a kind.
+    assert ours.var_names.is_unique
+    assert (ours.var_names != theirs.var_names).sum() == theirs.var_names.duplicated().sum()
+    places = pd.read_csv(folder / "spatial" / "tissue_positions_list.csv", header=None,
+                         index_col=0).loc[ours.obs_names, [5, 4]]
+    factors = json.loads((folder / "spatial" / "scalefactors_json.json").read_text())
+    np.testing.assert_allclose(ours.obsm["spatial"], places * factors["tissue_lowres_scalef"])
+    assert section.mpp == pytest.approx(mpp, abs=0.06)
+
+
+def test_real_files_that_lack_facts_or_contradict_themselves(shared):
+    data = shared / "data"
+    refuses(lambda: cohort.read("visium", data / "breast_dcis_msti" / "LBC_DCIS_IC"),
+            "117.6 px", "square", "pitch_um=")
+    fixture = data / "fixtures" / "visium_hd_seurat"
+    refuses(lambda: cohort.read("visium", fixture), "source visium_hd")
+    bins = fixture / "binned_outputs" / "square_016um"
+    assert next(iter(cohort.read("visium_hd", bins, spot_um=96.0))).mpp == pytest.approx(
+        0.2738 / 0.2540, rel=1e-3)
+    # Its counts are of a Visium section; its 8 um folder holds places of 16 um bins.
+    refuses(lambda: next(iter(cohort.read("visium_hd", bins, spot_um=96.0))).adata,
+            "2053 of 2695 spots have no position")
+    refuses(lambda: next(iter(cohort.read("visium_hd", bins.with_name("square_008um"),
+                                          spot_um=96.0))).adata, "bin_size_um", "8 µm", "16")
+    refuses(lambda: cohort.read("xenium", data / "fixtures" / "xenium_small"), "no transcripts")
+
+
+def test_a_real_matrix_whose_numbers_are_all_floats(shared):
+    """scanpy cannot read it; the sums stand in its table of cells."""
+    folder = shared / "data" / "fixtures" / "xenium_small"
+    counts = feature_matrix.read_matrix(folder / "cell_feature_matrix.h5")
+    assert counts.shape == (6, 4) and counts.layers["counts"].dtype == np.int32
+    with h5py.File(folder / "cell_feature_matrix.h5") as stream:
+        assert counts.X.sum() == stream["matrix/data"][()].sum()
+    assert list(counts.var["gene_ids"])[:2] == ["ENSG00000121270", "ENSG00000107796"]

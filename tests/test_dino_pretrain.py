@@ -433,6 +433,31 @@ def test_sections_are_named_by_pattern(tiles):
         TileSource(tiles, sections=["a1", "c*"])
 
 
+@pytest.mark.parametrize(("text", "said"), [
+    ("section,patient\na1,p1\na2,p1\nb1\n", "row 4"), ("section,patient\na1,p1\na2\t,p1\nb1,\n",
+                                                       "patient: is blank"),
+    ("section,patient\na1,p1\na1,p2\na2,p1\nb1,p1\n", "two patients"), ("", "manifest.csv"),
+    ("section,patient,patient\na1,p,p\n", "more than once")])
+def test_a_broken_manifest_is_one_line(tiles, tmp_path, text, said):
+    (tmp_path / "manifest.csv").write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=said) as caught:
+        TileSource(tiles, manifest=tmp_path / "manifest.csv")
+    assert "\n" not in str(caught.value)
+
+
+def test_names_of_a_manifest_are_read_whatever_program_wrote_it(tiles, tmp_path):
+    (tmp_path / "manifest.csv").write_bytes(
+        '\ufeff"section";"patient"\r\na1 ;007\r\na2;"007"\r\nb1;8\r\n'.encode())
+    assert TileSource(tiles, manifest=tmp_path / "manifest.csv").saw["patients"] == ["007", "8"]
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "", "-rf"])
+@pytest.mark.parametrize("setting", ["profile", "encoder"])
+def test_settings_that_lead_out_of_their_folder_are_refused(setting, name):
+    with pytest.raises(InputError, match=f"pretrain: {setting}: is"):
+        Config(**{setting: name})
+
+
 def test_tiles_and_their_manifest_may_lie_beside_the_data(tiles, tmp_path):
     data = tmp_path / "her2st"
     data.mkdir()

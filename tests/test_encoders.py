@@ -303,6 +303,16 @@ def test_unknown_names_are_met_with_the_nearest(tmp_path):
         create_encoder(VIT, depht=3)
     with pytest.raises(InputError, match="config.json"):
         create_encoder(tmp_path)
+    for mpp in (0, -1, "0,5", float("nan"), True):
+        with pytest.raises(InputError, match="create_encoder: mpp: is "):
+            create_encoder("handmade", mpp=mpp)
+    for seed in (-1, "a", 1.5):
+        with pytest.raises(InputError, match="create_encoder: seed: is "):
+            create_encoder(VIT, seed=seed)
+    for config in ("[1]", "{", '{"pretrained_on": 5}', '{"pretrained_on": {"sections": "A1"}}'):
+        (tmp_path / "config.json").write_text(config)
+        with pytest.raises(InputError, match="config.json: (content|pretrained_on): is"):
+            create_encoder(tmp_path)
     with pytest.raises(InputError, match="precision"):
         create_encoder(VIT, precision="int8")
     with pytest.raises(InputError, match="multiple of the patch"):

@@ -285,6 +285,8 @@ def test_what_05_left_out_is_shown_by_another_protocol_and_said(tmp_path):
         evaluation.scored(tmp_path, "loso", "ridge", "mine")
     evaluation.write_left_out(tmp_path, pd.DataFrame(
         [("loso", "all", "one study")], columns=evaluation.LEFT_OUT_COLUMNS))
+    artifacts.write_csv(tmp_path / "transfer" / "ridge" / "mine" / "scores.csv",
+                        pd.DataFrame({"pcc": [0.1]}))  # of 15_transfer
     protocol, encoder, why = evaluation.scored(tmp_path, "loso", "ridge", "mine")
     assert (protocol, encoder) == ("", "") and "one study" in why
     for protocol in ("random10_section", "patient"):

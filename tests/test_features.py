@@ -143,3 +143,195 @@ def test_a_folder_of_two_encoders_is_refused(tmp_path):
         read_folder(tmp_path)
     with pytest.raises(InputError, match="holds no h5 file"):
         read_folder(tmp_path / "none")
+
+
+# what cannot be true
+
+
+def whole(path, **change):
+    """A valid file with some of its datasets replaced; `attrs` are the file's."""
+    parts = {"features": np.ones((4, 3), np.float32), "coords": np.arange(8).reshape(4, 2),
+             "barcodes": np.array([b"a", b"b", b"c", b"d"]).reshape(-1, 1)} | change
+    with h5py.File(path, "w") as stream:
+        for name, value in (parts.pop("attrs", None) or {}).items():
+            stream.attrs[name] = value
+        for name, value in parts.items():
+            if value is None:
+                continue
+            if callable(value):
+                value(stream, name)
+            else:
+                stream[name] = value
+    return path
+
+
+def declared(stream, name):
+    stream.create_dataset(name, (10**9, 3), "f4", chunks=(1000, 3), compression="gzip")
+
+
+def virtual(stream, name):
+    layout = h5py.VirtualLayout((4, 3), "f4")
+    layout[:] = h5py.VirtualSource("other.h5", "x", (4, 3))
+    stream.create_virtual_dataset(name, layout)
+
+
+NAN = np.array([[1, np.nan, 1]] * 4, np.float32)
+
+
+@pytest.mark.parametrize("change, problem", [
+    ({"features": NAN}, "features: holds NaN or infinity in 4 of 12"),
+    ({"features": np.full((4, 3), 1e300)}, "features: holds numbers too large for float32"),
+    ({"features": np.full((4, 3), b"1")}, "features: holds text"),
+    ({"features": np.ones((4, 3), complex)}, "features: holds neither numbers nor text"),
+    ({"features": lambda s, n: s.create_group(n)}, "features: is a group"),
+    ({"features": h5py.Empty("f4")}, "features: holds nothing"),
+    ({"features": h5py.SoftLink("/none")}, "features: is a link to /none, which leads nowhere"),
+    ({"features": h5py.ExternalLink("b.h5", "/x")}, "features: is a link to another file"),
+    ({"features": virtual}, "features: keeps its values in another file"),
+    ({"features": lambda s, n: s.create_dataset(n, (4, 3), "f4", external=[("b.raw", 0, 48)])},
+     "features: keeps its values in another file"),
+    ({"features": declared}, r"features: declares 12,000,000,000 bytes.*holds 0"),
+    ({"coords": lambda s, n: s.create_dataset(n, (4, 2), "i8")}, "coords: declares 64 bytes"),
+    ({"coords": np.full((4, 2), np.nan)}, "coords: holds NaN"),
+    ({"coords": np.full((4, 2), 0.5)}, "coords: holds fractions"),
+    ({"coords": np.full((4, 2), 1e15)}, "coords: .*beyond any slide"),
+    ({"coords": np.zeros((4, 5), int)}, r"coords: is int64 of shape \(4, 5\)"),
+    ({"coords": 3}, r"coords: has shape \(\)"),
+    ({"barcodes": np.array([b"\xff", b"b", b"c", b"d"])}, "barcodes: is not UTF-8 in row 0"),
+    ({"barcodes": np.array([b"a ", b"a", b"c", b"d"])}, r"barcode: stands more than once.*'a'"),
+    ({"barcodes": np.array([b"a", b" ", b"c", b"d"])}, "barcode: is blank in row 1"),
+    ({"barcodes": np.array([b"a", b"b"])}, "barcodes: has 2 rows for 4"),
+    ({"barcodes": np.ones(4)}, "barcodes: holds fractions"),
+    ({"barcodes": None, "coords": np.zeros((4, 2), int)}, "coords: stands more than once"),
+    ({"attrs": {"mpp": np.nan}}, "mpp: is nan"),
+    ({"attrs": {"mpp": 0.0}}, "mpp: is 0.0"),
+    ({"attrs": {"tile_um": -1.0}}, "tile_um: is -1.0"),
+    ({"attrs": {"source_mpp": "0,5"}}, "source_mpp: is '0,5', which is no number"),
+    ({"attrs": {"mpp": [0.5, 0.5]}}, "mpp: is an attribute of 2 values"),
+    ({"attrs": {"width": 7}}, "width: is 7, the features have 3"),
+    ({"attrs": {"tile_px": 224, "tile_um": 112.0, "mpp": 1.0}}, "mpp: is 1, but"),
+    ({"attrs": {"encoder": np.bytes_(b"\xff\xfe")}}, "encoder: is not UTF-8"),
+    ({"attrs": {"note": np.bytes_(b"\xff\xfe")}}, "UnicodeDecodeError"),
+])
+def test_what_cannot_be_true_is_one_line(tmp_path, change, problem):
+    with pytest.raises(InputError, match=problem) as caught:
+        read_features(whole(tmp_path / "a.h5", **change))
+    assert "\n" not in str(caught.value) and "a.h5" in str(caught.value)
+
+
+def test_links_inside_a_file_and_unusual_names_are_read(tmp_path):
+    def linked(stream, name):
+        stream["stored"] = np.ones((4, 3), np.float32)
+        stream[name] = h5py.SoftLink("/stored")
+
+    assert read_features(whole(tmp_path / "a.h5", features=linked)).features.sum() == 12
+    found = read_features(whole(tmp_path / "a.h5", barcodes=np.array([[7, 8, 9, 10]])))
+    assert found.barcodes == ["7", "8", "9", "10"]
+    found = read_features(whole(tmp_path / "a.h5", barcodes=None, coords=None))
+    assert found.barcodes == ["row0", "row1", "row2", "row3"] and not found.coords.any()
+
+
+def test_what_is_no_h5_file_is_one_line(tmp_path):
+    def said(path):
+        with pytest.raises(InputError) as caught:
+            read_features(path)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    assert "is a folder" in said(tmp_path)
+    assert "does not exist" in said(tmp_path / "none.h5")
+    (tmp_path / "empty.h5").touch()
+    assert "is empty" in said(tmp_path / "empty.h5")
+    (tmp_path / "text.h5").write_text("no h5")
+    assert "not a readable h5 file" in said(tmp_path / "text.h5")
+    (tmp_path / "dangling.h5").symlink_to("gone.h5")
+    assert "is a link to gone.h5, which does not exist" in said(tmp_path / "dangling.h5")
+    (tmp_path / "loop.h5").symlink_to("loop.h5")
+    assert "runs in a circle" in said(tmp_path / "loop.h5")
+    whole(tmp_path / "a.h5")
+    (tmp_path / "link.h5").symlink_to("a.h5")
+    assert len(read_features(tmp_path / "link.h5")) == 4
+
+
+def test_a_file_that_hangs_the_library_is_found_out(tmp_path, monkeypatch):
+    from mvhlib import artifacts
+
+    path = whole(tmp_path / "a.h5")
+    monkeypatch.setattr(artifacts, "_WALK_CPU_S", 1)
+
+    def hang(_):
+        while True:
+            pass
+
+    monkeypatch.setattr(artifacts, "_walk_h5", hang)
+    with pytest.raises(InputError, match="a.h5: file: .*does not come to an end"):
+        read_features(path)
+    assert read_attr(path, "key") is None
+
+    def crash(_):
+        import os
+        import signal
+
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+    monkeypatch.setattr(artifacts, "_walk_h5", crash)
+    with pytest.raises(InputError, match="crashes over it .SIGSEGV"):
+        read_features(path)
+    monkeypatch.undo()
+    assert len(read_features(path)) == 4
+
+
+def test_trident_says_its_scale_twice_and_must_agree(tmp_path):
+    path = whole(tmp_path / "a.h5")
+    for level0, fine in ((512, True), (300, False)):
+        with h5py.File(path, "a") as stream:
+            stream["coords"].attrs.update({"patch_size": 256, "patch_size_level0": level0,
+                                           "level0_magnification": 40, "target_magnification": 20})
+        if fine:
+            assert read_features(path).attrs["source_mpp"] == 0.25
+        else:
+            with pytest.raises(InputError, match="patch_size_level0: is 300 px"):
+                read_features(path)
+
+
+def test_places_are_padded_as_hest_does_and_come_back(tmp_path):
+    feats = Features(np.ones((3, 2), np.float32), np.arange(6).reshape(3, 2),
+                     ["9x12", "10x12", "0x7"])
+    write_features(tmp_path / "a.h5", feats, "hest")
+    with h5py.File(tmp_path / "a.h5") as stream:
+        assert stream["barcodes"][:, 0].tolist() == [b"009x012", b"010x012", b"000x007"]
+    assert read_features(tmp_path / "a.h5").barcodes == feats.barcodes
+    write_features(tmp_path / "b.h5", feats)
+    with h5py.File(tmp_path / "b.h5") as stream:
+        assert stream["barcodes"][0, 0] == b"9x12"
+
+
+def test_the_manifest_of_a_folder_is_compared(tmp_path, feats):
+    write_features(tmp_path / "007.h5", feats)
+    write_features(tmp_path / "old.h5", feats)
+    (tmp_path / "._007.h5").write_bytes(b"macOS")
+    manifest = tmp_path / "manifest.csv"
+    assert sorted(read_folder(tmp_path)) == ["007", "old"]
+    manifest.write_text("section,n_tiles,width\n007,4,7\n")
+    assert list(read_folder(tmp_path)) == ["007"]  # what an earlier run left is nobody's
+    for row, problem in (("007,5,7", r"n_tiles, width: of section 007 are \(5, 7\)"),
+                         ("007,4,7\n007,4,7", "'007' stands more than once"),
+                         ("008,4,7", "008.h5: file: does not exist"),
+                         ("007,x,7", "n_tiles")):
+        manifest.write_text(f"section,n_tiles,width\n{row}\n")
+        with pytest.raises(InputError, match=problem):
+            read_folder(tmp_path)
+
+
+def test_scales_and_corners_are_checked_on_writing(tmp_path, feats):
+    for name, value in (("mpp", 0), ("tile_um", -1.0), ("source_mpp", np.nan), ("mpp", "0,5")):
+        with pytest.raises(InputError, match=name):
+            write_features(tmp_path / "a.h5", Features(feats.features, feats.coords, NAMES,
+                                                       {name: value}))
+    for coords in (np.full((4, 2), np.nan), np.full((4, 2), 0.5)):
+        with pytest.raises(InputError, match="coords"):
+            write_features(tmp_path / "a.h5", Features(feats.features, coords, NAMES))
+    with pytest.raises(InputError, match="blank in row 3"):
+        write_features(tmp_path / "a.h5", Features(feats.features, feats.coords,
+                                                   [*NAMES[:3], " "]))
+    assert not (tmp_path / "a.h5").exists()

@@ -132,21 +132,21 @@ def check_dinov2_losses(data):
 
 
 def check_hest_ridge(data):
-    """Correlations to 5e-4 absolute.
+    """Components of float32, a regression in float64: equal with two threads, as the reference ran.
 
-    Bit-equal with two threads, as the reference ran. LSQR stops at a tolerance of its own (1e-4),
-    so that the rounding of another number of threads moves a correlation by up to 2e-4.
+    Another number of threads rounds the components otherwise, by 1e-4 of the predictions. The
+    regression in float32 is 1e-3 away.
     """
     arrays = data.arrays
     predicted = hest_ridge(arrays["X_train"], arrays["y_train"], arrays["X_test"])
-    data.compare("predictions", predicted, tolerance=2e-3)
+    data.compare("predictions", predicted, tolerance=3e-4)
     measured = arrays["y_test"].astype(np.float64)
     r = np.array([np.corrcoef(predicted[:, g], measured[:, g])[0, 1]
                   for g in range(measured.shape[1])])
     for name, value in (("pearson", r), ("pearson_mean", r.mean()), ("pearson_std", r.std())):
-        np.testing.assert_allclose(value, arrays[name], atol=5e-4)
+        np.testing.assert_allclose(value, arrays[name], atol=1e-4)
         data.compared.add(name)
-    data.compare("l2_errors", ((predicted - measured) ** 2).mean(axis=0), tolerance=2e-3)
+    data.compare("l2_errors", ((predicted - measured) ** 2).mean(axis=0), tolerance=3e-4)
 
 
 def check_mmap_similarity(data):

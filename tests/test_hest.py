@@ -84,6 +84,14 @@ def write_csv(root, rows, name="HEST_v1_1_0.csv"):
     frame.to_csv(root / name, index=False)
 
 
+def refused(function, *arguments, **options) -> InputError:
+    """The one-line error that a call ends with."""
+    with pytest.raises(InputError) as caught:
+        function(*arguments, **options)
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
 @pytest.fixture
 def hest1k(tmp_path):
     write_sample(tmp_path, "TENX1", controls=CONTROLS)
@@ -201,6 +209,20 @@ def test_a_slide_comes_before_patches(hest1k):
     assert not read("hest", hest1k, images=False)["TENX1"].has_image
 
 
+def test_a_slide_that_the_spots_do_not_fit(tmp_path):
+    write_sample(tmp_path, "S1")
+    write_csv(tmp_path, [{"id": "S1"}])
+    (tmp_path / "wsis").mkdir()
+    for size, said in (((500, 300), "100%"), ((2500, 2500), "cropped"),
+                       ((2500, 3100), "turned")):
+        Image.fromarray(np.full((*size[::-1], 3), 90, np.uint8)).save(
+            tmp_path / "wsis" / "S1.tif")
+        error = refused(lambda: read("hest", tmp_path)["S1"].adata)
+        assert error.field == "image" and said in error.problem
+    Image.fromarray(np.full((3200, 3200, 3), 90, np.uint8)).save(tmp_path / "wsis" / "S1.tif")
+    assert read("hest", tmp_path)["S1"].adata.n_obs == 40
+
+
 def test_a_slide_is_read_by_openslide(hest1k):
     pytest.importorskip("openslide")
     tifffile = pytest.importorskip("tifffile")
@@ -228,11 +250,26 @@ def test_metadata_of_the_sample_fill_what_the_csv_lacks(tmp_path):
     assert read("hest", tmp_path)["S1"].mpp == 0.32  # the newest table
 
 
-def test_wrong_pitch_is_said(tmp_path, caplog):
+@pytest.mark.parametrize(("technology", "more", "stated", "measured"), [
+    ("Xenium", {}, 0.2, "0.3"), ("Visium", {}, 0.36, "0.3"), ("Visium", {}, 0.27, "0.3"),
+    ("Spatial Transcriptomics", {}, 0.3, "0.6"),
+    ("Spatial Transcriptomics", {"inter_spot_dist": 110}, 0.5, "0.33")])
+def test_a_scale_that_spots_speak_against(tmp_path, technology, more, stated, measured):
+    write_sample(tmp_path, "S1", mpp=0.3, attrs=False)
+    write_csv(tmp_path, [{"id": "S1", "st_technology": technology,
+                          "pixel_size_um_estimated": stated} | more])
+    error = refused(lambda: read("hest", tmp_path)["S1"].adata)
+    assert error.field == "pixel_size_um_estimated of S1"
+    assert str(stated) in error.problem and measured in error.problem
+
+
+def test_pitch_that_fits_is_measured(tmp_path):
     write_sample(tmp_path, "S1", mpp=0.3)
-    write_csv(tmp_path, [{"id": "S1", "st_technology": "Xenium", "pixel_size_um_estimated": 0.2}])
-    assert read("hest", tmp_path)["S1"].adata.uns["lattice"]["pitch_um"] == pytest.approx(200 / 3)
-    assert "66.7 um apart" in caplog.text
+    for technology, more in (("Visium", {}), ("Xenium", {}), ("", {}),
+                             ("Spatial Transcriptomics", {"inter_spot_dist": 110})):
+        write_csv(tmp_path, [{"id": "S1", "st_technology": technology} | more])
+        lattice = read("hest", tmp_path)["S1"].adata.uns["lattice"]
+        assert lattice["pitch_um"] == pytest.approx(100)
 
 
 # ---- bad input
@@ -284,6 +321,183 @@ def test_counts_that_are_not_raw(tmp_path, value, field):
     with pytest.raises(InputError) as caught:
         read("hest", tmp_path)["S1"].adata  # noqa: B018
     assert caught.value.field == field
+
+
+def changed(dataset, change):
+    """Another array under the same name, with the attributes of the first."""
+    def rewrite(stream):
+        values, attrs = stream[dataset][()], dict(stream[dataset].attrs)
+        del stream[dataset]
+        stream[dataset] = change(values)
+        stream[dataset].attrs.update(attrs)
+    return rewrite
+
+
+def stating(name, value):
+    return lambda stream: stream["img"].attrs.__setitem__(name, value)
+
+
+def declared(stream):
+    """Patches of 150 GB, none of them stored."""
+    attrs = dict(stream["img"].attrs)
+    del stream["img"]
+    stream.create_dataset("img", shape=(10**6, 224, 224, 3), dtype="u1",
+                          chunks=(1, 224, 224, 3)).attrs.update(attrs)
+
+
+@pytest.mark.parametrize(("change", "field"), [
+    *((stating("pixel_size", value), "pixel_size")
+      for value in (-1.0, 0.0, np.nan, np.inf, "x", "0,3", [0.3, 0.3], 1e9, 0.6)),
+    *((stating("patch_size_src", value), "patch_size_src")
+      for value in (-3, 0, np.nan, np.inf, 1e300, "wide")),
+    (changed("img", lambda v: v / 255.0), "img"), (changed("img", lambda v: v[..., :2]), "img"),
+    (changed("img", lambda v: v[:, :-1]), "img"), (changed("img", lambda v: v[0]), "img"),
+    (changed("img", lambda v: v.astype(np.int32)), "img"),
+    (changed("img", lambda v: v[:-1]), "img"), (changed("img", lambda v: v[:0]), "img"),
+    (declared, "img"),
+    (changed("coords", lambda v: np.where(v == v[0], np.inf, v)), "coords"),
+    (changed("coords", lambda v: np.where(v == v[0], np.nan, v)), "coords"),
+    (changed("coords", lambda v: v * 10**9), "coords"),
+    (changed("coords", lambda v: v[:, :1]), "coords"),
+    (changed("coords", lambda v: v.astype("S9")), "coords"),
+    (changed("coords", lambda v: v[::-1].copy()), "coords"),  # of other spots
+    (changed("barcode", lambda v: np.arange(len(v))), "barcode"),
+    (changed("barcode", lambda v: np.where(v == v[0], b" ", v)), "barcode"),
+    (changed("barcode", lambda v: np.where(v == v[0], b"\xff", v)), "barcode"),
+    (lambda stream: [stream.pop("img"), stream.create_group("img")], "img"),
+    (lambda stream: stream.__setitem__("img2", h5py.ExternalLink("other.h5", "/img")), "img2"),
+])
+def test_patches_that_cannot_be(tmp_path, change, field):
+    write_sample(tmp_path, "S1", n=12, side=16, missing=2)
+    write_csv(tmp_path, [{"id": "S1"}])
+    assert len(hest.tiles(tmp_path, read("hest", tmp_path)["S1"])) == 10
+    with h5py.File(tmp_path / "patches" / "S1.h5", "r+") as stream:
+        change(stream)
+    error = refused(lambda: hest.tiles(tmp_path, read("hest", tmp_path)["S1"]))
+    assert error.field == field and error.where.endswith("S1.h5")
+
+
+def pointed(dataset, at, value):
+    def change(values):
+        values[at] = value
+        return values
+    return changed(dataset, change)
+
+
+@pytest.mark.parametrize(("change", "field"), [
+    (pointed("X/indptr", 3, 2**30), "X"), (pointed("X/indptr", 3, -1), "X"),
+    (pointed("X/indices", 3, 2**30), "X"), (pointed("X/indices", 3, -1), "X"),
+    (pointed("X/data", 3, np.inf), "counts"), (pointed("X/data", slice(None), 0), "counts"),
+    (changed("obsm/spatial", lambda v: np.full_like(v, np.nan)), 'obsm["spatial"]'),
+    (changed("obsm/spatial", lambda v: v[:, :1]), 'obsm["spatial"]'),
+    (changed("obsm/spatial", np.ones_like), 'obsm["spatial"]'),
+    (changed("obsm/spatial", lambda v: v - 3000), "coords"),
+    (pointed("obs/_index", 3, b" "), "barcode"), (pointed("var/_index", 3, b""), "gene"),
+    (lambda stream: stream.pop("X"), "X"), (lambda stream: stream.pop("obsm"), 'obsm["spatial"]'),
+    (lambda stream: [stream.pop("obs"), stream.__setitem__("obs", 1)], "file"),
+    (lambda stream: [stream.pop("X"), stream.create_group("X")], "file"),
+    (changed("X/data", lambda v: v.astype("S3")), "X"),
+])
+def test_counts_and_places_of_hest_that_cannot_be(tmp_path, change, field):
+    write_sample(tmp_path, "S1", n=12, side=16)
+    write_csv(tmp_path, [{"id": "S1"}])
+    assert read("hest", tmp_path)["S1"].adata.n_obs == 12
+    with h5py.File(tmp_path / "st" / "S1.h5ad", "r+") as stream:
+        change(stream)
+    assert refused(lambda: read("hest", tmp_path)["S1"].adata).field in (field, "file")
+
+
+@pytest.mark.parametrize(("change", "field"), [
+    (lambda t: t.assign(pixel_size_um_estimated="0,3"), "pixel_size_um_estimated"),
+    (lambda t: t.assign(pixel_size_um_estimated=-1), "pixel_size_um_estimated"),
+    (lambda t: t.assign(pixel_size_um_estimated="inf"), "pixel_size_um_estimated"),
+    (lambda t: t.assign(pixel_size_um_estimated=1e6), "pixel_size_um_estimated of S1"),
+    (lambda t: t.assign(fullres_px_width="wide"), "fullres_px_width"),
+    (lambda t: t.drop(columns="patient"), "columns"), (lambda t: t.drop(columns="id"), "columns"),
+    (lambda t: pd.concat([t, t]), "id"), (lambda t: pd.concat([t, t.assign(id="S1 ")]), "id"),
+    (lambda t: t.assign(id=""), "id"), (lambda t: t.assign(patient="a/b"), "patient"),
+    (lambda t: t.iloc[:0], "rows")])
+def test_metadata_that_are_refused(tmp_path, change, field):
+    write_sample(tmp_path, "S1", n=12, side=16)
+    write_csv(tmp_path, [{"id": "S1"}])
+    file = tmp_path / "HEST_v1_1_0.csv"
+    change(pd.read_csv(file)).to_csv(file, index=False)
+    assert refused(read, "hest", tmp_path).field == field
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "", "{", '{"patient": ["a"]}', '{"patient": true}',
+                                  "[" * 100_000, '{"pixel_size_um_estimated": [1]}', "\xff"])
+def test_metadata_of_a_sample_that_are_refused(tmp_path, text):
+    write_sample(tmp_path, "S1", n=12, side=16)
+    (tmp_path / "metadata").mkdir()
+    (tmp_path / "metadata" / "S1.json").write_text(text, encoding="latin-1")
+    assert "S1.json" in refused(read, "hest", tmp_path).where
+
+
+def test_names_of_hest_are_text(tmp_path):
+    for name in ("007", "151673"):
+        write_sample(tmp_path, name, n=12, side=16)
+    (tmp_path / "st" / "._007.h5ad").write_bytes(b"\0\5\x16\7")
+    write_csv(tmp_path, [{"id": "007", "patient": "01 "}, {"id": "151673", "patient": "NA"}])
+    found = read("hest", tmp_path)
+    assert list(found.sections) == ["007", "151673"]
+    assert found.patients == ["A study, 01", "A study, donor not stated"]
+    for sections in ("007", [7]):
+        assert refused(read, "hest", tmp_path, sections=sections).field == "sections"
+
+
+@pytest.mark.parametrize("place", ["patches/S1.h5", "wsis/S1.tif", "metadata/S1.json",
+                                   "st/S1.h5ad"])
+@pytest.mark.parametrize("target", ["nowhere", "itself"])
+def test_links_that_lead_nowhere_are_no_absence(tmp_path, place, target):
+    write_sample(tmp_path, "S1", n=12, side=16)
+    write_csv(tmp_path, [{"id": "S1"}])
+    path = tmp_path / place
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)
+    path.symlink_to(path if target == "itself" else tmp_path / "nowhere")
+    assert refused(lambda: read("hest", tmp_path)["S1"].adata).where == str(path)
+
+
+def test_doubled_symbols_are_told_apart_by_their_ids(tmp_path):
+    """Two files list two genes of one symbol in two orders: a name is one gene in both."""
+    counts = np.arange(12 * 3).reshape(12, 3) + 1
+    for name, order in (("S1", [0, 1, 2]), ("S2", [2, 1, 0])):
+        write_sample(tmp_path, name, n=12, patches=False, genes=["X", "Y", "X"],
+                     counts=counts[:, order])
+        stored = anndata.read_h5ad(tmp_path / "st" / f"{name}.h5ad")
+        stored.var["gene_ids"] = np.array(["ENSG2", "ENSG3", "ENSG1"])[order]
+        stored.write_h5ad(tmp_path / "st" / f"{name}.h5ad")
+    first, second = (section.adata for section in read("hest", tmp_path))
+    assert list(first.var_names) == ["X-1", "Y", "X"]
+    assert list(second.var_names) == ["X", "Y", "X-1"]
+    np.testing.assert_array_equal(first[:, ["X", "X-1"]].X.toarray(),
+                                  second[:, ["X", "X-1"]].X.toarray())
+
+
+@pytest.mark.parametrize("content", ['{"genes": "ACTB"}', '{"genes": []}', '{"genes": [1]}', "[]",
+                                     '{"genes": ["A", ""]}', '{"genes": ["A", "A"]}', "{"])
+def test_genes_of_a_task_are_a_list_of_names(tmp_path, content):
+    (tmp_path / "var_50genes.json").write_text(content)
+    assert refused(hest.bench_genes, tmp_path).field == "genes"
+
+
+def test_real_metadata_against_pandas(shared):
+    """Every row of HEST's table as pandas reads it; what its embedded scales are worth."""
+    file = shared / "data" / "hest_metadata" / "HEST_v1_1_0.csv"
+    rows, _ = hest._metadata(file.parent, None)
+    table = pd.read_csv(file)
+    assert list(rows) == list(table["id"])
+    for row in table.to_dict("records"):
+        found = rows[row["id"]]
+        sample = hest._Sample(row["id"], file.parent, file, found, file)
+        assert hest._number(sample, "pixel_size_um_estimated") == row["pixel_size_um_estimated"]
+        assert found["dataset_title"] == row["dataset_title"].strip()
+        stated = isinstance(row["patient"], str) and row["patient"].strip()
+        assert found.get("patient") == (row["patient"].strip() if stated else None)
+        assert found["st_technology"] in hest.PITCH_UM or found["st_technology"] == "Visium HD"
+    apart = (table["pixel_size_um_embedded"] / table["pixel_size_um_estimated"] - 1).abs() > 0.1
+    assert (apart.sum(), table["pixel_size_um_embedded"].notna().sum()) == (198, 357)
 
 
 @pytest.mark.parametrize(("options", "field"), [
@@ -489,8 +703,8 @@ def transcription(root):
         x_test, y_test = load(pd.read_csv(root / "splits" / f"test_{number}.csv")["sample_id"])
         reduce = Pipeline([("scale", StandardScaler()),
                            ("pca", PCA(min(256, *x_train.shape), random_state=1))])
-        z_train = reduce.fit_transform(x_train).astype(np.float32)
-        z_test = reduce.transform(x_test).astype(np.float32)
+        z_train = reduce.fit_transform(x_train).astype(np.float32).astype(np.float64)  # of tensors
+        z_test = reduce.transform(x_test).astype(np.float32).astype(np.float64)
         model = Ridge(solver="lsqr", alpha=100 / (z_train.shape[1] * y_train.shape[1]),
                       random_state=0, fit_intercept=False, max_iter=1000, tol=1e-4)
         predicted = model.fit(z_train, y_train).predict(z_test)

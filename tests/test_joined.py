@@ -75,6 +75,48 @@ def test_sources_that_are_refused(two, change, field):
     assert caught.value.field == field
 
 
+@pytest.mark.parametrize(("text", "field"), [
+    ("gene,symbol\nENS000,A\n,B\n", "gene"), ("gene,symbol\nENS000,A\nENS001,\n", "symbol"),
+    ("gene,symbol\nENS000,A\nENS000 ,B\n", "gene"), ("gene,symbol\nENS000,A\nENS001,A\n", "symbol"),
+    ("gene,symbol\nENS000.1,A\nENS000.2,B\n", "gene"), ("gene\nENS000\n", "columns"),
+    ("gene,symbol\nENS000,A,x\n", "row 2"), ("gene,symbol\n", "rows"), ("", "file"),
+    ("gene,gene,symbol\na,b,c\n", "columns")])
+def test_orthologues_that_are_refused(two, tmp_path, text, field):
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(InputError) as caught:
+        read("joined", two, sources=sources(two, symbols=str(tmp_path / "t.csv")))
+    assert caught.value.field == field and "\n" not in str(caught.value)
+
+
+def test_orthologues_as_spreadsheets_write_them(two, tmp_path):
+    """Semicolons, a byte order mark, blanks at the ends; a gene called NA is a gene."""
+    (tmp_path / "t.csv").write_text("\ufeffgene;symbol\nENS000 ;ACTB\nENS001; NA\n")
+    cohort = read("joined", two, sources=sources(two, symbols=str(tmp_path / "t.csv")))
+    assert list(cohort["U1P1A"].adata.var_names[:3]) == ["ACTB", "NA", "ENS002.7"]
+
+
+@pytest.mark.parametrize("given", [
+    [], None, "human", {"source": "run", "path": "human"}, ["human"], [{"source": "run"}],
+    [{"source": 7, "path": "human"}], [{"source": ["run"], "path": "human"}],
+    [{"source": "run", "path": 7}], [{"source": "run", "path": ""}],
+    [{"source": "run", "path": "../human"}], [{"source": "run", "path": "/tmp"}],
+    [{"source": "run", "path": "human", "options": "all"}],
+    [{"source": "run", "path": "human", "options": {7: 1}}],
+    [{"source": "run", "path": "human", "options": {"sections": "S1P1A"}}],
+    [{"source": "run", "path": "human", "symbols": 7}],
+    [{"source": "joined", "path": "human"}], [{"source": "synthetic", "path": "human"}]])
+def test_sources_of_another_form(two, given):
+    with pytest.raises(InputError) as caught:
+        read("joined", two, sources=given)
+    assert "\n" not in str(caught.value)
+
+
+def test_two_sources_with_one_section(two):
+    with pytest.raises(InputError, match="'S1P1A' is a section of source 1") as caught:
+        read("joined", two, sources=sources(two, path="human", symbols=""))
+    assert "human" in caught.value.problem
+
+
 def test_the_profile_reads_real_files(shared):
     """One section of each: they share the orthologues of the profile's table, and nothing else."""
     given = workflow.read_params(home() / "params" / "her2st_mob", "01_cohort")["options"]

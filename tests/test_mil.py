@@ -280,3 +280,17 @@ def test_attention_is_drawn_where_the_tiles_are():
     mil.attention_map(coords, values, 8.0, axes[1], img=img)
     np.testing.assert_array_equal(axes[1].images[0].get_array(), slide)
     plt.close(fig)
+
+
+def test_tridents_features_are_read_as_ours(tmp_path):
+    import h5py
+
+    bags = write_bags(tmp_path / "ours", [5, 3])
+    (tmp_path / "trident").mkdir()
+    for name, values in bags.items():
+        with h5py.File(tmp_path / "trident" / f"{name}.h5", "w") as stream:
+            stream["features"] = values[None]
+    ours, theirs = (mil.Bags(tmp_path / layout, list(bags)) for layout in ("ours", "trident"))
+    assert list(theirs.sizes) == [5, 3] and theirs.width == ours.width
+    for bag in range(2):
+        np.testing.assert_array_equal(ours.read(bag), theirs.read(bag))

@@ -84,6 +84,67 @@ def test_missing_data_directory_is_one_clear_error(tmp_path):
         begin(tmp_path, data=str(tmp_path / "nowhere"))
 
 
+@pytest.mark.parametrize(("name", "value"), [
+    *(("profile", v) for v in ("../x", "/x", "a/b", "..", ".", "", " ", "-rf", "a\nb", "demo ")),
+    ("seed", -1), ("seed", 2**31), ("out", ""), ("out", "a\nb"), ("data", "a\nb")])
+def test_values_that_lead_out_of_their_folder_are_refused(tmp_path, name, value):
+    with pytest.raises(InputError, match=f"05_expression: {name}: is"):
+        begin(tmp_path / "a/b", **{name: value})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("encoder", ["../../x", "/x", "..", "-x"])
+def test_an_encoder_stays_in_its_folder(tmp_path, encoder):
+    cell = CELL.format(out=tmp_path / "a/b") + 'encoder: str = "a"\n'
+    values = {name: default for name, (_, default) in notebook.declared_parameters(cell).items()}
+    with pytest.raises(InputError, match="04_embed: encoder: is"):
+        notebook.begin("04_embed", values | {"encoder": encoder, "In": [cell]})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("parts", [("../x",), ("features", "../../../x"), ("/etc",), ("a", "/b")])
+def test_a_name_of_a_table_cannot_leave_the_run_folder(tmp_path, parts):
+    run = begin(tmp_path)
+    with pytest.raises(InputError, match="leads out of"):
+        run.path(*parts)
+    with pytest.raises(InputError, match="leads out of"):
+        run.save_table(pd.DataFrame({"a": [1]}), parts[-1])
+    assert run.path("features", "a.b", "..c.h5").name == "..c.h5"
+
+
+def test_a_place_that_is_a_file_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="out: cannot be written"):
+        begin(tmp_path / "file")
+
+
+@pytest.mark.parametrize("value", ["float('nan')", "float('inf')", "open('x')"])
+def test_what_papermill_cannot_write_as_a_literal_is_refused(value):
+    with pytest.raises(InputError, match="injected parameters: rate: is "):
+        notebook.given_parameters(f"# Parameters\nrate = {value}\n")
+
+
+def test_an_error_of_ours_is_one_line_in_the_notebook_and_others_keep_their_traceback():
+    from IPython.core.interactiveshell import InteractiveShell
+
+    shell = InteractiveShell.instance()
+    shown = []
+    shell._showtraceback = lambda kind, error, lines: shown.append((kind, lines))
+    try:
+        notebook.show_errors_in_one_line()
+        shell.run_cell("from mvhlib.artifacts import InputError\nfrom mvhlib.notebook import "
+                       "CheckFailed\ndef f(kind, *words): raise kind(*words)")
+        for code, line in (("f(InputError, 'a.csv', 'b', 'is\\nc', 'd')",
+                            "InputError: a.csv: b: is c. Fix: d."),
+                           ("f(CheckFailed, 'x: does not hold')", "CheckFailed: x: does not hold")):
+            result = shell.run_cell(code)
+            assert not result.success and shown[-1][1] == [line]
+        shell.run_cell("f(ValueError, 'x')")
+        assert len("".join(shown[-1][1]).splitlines()) > 3
+    finally:
+        InteractiveShell.clear_instance()
+
+
 def test_need_names_the_notebook_that_makes_it(tmp_path):
     run = begin(tmp_path)
     with pytest.raises(InputError, match="01_cohort.ipynb"):

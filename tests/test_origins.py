@@ -81,6 +81,7 @@ def test_wrong_sets_are_refused(sets, tmp_path, change, said):
 
 @pytest.mark.parametrize(("change", "said"), [
     ({"mpp": 0}, "mpp: is 0"), ({"mpp": "0,5"}, "mpp: is '0,5'"), ({"mpp": True}, "mpp: is True"),
+    ({"mpp": 1e19}, "mpp: is 1e.19"),
     ({"mpp": float("nan")}, "mpp: is nan"), ({"study": "../../x"}, "study: "),
     ({"study": "colon-a"}, "study: gives two images the name colon-a-1"),
     ({"study": None}, "study: is None"), ({"folder": 7}, "folder: is 7, which is no text"),

@@ -101,6 +101,24 @@ def test_doctor_finds_what_every_notebook_needs():
         assert any(f" {name} " in line for line in lines), name
 
 
+def test_doctor_says_what_to_do_and_never_fails(monkeypatch, tmp_path):
+    def refuse(name):
+        raise {"torch": OSError("libc10.so:\nno such file"),
+               "squidpy": ModuleNotFoundError("no", name="dask")}.get(
+                   name, ModuleNotFoundError("no", name=name))
+
+    monkeypatch.setattr(doctor.importlib, "import_module", refuse)
+    monkeypatch.setattr(doctor, "_compute", lambda: 1 / 0)
+    monkeypatch.setenv("MVH_HOME", str(tmp_path / "nowhere"))
+    lines, healthy = doctor.report()
+    text = "\n".join(lines)
+    assert not healthy and all("\n" not in line for line in lines)
+    for said in ("✗ torch broken (OSError)", "it said: OSError: libc10.so: no such file",
+                 "✗ squidpy missing, it needs dask", "ZeroDivisionError", "0 notebooks",
+                 "set MVH_HOME to the clone"):
+        assert said in text, said
+
+
 def test_readme_numbers_are_those_of_the_committed_tables():
     summary = read_csv(ROOT / "figures/her2st/05_expression/summary.csv")
     rows = summary[(summary["program"] == "all") & (summary["metric"] == "pcc")]

@@ -43,7 +43,7 @@ def test_one_table_however_it_is_written(tmp_path, content):
 
 
 def test_packed_tables_and_rows_as_an_editor_shows_them(tmp_path):
-    path = put(tmp_path, gzip.compress(PLAIN.encode()), "t.csv.gz")
+    path = put(tmp_path, gzip.compress(PLAIN.encode(), mtime=0), "t.csv.gz")
     assert len(tables.read_table(path)) == 2
     frame = tables.read_table(put(tmp_path, 'a,b\n\n"x\ny",1\n\nz,2\n'))
     assert frame.index.tolist() == [3, 6] and frame["a"].tolist() == ["x\ny", "z"]
@@ -67,26 +67,26 @@ def test_packed_tables_and_rows_as_an_editor_shows_them(tmp_path):
     ("patient,age\n1,2\n", "lacks .'name'.; has 'patient', 'age'"),
     ("name,,age\n1,x,2\n", "column 2: has no name and is filled in row 2"),
     (PLAIN + "P\0,1,2\n", "row 4: holds a byte of zero"),
-    (gzip.compress(PLAIN.encode()), "is gzip, not a csv"),
+    (gzip.compress(PLAIN.encode(), mtime=0), "is gzip, not a csv"),
     (b"PK\x03\x04" + bytes(9), "Excel workbook"), (b"\x89HDF\r\n\x1a\n", "an h5 file"),
     ("<!DOCTYPE html><html>", "a web page"), ("version https://git-lfs.github.com/spec", "Git LFS"),
     ("sep=|\nname|age\n1|2\n", "row 1: says that the separator is '|'"),
-    (PLAIN + "P3,1," + "x" * 200_000 + "\n", "row 4: cannot be read"),
-    ("name" + "," * 30_000 + "\n", "columns: are more than 20000"),
-    (PLAIN + "P3,1,2\n" * (tables.LARGEST // 7), "has more than 16 MB")])
+    pytest.param(PLAIN + "P3,1," + "x" * 200_000 + "\n", "row 4: cannot be read", id="long cell"),
+    pytest.param("name" + "," * 30_000 + "\n", "columns: are more than 20000", id="columns"),
+    pytest.param(PLAIN + "P3,1,2\n" * (tables.LARGEST // 7), "has more than 16 MB", id="large")])
 def test_what_is_no_table(tmp_path, content, said):
     refused(lambda path: tables.read_table(path, ("name",)), put(tmp_path, content), said)
 
 
 def test_what_is_no_file(tmp_path):
     (tmp_path / "folder.csv").mkdir()
-    (tmp_path / "dangling.csv").symlink_to("/nowhere.csv")
+    (tmp_path / "dangling.csv").symlink_to("absent_as_well.csv")
     (tmp_path / "loop.csv").symlink_to("loop.csv")
-    cut = put(tmp_path, gzip.compress(PLAIN.encode())[:-6], "cut.csv.gz")
+    cut = put(tmp_path, gzip.compress(PLAIN.encode(), mtime=0)[:-6], "cut.csv.gz")
     for read in (tables.read_table, artifacts.read_csv):
         refused(read, tmp_path / "folder.csv", "is a folder")
-        refused(read, tmp_path / "dangling.csv", "is a link to nothing")
-        refused(read, tmp_path / "loop.csv", "is a link to nothing")
+        refused(read, tmp_path / "dangling.csv", "which does not exist")
+        refused(read, tmp_path / "loop.csv", "runs in a circle")
         refused(read, tmp_path / "absent.csv", "does not exist")
     refused(tables.read_table, cut, "cannot be unpacked")
     refused(tables.read_table, put(tmp_path, PLAIN, "plain.csv.gz"), "is not packed")

@@ -21,7 +21,7 @@ from mvhlib.tiles.cut import (
     tissue_mask,
 )
 from mvhlib.tiles.slides import Slide, open_slide
-from mvhlib.tiles.store import manifest_row, read_tiles, write_tiles
+from mvhlib.tiles.store import encode_names, manifest_row, read_manifest, read_tiles, write_tiles
 
 PINK = (200, 120, 170)
 
@@ -184,6 +184,355 @@ def test_lower_level_of_a_pyramid_lies_where_level_0_does(shared):
             assert difference(0, 0) < 0.6 * difference(*move)
     with pytest.raises(InputError, match="mpp"):
         cut_spots(slide, np.array([[1000, 1000]]), tile_um=100, tile_px=224)
+
+
+# kinds of pixels: the right colours, or one line
+
+STRIPES = np.array([[245, 244, 246], [230, 120, 160], [90, 40, 120]], np.uint8)
+
+
+def stripes():
+    """Glass, eosin and haematoxylin, 64 rows each of 256 px."""
+    return np.repeat(STRIPES[:, None, :], 64, axis=0).repeat(256, axis=1)
+
+
+def seen(path, **options):
+    """Mean colour within each stripe."""
+    with open_slide(path, **options) as slide:
+        assert (slide.width, slide.height) == (256, 192)
+        pixels = slide.region(0, 0, 256, 192)[0].astype(float)
+    return np.stack([pixels[y + 16:y + 48, 32:224].reshape(-1, 3).mean(0) for y in (0, 64, 128)])
+
+
+def refused(path, problem, **options):
+    with pytest.raises(InputError, match=problem) as caught:
+        with open_slide(path, **options) as slide:
+            slide.region(0, 0, 64, 64)
+    assert "\n" not in str(caught.value) and path.name in str(caught.value)
+
+
+def planes(pixels):
+    return np.moveaxis(pixels, 2, 0)
+
+
+SIXTEEN = stripes().astype(np.uint16)
+CYX = {"photometric": "minisblack", "metadata": {"axes": "CYX"}}
+
+
+@pytest.mark.parametrize("tile", [None, (128, 128)], ids=["strips", "tiles"])
+@pytest.mark.parametrize("pixels, options", [
+    *((stripes(), {"photometric": "rgb", "compression": name})
+      for name in (None, "lzw", "deflate", "zstd", "packbits", "jpeg2000", "jpegxl", "webp")),
+    (planes(stripes()), {"photometric": "rgb", "planarconfig": "separate"}),
+    (planes(stripes()), {"photometric": "rgb", "planarconfig": "separate", "compression": "lzw"}),
+    (planes(stripes()), CYX),
+    (planes(stripes()), CYX | {"ome": True}),
+    (planes(stripes())[::-1], CYX | {"ome": True, "metadata": {
+        "axes": "CYX", "Channel": {"Name": ["Blue", "Green", "Red"]}}}),
+    (stripes(), {"photometric": "rgb", "ome": True, "metadata": {"axes": "YXS"}}),
+    (SIXTEEN * 257, {"photometric": "rgb"}),
+    (planes(SIXTEEN * 257), {"photometric": "rgb", "planarconfig": "separate"}),
+    (np.round(SIXTEEN / 255 * 4095).astype(np.uint16), {"photometric": "rgb"}),
+    (np.round(SIXTEEN / 255 * 16383).astype(np.uint16), {"photometric": "rgb"}),
+    (SIXTEEN, {"photometric": "rgb"}),
+    (SIXTEEN // 4 * 16, {"photometric": "rgb", "extratags": [(281, 3, 3, (4095,) * 3, True)]}),
+    (np.dstack([stripes(), np.full((192, 256), 7, np.uint8)]),
+     {"photometric": "rgb", "extrasamples": ["unspecified"]}),
+    (np.asarray(Image.fromarray(stripes()).convert("CMYK")), {"photometric": "separated"}),
+    (np.asarray(Image.fromarray(stripes()).convert("YCbCr")).copy(),
+     {"photometric": "ycbcr", "subsampling": (1, 1)}),
+], ids=["plain", "lzw", "deflate", "zstd", "packbits", "jpeg2000", "jpegxl", "webp", "planar",
+        "planar-lzw", "axes", "ome-planes", "ome-bgr", "ome-rgb", "16", "16-planar", "12-of-16",
+        "14-of-16", "8-of-16", "max-sample-value", "unnamed-fourth", "cmyk", "ycbcr"])
+def test_colours_of_a_tiff(tmp_path, pixels, options, tile):
+    tifffile, _ = pytest.importorskip("tifffile"), pytest.importorskip("openslide")
+    path = tmp_path / "image.tif"
+    tifffile.imwrite(path, np.ascontiguousarray(pixels), tile=tile, **options)
+    want = STRIPES // 4 * 4 if "extratags" in options else STRIPES
+    if "extratags" in options:
+        want = (pixels[[0, 64, 128], 0] >> 4).astype(float)
+    np.testing.assert_allclose(seen(path), want, atol=2.0)
+
+
+def test_imagej_planes_are_colours_and_its_stacks_are_none(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    path = tmp_path / "image.tif"
+    for pixels in (stripes(), SIXTEEN * 257):
+        tifffile.imwrite(path, planes(pixels), imagej=True, metadata={"axes": "CYX"})
+        np.testing.assert_allclose(seen(path), STRIPES)
+    for axes, problem in (("ZYX", "3 depths"), ("TYX", "3 times")):
+        tifffile.imwrite(path, planes(stripes()), imagej=True, metadata={"axes": axes})
+        refused(path, problem)
+
+
+@pytest.mark.parametrize("tile", [None, (128, 128)], ids=["strips", "tiles"])
+@pytest.mark.parametrize("pixels, options, problem", [
+    ((stripes() / 255).astype(np.float32), {"photometric": "rgb"}, "float numbers of 32 bits"),
+    (stripes().astype(np.int16), {"photometric": "rgb"}, "signed numbers"),
+    (SIXTEEN[..., 0] * 257, {"photometric": "minisblack"}, "grey of 16 bits"),
+    (SIXTEEN * 5, {"photometric": "rgb"}, "of 16 bits reach 1230"),
+    (stripes(), {"photometric": "cielab"}, "CIE Lab"),
+    (stripes(), {"photometric": "icclab"}, "ICC Lab"),
+    (planes(stripes()), {"photometric": "minisblack"}, "3 grey pages of one size"),
+    (np.stack([stripes()] * 5), {"photometric": "rgb"}, "5 pages of one size"),
+    (np.zeros((5, 192, 256), np.uint8), CYX | {"ome": True}, "are 5; H&E has red, green"),
+    (np.zeros((2, 192, 256), np.uint8), CYX | {"ome": True}, "are 2; H&E has red, green"),
+    (planes(stripes()) // 8, CYX | {"ome": True}, "dark over most of the image"),
+    (planes(stripes()), CYX | {"ome": True, "metadata": {
+        "axes": "CYX", "Channel": {"Name": ["DAPI", "CD3", "CD8"]}}}, "DAPI, CD3, CD8"),
+    (planes(stripes()), CYX | {"ome": True, "metadata": {
+        "axes": "CYX", "Channel": {"EmissionWavelength": [450, 520, 600]}}}, "fluorescence"),
+    (np.stack([stripes()] * 3), {"photometric": "rgb", "ome": True, "metadata": {"axes": "ZYXS"}},
+     "3 depths"),
+    (stripes(), {"photometric": "rgb", "extratags": [(274, 3, 1, 6, True)]}, "Orientation"),
+], ids=["float", "signed", "grey-16", "bits-unknown", "lab", "icclab", "three-pages", "stack",
+        "five-channels", "two-channels", "dark", "named", "wavelengths", "ome-depths", "turned"])
+def test_tiffs_that_are_refused(tmp_path, pixels, options, problem, tile):
+    tifffile, _ = pytest.importorskip("tifffile"), pytest.importorskip("openslide")
+    path = tmp_path / "image.tif"
+    tifffile.imwrite(path, pixels, tile=tile, **options)
+    refused(path, problem)
+
+
+def test_a_compression_without_a_decoder_is_named(tmp_path):
+    tifffile, _ = pytest.importorskip("tifffile"), pytest.importorskip("openslide")
+    path = tmp_path / "image.ome.tif"
+    tifffile.imwrite(path, stripes(), photometric="rgb", tile=(128, 128), compression="jpeg2000")
+    with tifffile.TiffFile(path) as tif:
+        offset = tif.pages[0].dataoffsets[0]
+    content = bytearray(path.read_bytes())
+    content[offset:offset + 40] = bytes(40)
+    path.write_bytes(content)
+    refused(path, "compression: JPEG 2000 cannot be decoded here.*vips tiffsave")
+    path.write_bytes(content[:offset + 4])
+    refused(path, "lacks 4 of its 4 strips or tiles|truncated")
+
+
+@pytest.mark.parametrize("name, options", [
+    ("a.jpg", {"quality": 95}), ("a.png", {}), ("a.webp", {"lossless": True}), ("a.bmp", {}),
+    ("a.jp2", {}), ("a.gif", {}), ("a.ppm", {})])
+def test_colours_of_plain_images(tmp_path, name, options):
+    Image.fromarray(stripes()).save(tmp_path / name, **options)
+    np.testing.assert_allclose(seen(tmp_path / name), STRIPES, atol=2)
+    whole = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(whole[:len(whole) * 2 // 3])
+    refused(tmp_path / name, "truncated")
+
+
+def test_modes_of_plain_images(tmp_path):
+    image = Image.fromarray(stripes())
+    image.convert("P", palette=Image.Palette.ADAPTIVE).save(tmp_path / "p.png")
+    image.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=95)
+    image.convert("P", palette=Image.Palette.ADAPTIVE).save(tmp_path / "p.tif")
+    for name in ("p.png", "cmyk.jpg", "p.tif"):
+        np.testing.assert_allclose(seen(tmp_path / name), STRIPES, atol=2)
+    for name in ("l.png", "l.tif"):
+        image.convert("L").save(tmp_path / name)
+        np.testing.assert_allclose(seen(tmp_path / name)[:, 0], [245, 158, 64], atol=1.5)
+    image.point(lambda v: 255 * (v > 200)).convert("1").save(tmp_path / "1.tif")
+    np.testing.assert_allclose(seen(tmp_path / "1.tif")[[0, 2]], [[255] * 3, [0] * 3])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name in ("turned.jpg", "turned.png", "turned.webp"):
+        image.save(tmp_path / name, exif=exif)
+        refused(tmp_path / name, "Orientation: tag says 6")
+    image.save(tmp_path / "two.png", save_all=True, append_images=[Image.new("RGB", image.size)])
+    refused(tmp_path / "two.png", "holds 2 images")
+    Image.fromarray(SIXTEEN[..., 0] * 257).save(tmp_path / "grey16.png")
+    refused(tmp_path / "grey16.png", "mode I;16")
+
+
+def test_png_of_16_bits_uses_them_all_or_is_refused(tmp_path):
+    codecs = pytest.importorskip("imagecodecs")
+    path = tmp_path / "a.png"
+    path.write_bytes(codecs.png_encode(SIXTEEN * 257))
+    np.testing.assert_allclose(seen(path), STRIPES)
+    path.write_bytes(codecs.png_encode(SIXTEEN * 16))
+    refused(path, "16 bits a sample")
+
+
+def test_transparency_in_a_tiff_is_white(tmp_path):
+    tifffile, _ = pytest.importorskip("tifffile"), pytest.importorskip("openslide")
+    alpha = np.full((192, 256), 255, np.uint8)
+    alpha[:64] = 0
+    for kind in ("unassalpha", "assocalpha"):
+        for tile in (None, (128, 128)):
+            pixels = np.dstack([stripes() * (alpha > 0)[..., None], alpha])
+            tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", extrasamples=[kind],
+                             tile=tile)
+            np.testing.assert_allclose(seen(tmp_path / "a.tif"), [[255] * 3, *STRIPES[1:]])
+
+
+def test_formats_that_nothing_here_reads_are_named(tmp_path):
+    pytest.importorskip("openslide")
+    for name, content, problem in (
+            ("a.czi", b"ZISRAWFILE", "a Zeiss CZI file that openslide.*bfconvert"),
+            ("a.dcm", bytes(128) + b"DICM", "a DICOM file that openslide.*bfconvert"),
+            ("a.jxl", b"\xff\x0a", "a JPEG XL file"), ("a.eps", b"%!PS-Adobe-3.0 EPSF-3.0",
+                                                       "is PostScript"),
+            ("a.nd2", b"x", "a Nikon ND2 file"), ("a.png", b"", "cannot be decoded")):
+        (tmp_path / name).write_bytes(content)
+        refused(tmp_path / name, problem)
+
+
+def test_links_to_images(tmp_path):
+    Image.fromarray(stripes()).save(tmp_path / "a.png")
+    (tmp_path / "link.png").symlink_to("a.png")
+    np.testing.assert_allclose(seen(tmp_path / "link.png"), STRIPES)
+    (tmp_path / "dangling.png").symlink_to("gone.png")
+    refused(tmp_path / "dangling.png", "is a link to gone.png, which does not exist")
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    refused(tmp_path / "loop.png", "runs in a circle")
+    (tmp_path / "folder.png").mkdir()
+    refused(tmp_path / "folder.png", "is a folder")
+
+
+# scale
+
+
+CM, INCH, NONE = 3, 2, 1
+OME = {"ome": True}
+
+
+def ome(x, unit="µm", y=None):
+    return OME | {"metadata": {"axes": "YXS", "PhysicalSizeX": x, "PhysicalSizeXUnit": unit,
+                               "PhysicalSizeY": x if y is None else y,
+                               "PhysicalSizeYUnit": unit}}
+
+
+@pytest.mark.parametrize("tile", [None, (128, 128)], ids=["strips", "tiles"])
+@pytest.mark.parametrize("options, want", [
+    *(({"resolution": (dpi, dpi), "resolutionunit": INCH}, None) for dpi in (72, 96, 300, 2400)),
+    ({"resolution": (101600, 101600), "resolutionunit": INCH}, 0.25),
+    ({"resolution": (20000, 20000), "resolutionunit": CM}, 0.5),
+    ({"resolution": (28.346, 28.346), "resolutionunit": CM}, None),  # 72 dpi
+    ({"resolution": (2, 2), "resolutionunit": NONE}, None),
+    ({"resolution": (20000, 40000), "resolutionunit": CM}, "not square"),
+    *((ome(*size), 0.5) for size in ((0.5,), (500, "nm"), (0.0005, "mm"), (0.5 / 25400, "in"))),
+    (ome(352.7778), None),  # 72 dpi, as Bio-Formats writes it
+    (ome(1, "pixel"), None),
+    (ome(10), 10.0),
+    (ome(0.5, y=1.0), "not square"),
+    *((ome(size), "states") for size in (0, -1, float("nan"), "0,5")),
+    ({"description": "Aperio Image Library\r\n100x100 |AppMag = 20|MPP = 0.4990"}, 0.499),
+    (ome(0.5) | {"resolution": (40000, 40000), "resolutionunit": CM}, "0.5.*0.25"),
+])
+def test_the_scale_that_a_tiff_states(tmp_path, options, want, tile):
+    tifffile, _ = pytest.importorskip("tifffile"), pytest.importorskip("openslide")
+    path = tmp_path / "image.tif"
+    tifffile.imwrite(path, stripes(), photometric="rgb", tile=tile, **options)
+    if isinstance(want, str):
+        refused(path, f"mpp: .*{want}")
+        return
+    with open_slide(path) as slide:
+        assert slide.mpp == (None if want is None else pytest.approx(want, rel=1e-4))
+    if want:
+        assert open_slide(path, mpp=want * 1.04).mpp == want * 1.04
+        refused(path, f"is given as {want * 2:.4g}.*file states {want:.4g}", mpp=want * 2)
+    else:
+        assert open_slide(path, mpp=0.5).mpp == 0.5
+
+
+@pytest.mark.parametrize("unit, want", [("micron", 0.5), ("um", 0.5), ("\\u00B5m", 0.5),
+                                        ("nm", 0.0005), ("inch", None), ("pixel", None)])
+def test_imagejs_unit(tmp_path, unit, want):
+    tifffile = pytest.importorskip("tifffile")
+    tifffile.imwrite(tmp_path / "a.tif", stripes(), imagej=True, metadata={"unit": unit},
+                     resolution=(2.0, 2.0))
+    assert open_slide(tmp_path / "a.tif").mpp == want
+
+
+@pytest.mark.parametrize("mpp", [0, -0.5, float("nan"), float("inf"), "0,5", "x", True, [1]])
+def test_scales_that_are_none(tmp_path, mpp):
+    Image.fromarray(stripes()).save(tmp_path / "a.png")
+    refused(tmp_path / "a.png", "mpp", mpp=mpp)
+    with pytest.raises(InputError, match="array: mpp"):
+        Slide.from_array(stripes(), mpp=mpp)
+
+
+def test_a_scale_beside_that_of_a_whole_slide(shared):
+    pytest.importorskip("openslide")
+    path = shared / "data" / "slides" / "cmu-1-small-region.svs"
+    assert open_slide(path, mpp=0.5).mpp == 0.5
+    refused(path, "given as 0.25.*states 0.499", mpp=0.25)
+    path = shared / "data" / "slides" / "tcga-cr-7395-01a-01-ts1.svs"
+    assert open_slide(path, mpp=0.25).mpp == 0.25  # the file does not say
+
+
+# memory
+
+
+def test_sizes_that_a_file_cannot_hold(tmp_path):
+    import struct
+    import zlib
+
+    def chunk(kind, content):
+        return (struct.pack(">I", len(content)) + kind + content
+                + struct.pack(">I", zlib.crc32(kind + content)))
+
+    path = tmp_path / "bomb.png"
+    for side, problem in ((50_000, "max_pixels=1,000,000,000"), (30_000, "more than it can hold")):
+        path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(
+            b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)) + chunk(
+            b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b""))
+        refused(path, problem)
+    Image.fromarray(stripes()).save(path)
+    refused(path, "declares 256 x 192 px.*max_pixels=1,000", max_pixels=1000)
+    assert open_slide(path, max_pixels=256 * 192).width == 256
+
+
+def test_bands_give_the_same_pixels(monkeypatch):
+    from mvhlib.tiles import slides
+
+    image = noise(300, 420)
+    slide = Slide.from_array(image, mpp=1.0, exclude=[(10, 20, 60, 90)], dark_background=True)
+    asked = [(0, 0, 420, 300, (90, 64)), (-30.5, 12.25, 400, 280, (77, 54)),
+             (100, 250, 200, 100, (50, 25))]
+    whole = [slide.region(*box[:4], out_px=box[4])[0].astype(int) for box in asked]
+    thumbnail = slide.thumbnail(105)
+    monkeypatch.setattr(slides._Plain, "whole_px", lambda self, level, down: 0)
+    monkeypatch.setattr(slides, "_BAND_PX", 1)
+    monkeypatch.setattr(slides, "_BAND_ROWS", 17)
+    np.testing.assert_array_equal(slide.thumbnail(105), thumbnail)
+    for box, want in zip(asked, whole, strict=True):
+        assert np.abs(slide.region(*box[:4], out_px=box[4])[0] - want).max() <= 1
+
+
+def test_a_slide_without_lower_levels_is_read_in_bands(tmp_path, monkeypatch):
+    from mvhlib.tiles import slides
+
+    tifffile, _ = pytest.importorskip("tifffile"), pytest.importorskip("openslide")
+    image = np.tile(discs(), (2, 2, 1))
+    tifffile.imwrite(tmp_path / "flat.tif", image, photometric="rgb", tile=(256, 256))
+    with open_slide(tmp_path / "flat.tif", mpp=2.0) as slide:
+        whole = tissue_mask(slide)
+        asked, read = [], slides._Pyramid.read
+        monkeypatch.setattr(slides._Pyramid, "whole_px", lambda self, level, down: 0)
+        monkeypatch.setattr(slides, "_BAND_PX", 1)
+        monkeypatch.setattr(slides._Pyramid, "read", lambda self, *a: asked.append(a[-2:]) or (
+            read(self, *a)))
+        np.testing.assert_array_equal(tissue_mask(slide).mask, whole.mask)
+    assert asked == [(1600, 256)] * 4 + [(1600, 176)]
+    assert 0.15 < whole.mask.mean() < 0.25
+
+
+def test_cuts_that_need_too_much(tmp_path):
+    slide = Slide.from_array(noise(600, 800), mpp=1.0)
+    with pytest.raises(InputError, match="step_um.*more than 50,000,000 places"):
+        grid_corners(Slide.from_array(np.zeros((8000, 8000, 3), np.uint8), mpp=1.0), tile_um=20,
+                     tile_px=8, step_um=1)
+    with pytest.raises(InputError, match="tiles: 20 of 20000 px need 24 GB.*max_gb=16"):
+        cut_spots(slide, np.full((20, 2), 100.0), tile_um=40, tile_px=20_000)
+    with pytest.raises(InputError, match="max_gb=0.001"):
+        grid(slide, tile_um=40, tile_px=40, max_gb=0.001)
+    for field, given in (("tile_um", {"tile_um": "0,5", "tile_px": 8}),
+                         ("tile_um", {"tile_um": np.inf, "tile_px": 8}),
+                         ("tile_px", {"tile_um": 40, "tile_px": 0}),
+                         ("tile_px", {"tile_um": 40, "tile_px": 8.5}),
+                         ("step_um", {"tile_um": 40, "tile_px": 8, "step_um": -1}),
+                         ("min_tissue", {"tile_um": 40, "tile_px": 8, "min_tissue": np.nan})):
+        with pytest.raises(InputError, match=field):
+            grid_corners(slide, **given)
 
 
 # tiles
@@ -426,6 +775,100 @@ def test_a_manifest_row_says_what_a_file_holds(tmp_path):
         "section": "a", "n_tiles": 2, "tile_px": 32, "sha256": "k"}
     assert row["tile_um"] == 32.0 and row["mpp"] == 1.0 and row["source_mpp"] == 0.5
     assert row["padded_max"] == pytest.approx(tiles.outside.max()) and row["padded_max"] > 0
+
+
+def changed(path, **change):
+    """Replace datasets, and attributes of the file (`attrs`) or of `img` (`img_attrs`)."""
+    with h5py.File(path, "a") as stream:
+        for name, value in change.pop("attrs", {}).items():
+            stream.attrs[name] = value
+        for name, value in change.pop("img_attrs", {}).items():
+            stream["img"].attrs[name] = value
+        for name, value in change.items():
+            kept = dict(stream[name].attrs)
+            del stream[name]
+            stream[name] = value
+            stream[name].attrs.update(kept)
+
+
+@pytest.mark.parametrize("change, problem", [
+    ({"img": np.zeros((3, 32, 32, 3), np.float32)}, "img: holds fractions"),
+    ({"img": np.zeros((3, 32, 32, 3), np.uint16)}, "img: is uint16"),
+    ({"img": np.zeros((3, 32, 31, 3), np.uint8)}, "img: is uint8 of shape"),
+    ({"img": np.zeros((3, 32, 32, 4), np.uint8)}, "img: is uint8 of shape"),
+    ({"img": np.zeros((3, 0, 0, 3), np.uint8)}, "img: is uint8 of shape"),
+    ({"img": np.zeros((3, 16, 16, 3), np.uint8)}, "tile_px: is 32, the tiles are 16 px"),
+    ({"coords": np.full((3, 2), np.nan)}, "coords: holds NaN"),
+    ({"coords": np.full((3, 2), 1.5)}, "coords: holds fractions"),
+    ({"coords": np.array([[b"1", b"2"]] * 3)}, "coords: holds text"),
+    ({"outside": np.full(3, np.nan, np.float32)}, "outside: holds NaN"),
+    ({"outside": np.full(3, 1.5, np.float32)}, "outside: is no share"),
+    ({"outside": np.zeros(2, np.float32)}, "outside: has 2 rows for 3"),
+    ({"barcode": np.array([b"a", b"a", b"b"])}, "barcode: stands more than once"),
+    ({"barcode": np.array([b"a", b"", b"b"])}, "barcode: is blank in row 1"),
+    ({"barcode": np.array([b"a", b"\xfe", b"b"])}, "barcode: is not UTF-8 in row 1"),
+    *(({"attrs": {name: value}}, f"{name}: is ") for name in ("tile_um", "mpp", "source_mpp")
+      for value in (0.0, -1.0, np.nan, np.inf, "0,5")),
+    ({"attrs": {"mpp": 2.0}}, "mpp: is 2, but tile_um / tile_px is 1"),
+    ({"img_attrs": {"pixel_size": 0.25}}, "source_mpp: is 0.5, but pixel_size is 0.25"),
+    ({"img_attrs": {"pixel_size": -1.0}}, "pixel_size: is -1.0"),
+])
+def test_tile_files_that_cannot_be_true(tmp_path, tiles, change, problem):
+    path = tmp_path / "a.h5"
+    write_tiles(path, tiles, NAMES)
+    changed(path, **change)
+    with pytest.raises(InputError, match=f"a.h5: {problem}") as caught:
+        read_tiles(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_tiles_that_cannot_be_true_are_not_written(tmp_path, tiles):
+    from dataclasses import replace
+
+    for change, problem in (({"img": tiles.img.astype(np.float32)}, "img: is float32"),
+                            ({"img": tiles.img[:, :30]}, "img: is uint8 of shape"),
+                            ({"coords": np.full((3, 2), np.nan)}, "coords"),
+                            ({"outside": np.full(3, -0.1)}, "outside"),
+                            ({"tile_um": -1.0}, "tile_um"), ({"mpp": 3.0}, "mpp: is 3"),
+                            ({"source_mpp": np.inf}, "source_mpp")):
+        with pytest.raises(InputError, match=problem):
+            write_tiles(tmp_path / "a.h5", replace(tiles, **change), NAMES)
+    with pytest.raises(InputError, match="blank"):
+        write_tiles(tmp_path / "a.h5", tiles, ["a", " ", "b"])
+    assert not (tmp_path / "a.h5").exists()
+
+
+def test_a_repeated_name_among_many_is_found_by_counting():
+    class Counted(str):
+        compared = 0
+
+        def __eq__(self, other):
+            Counted.compared += 1
+            return str.__eq__(self, other)
+
+        __hash__ = str.__hash__
+
+    names = [Counted(f"B{i}") for i in range(4000)]
+    with pytest.raises(InputError, match="more than once.*B0"):
+        encode_names("x", names[:-1] + [Counted("B0")], 4000)
+    assert Counted.compared < 40_000
+
+
+def test_the_manifest_of_tiles_is_compared(tmp_path, tiles):
+    import pandas as pd
+
+    for name in ("007", "8"):
+        write_tiles(tmp_path / f"{name}.h5", tiles, NAMES, key=f"k{name}")
+    rows = pd.DataFrame([manifest_row(tmp_path / f"{name}.h5") for name in ("007", "8")])
+    rows.to_csv(tmp_path / "manifest.csv", index=False)
+    assert read_manifest(tmp_path)["section"].tolist() == ["007", "8"]
+    for column, value in (("n_tiles", 4), ("mpp", 2.0), ("sha256", "other")):
+        rows.assign(**{column: value}).to_csv(tmp_path / "manifest.csv", index=False)
+        with pytest.raises(InputError, match=f"manifest.csv: {column}: of section 007 is"):
+            read_manifest(tmp_path)
+    rows.assign(section=["007", "9"]).to_csv(tmp_path / "manifest.csv", index=False)
+    with pytest.raises(InputError, match="9.h5: file: does not exist"):
+        read_manifest(tmp_path)
 
 
 def test_no_tile_is_a_table_with_columns_and_no_picture(tmp_path):

@@ -55,7 +55,10 @@ def test_a_file_and_overrides_make_a_configuration(tmp_path):
     ("steps: 1.5\n", "steps", "int"), ("steps: true\n", "steps", "int"),
     ("rate: fast\n", "rate", "float"), ("sizes: [a]\n", "sizes", "list"),
     ("fast: 1\n", "fast", "bool"), ("- a\n", "content", "name: value"),
-    ("a: [\n", "content", "YAML")])
+    ("a: [\n", "content", "YAML"), ("rate: .nan\n", "rate", "float"),
+    ("rate: nan\n", "rate", "float"),
+    ("steps: 99999999999999999999\n", "steps", "int"), ("no: 1\n", "no", "not a setting"),
+    ("steps: 007\n", "steps", "int"), ("steps: 1\nsteps: 2\n", "content", "line 2")])
 def test_a_wrong_file_is_refused_by_name(tmp_path, text, field_name, hint):
     with pytest.raises(InputError) as caught:
         read_config(Settings, write(tmp_path / "a.yaml", text))
@@ -145,6 +148,65 @@ def test_states_of_something_else_are_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(InputError, match="no readable state"):
         Checkpoints(tmp_path, key={"width": 3, "seed": 0}).resume(state)
+
+
+def saved(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Linear(64, 64)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(2, 64)).sum().backward()
+    optimizer.step()
+    state = LoopState(model=model, optimizer=optimizer)
+    state.step = 5
+    return state, Checkpoints(tmp_path).save(state)
+
+
+def test_a_state_is_one_file_that_torch_reads(tmp_path):
+    state, path = saved(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["step_00000005.pt"]
+    content = torch.load(path, weights_only=True)
+    assert content["step"] == 5 and torch.equal(content["parts"]["model"]["weight"],
+                                                state.parts["model"].weight)
+    moved = path.rename(tmp_path / "step_00000007.pt")
+    assert Checkpoints(tmp_path).read(moved)["step"] == 5
+
+
+@pytest.mark.parametrize("change", [
+    {"step": None}, {"step": -1}, {"step": 1.5}, {"parts": None}, {"notes": 3},
+    {"parts": {"model": {}, "optimizer": None}}])
+def test_an_edited_state_is_refused(tmp_path, change):
+    state, path = saved(tmp_path)
+    content = torch.load(path, weights_only=True) | change
+    torch.save(content, path)  # nothing vouches for it
+    with pytest.raises(InputError, match="step_00000005.pt: sha256: is no readable state"):
+        Checkpoints(tmp_path).resume(state)
+    training._seal(path)  # somebody vouches for it
+    with pytest.raises(InputError, match="step_00000005.pt: (step|parts|content): "):
+        Checkpoints(tmp_path).resume(state)
+
+
+def test_one_rotten_byte_anywhere_is_noticed(tmp_path):
+    state, path = saved(tmp_path)
+    whole = path.read_bytes()
+    for at in [*range(0, len(whole), 997), len(whole) - 1]:
+        rotten = bytearray(whole)
+        rotten[at] ^= 1
+        path.write_bytes(rotten)
+        with pytest.raises(InputError, match="sha256"):
+            Checkpoints(tmp_path).resume(state)
+    for length in (0, 1, 70, 71, 72, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(InputError, match="no readable state"):
+            Checkpoints(tmp_path).resume(state)
+    path.write_bytes(whole)
+    assert Checkpoints(tmp_path).resume(state)
+
+
+def test_a_broken_log_is_one_line(tmp_path):
+    for content in (b"step,loss\n0,abc\n", b"step\n\xff\n"):
+        (tmp_path / "log.csv").write_bytes(content)
+        with pytest.raises(InputError, match="log.csv: log: is no log of numbers"):
+            read_log(tmp_path / "log.csv")
 
 
 def test_a_state_cannot_run_code(tmp_path):

@@ -47,11 +47,49 @@ def test_profile_with_real_data_wants_data():
     ({"methods": {"mmap": ["a"]}}, "methods: mmap: ['a']"),
     ({"encoders": {"a": {"source": "b", "weights": "cmrcnet:c"}}}, "add it to methods: cmrcnet"),
     ({"methods": {"stem": []}}, "is not a method"),
+    ({"methods": {"mmap": "a"}}, "list encoders by name"), ({"methods": ["mmap"]}, "type dict"),
+    ({"methods": {"mmap": [False]}}, "list encoders by name"),
+    ({"encoders": ["a"]}, "type dict"), ({"encoders": {"a": 5}}, "encoders: a: is 5"),
+    *(({"encoders": {slug: {"source": "x"}}}, "is no slug") for slug in ("..", "-rf", ".a", "a/b")),
+    ({"encoders": {"a" * 201: {"source": "x"}}}, "longer than 200 bytes"),
+    ({"encoders": {"a": {"source": 5}}}, "source: is 5"),
+    ({"encoders": {"a": {"source": "x", "wieghts": "random"}}}, "did you mean 'weights'"),
+    ({"encoders": {"a": {"source": "x", "weights": 5}}}, "weights: is 5"),
+    ({"encoders": {"a": {"source": "x", "out": "/"}}}, "out: is not a key"),
+    ({"encoders": {"a": {"source": "x", "seed": -1}}}, "seed: is -1"),
+    ({"encoders": {"a": {"source": "x", "weights": "pretrained", "pretrain": {"setps": 1}}}},
+     "did you mean 'steps'"),
+    ({"encoders": {"a": {"source": "x", "weights": "pretrained", "pretrain": {"out": "/"}}}},
+     "out: is not a parameter"),
+    ({"encoders": {"a": {"source": "x", "seeds": 2}, "a.s1": {"source": "y"}}}, "another encoder"),
+    ({"notebooks": ["05_expresion"]}, "did you mean '05_expression'"),
+    ({"notebooks": "05_expression"}, "type list[str]"), ({"threads": {"05": 1}}, "is no notebook"),
+    ({"threads": {"05_expression": 0}}, "less than"), ({"threads": {"05_expression": "2"}}, "int"),
+    ({"gpus": -1}, "less than"), ({"needs_data": "maybe"}, "type bool"),
     ({"encoders": {"a": {"source": "b", "weights": "pretrained"}}}, "in one place only")])
 def test_wrong_plan_is_refused(tmp_path, plan, problem):
     (tmp_path / "workflow.yaml").write_text(yaml.safe_dump(plan))
     with pytest.raises(InputError, match=re.escape(problem)):
         workflow.read_plan(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["05_expresion.yaml", "05_expression.yml", "workflow.yml"])
+def test_a_parameter_file_that_nothing_would_read_is_refused(tmp_path, name):
+    (tmp_path / "workflow.yaml").write_text("notebooks: [05_expression]\n")
+    (tmp_path / "._05_x.yaml").write_bytes(b"\0")
+    workflow.read_plan(tmp_path)
+    (tmp_path / name).write_text("n_genes: 3\n")
+    with pytest.raises(InputError, match=rf"{name}: name: is read by no notebook"):
+        workflow.read_plan(tmp_path)
+
+
+def test_a_link_to_nothing_does_not_mean_the_defaults(tmp_path):
+    assert workflow.read_params(tmp_path, "13_cmrcnet") == {}
+    for name, read in (("13_cmrcnet.yaml", lambda: workflow.read_params(tmp_path, "13_cmrcnet")),
+                       ("workflow.yaml", lambda: workflow.read_plan(tmp_path))):
+        (tmp_path / name).symlink_to("/nowhere.yaml")
+        with pytest.raises(InputError, match=f"{name}: file: is a link to /nowhere.yaml"):
+            read()
 
 
 def test_an_encoder_with_seeds_becomes_several(tmp_path):
@@ -140,8 +178,10 @@ def test_a_lost_table_makes_its_notebook_run_again(tmp_path):
         artifacts.write_json(run / f"provenance/{name}.json",
                              {"hashed": {"outputs": {f"figures/{name}.csv": ""}}})
     artifacts.write_text(run / "provenance/c.json", "{half")
+    for name, content in (("d", [1]), ("e", {"hashed": {"outputs": [5]}}), ("f", {"hashed": 0})):
+        artifacts.write_json(run / f"provenance/{name}.json", content)
     (tmp_path / "figures/a.csv").unlink()
-    assert workflow.forget_incomplete(run) == ["a", "c"]
+    assert workflow.forget_incomplete(run) == ["a", "c", "d", "e", "f"]
     assert [path.stem for path in run.glob("provenance/*.json")] == ["b"]
 
 
@@ -153,3 +193,19 @@ def test_a_failed_notebook_names_its_cell(tmp_path):
     said = workflow.explain(path)
     assert "'fit-ridge'" in said and "x.h5: file: is truncated" in said
     assert "did not start" in workflow.explain(Path(tmp_path / "none.ipynb"))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"cells": 5}', '{"cells": [{"outputs": [5]}]}'])
+def test_a_broken_executed_notebook_is_named_in_one_line(tmp_path, text, capsys):
+    (tmp_path / "a.ipynb").write_text(text)
+    assert workflow.main([str(tmp_path / "a.ipynb")]) == 0
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "a.ipynb" in said
+
+
+def test_parameters_come_back_from_papermills_base64():
+    import base64
+
+    values = {"data": "/a: b/{x} #'\"", "alphas": [1e-6, 1.0], "names": ["007", "no", "2020-01-01"],
+              "options": {"no": {"1:30": "é"}}, "seed": 7, "flag": True}
+    assert yaml.safe_load(base64.b64decode(workflow.to_papermill(values))) == values

@@ -535,12 +535,24 @@ class Backbone(nn.Module):
             raise InputError(config_path, "content", f"was altered after {WEIGHTS} was written",
                              again)
         check_finite(tensors, weights_path)
+        unsaid = [name for name, value in args.items()
+                  if isinstance(value, float) and not math.isfinite(value)]
+        if unsaid:
+            raise InputError(config_path, f"model_args: {unsaid[0]}", f"is {args[unsaid[0]]}",
+                             again)
         with reading(config_path, "model_args", "do not fit the weights",
                      "pass no override that changes the weights, or use the version of mvhlib that "
                      f"wrote it, {config.get('mvhlib_version')}"):
-            with torch.device("meta"):  # initial weights would be thrown away
-                model = cls(**(args | overrides))
+            try:
+                with torch.device("meta"):  # initial weights would be thrown away
+                    model = cls(**(args | overrides))
+            except InputError as error:
+                raise InputError(config_path, f"{error.where}: {error.field}", error.problem,
+                                 error.fix) from error
             model.load_state_dict(tensors, assign=True)
+            kinds = {tensor.dtype for tensor in model.parameters()}
+            if len(kinds) > 1 or not next(iter(kinds)).is_floating_point:
+                raise TypeError(f"weights are of {sorted(map(str, kinds))}")
             model.architecture, model.preset = config["architecture"], config["preset"]
             model.pretrained_on = config["pretrained_on"]
         return model.eval()

@@ -82,4 +82,11 @@ def read(source: str, path: str | Path | None = None, *, seed: int | None = None
     if unknown:
         raise InputError(f"cohort source {source}", ", ".join(unknown), "is no option of it",
                          f"use {', '.join(known)}")
-    return reader(path, **options)
+    try:
+        return reader(path, **options)
+    except InputError as error:
+        if error.where != "cohort" and not error.where.startswith("section "):
+            raise
+        # Said where no file is known: the directory is named at least.
+        where = path if error.where == "cohort" else f"{path}: {error.where}"
+        raise type(error)(where, error.field, error.problem, error.fix) from error

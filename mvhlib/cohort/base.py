@@ -41,6 +41,7 @@ from mvhlib.artifacts import (
     InputError,
     atomic,
     check_file,
+    check_sayable,
     h5_array,
     h5_reader,
     h5_sizes,
@@ -424,7 +425,10 @@ def check_sparse(matrix: Any, where, field: str = "counts") -> None:
         If `indptr` does not rise from 0 to the number of values, or an index is out of bounds.
     """
     indptr, indices = np.asarray(matrix.indptr), np.asarray(matrix.indices)
-    n_values, fix = len(matrix.data), "the file is damaged: copy or make it again"
+    fix = "the file is damaged: copy or make it again"
+    if np.ndim(matrix.data) != 1:
+        raise InputError(where, field, f"values are of shape {np.shape(matrix.data)}", fix)
+    n_values = len(matrix.data)
     if indptr.dtype.kind not in "iu" or indices.dtype.kind not in "iu":
         raise InputError(where, field, f"indptr or indices are {indptr.dtype} and {indices.dtype}, "
                          "no whole numbers", fix)
@@ -458,6 +462,7 @@ def check_counts(adata: "AnnData", where) -> None:
             raise InputError(where, field_name, f"is blank in {int(blank.sum())} of {len(index)} "
                              f"places, the first is number {int(blank.argmax()) + 1}",
                              "give every one its name")
+        check_sayable(index, where, field_name)
         if not index.is_unique:
             twice = list(index[index.duplicated()][:3])
             raise InputError(where, field_name, f"stands more than once, for example {twice}",
@@ -561,6 +566,7 @@ def read_section(path: str | Path, data: str | Path | None = None) -> Section:
 def _read_section(path: Path, data: str | Path | None) -> tuple[Section, tuple[int, int]]:
     """The section of a file, and how many spots and genes it has."""
     with h5_reader(path) as stream:
+        h5_sizes(stream)
         record = _read_record(path, stream)
         shape = tuple(_n_names(path, stream, axis) for axis in ("obs", "var"))
     ref, size = record.pop("image")
@@ -569,8 +575,6 @@ def _read_section(path: Path, data: str | Path | None) -> tuple[Section, tuple[i
     def load() -> "AnnData":
         import anndata
 
-        with h5_reader(path) as stream:
-            h5_sizes(stream)
         with reading(path, fix="it is probably truncated: delete it and run 01_cohort"):
             adata = anndata.read_h5ad(path)
         for name, matrix in (("X", adata.X), *adata.layers.items()):

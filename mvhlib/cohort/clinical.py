@@ -277,7 +277,7 @@ def read_panther(folder: str | os.PathLike, endpoint: str = "os", *,
     slides = rows[["patient", "slide"]].drop_duplicates()
     clinical = Clinical(out, endpoint, slides, pd.concat(assigned, ignore_index=True), covariates)
     clinical = _with_outcome(folder, clinical, not_positive)
-    check_folds(clinical.folds, clinical.table, group="site" if "site" in out else None)
+    check_folds(clinical.folds, clinical.table, "site" if "site" in out else None, folder)
     return clinical
 
 
@@ -541,7 +541,8 @@ def grouped_folds(event: np.ndarray, groups: np.ndarray, n_folds: int, seed: int
     return home[code]
 
 
-def check_folds(folds: pd.DataFrame, table: pd.DataFrame, group: str | None = None) -> None:
+def check_folds(folds: pd.DataFrame, table: pd.DataFrame, group: str | None = None,
+                where: str | os.PathLike = "folds") -> None:
     """Refuse folds that leak, disagree about who takes part, or cannot be scored.
 
     Parameters
@@ -550,6 +551,8 @@ def check_folds(folds: pd.DataFrame, table: pd.DataFrame, group: str | None = No
         Columns fold, patient, role (train, test).
     group
         Column of `table` that must not stand on both sides of a fold.
+    where
+        The folder or file that they are of, for the error.
 
     Raises
     ------
@@ -559,39 +562,39 @@ def check_folds(folds: pd.DataFrame, table: pd.DataFrame, group: str | None = No
     """
     who = table.set_index("patient")
     if len(folds) == 0 or not set(folds["role"]) <= {"train", "test"}:
-        raise InputError("folds", "role", f"is {sorted(set(folds['role']))}",
+        raise InputError(where, "role", f"is {sorted(set(folds['role']))}",
                          "use train and test")
     unknown = sorted(set(folds["patient"]) - set(who.index))
     if unknown:
-        raise InputError("folds", "patient", f"{unknown[:3]} have no outcome",
+        raise InputError(where, "patient", f"{unknown[:3]} have no outcome",
                          "make the folds of this table")
     members = {}
     for fold, rows in folds.groupby("fold", sort=False):
         sides = {role: rows.loc[rows["role"] == role, "patient"] for role in ("train", "test")}
         both = sorted(set(sides["train"]) & set(sides["test"]))
         if both:
-            raise InputError("folds", "patient", f"{both[:3]} on both sides of fold {fold}",
+            raise InputError(where, "patient", f"{both[:3]} on both sides of fold {fold}",
                              "put each patient on one side")
         if group is not None:
             shared = sorted(set(who.loc[sides["train"], group]) & set(who.loc[sides["test"],
                                                                               group]))
             if shared:
-                raise InputError("folds", group, f"{shared[:3]} on both sides of fold {fold}",
+                raise InputError(where, group, f"{shared[:3]} on both sides of fold {fold}",
                                  f"put all patients of one {group} on one side")
         for role, names in sides.items():
             if len(names) == 0 or who.loc[names, "event"].sum() == 0:
-                raise TooFew("folds", "event", f"fold {fold} has no {role} patient with an "
+                raise TooFew(where, "event", f"fold {fold} has no {role} patient with an "
                                  "event", "use fewer folds")
         members[fold] = set(rows["patient"])
     first = next(iter(members))
     for fold, names in members.items():
         odd = sorted(names ^ members[first])
         if odd:
-            raise InputError("folds", "patient", f"{odd[:3]} take part in one of the folds {first} "
+            raise InputError(where, "patient", f"{odd[:3]} take part in one of the folds {first} "
                              f"and {fold} and not in the other", "use the same patients in all")
     tested = folds.loc[folds["role"] == "test", "patient"]
     if tested.duplicated().any():
-        raise InputError("folds", "patient", f"{list(tested[tested.duplicated()][:3])} are tested "
+        raise InputError(where, "patient", f"{list(tested[tested.duplicated()][:3])} are tested "
                          "in more than one fold", "test each patient once")
 
 

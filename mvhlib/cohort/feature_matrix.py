@@ -81,7 +81,6 @@ def read_matrix(path: Path, names: "GeneNames | None" = None) -> "AnnData":
         barcodes, counts, obs = _mtx_counts(path, len(features))
     else:
         barcodes, counts, obs = _h5_counts(path, len(features))
-    _check_barcodes(barcodes, path)
     genes = _is_gene(features, path)
     if not genes.any():
         kinds = sorted(set(features["feature_types"]))[:5]
@@ -154,14 +153,20 @@ def _is_gene(features: pd.DataFrame, path: Path) -> np.ndarray:
 
 
 def _check_barcodes(barcodes: Sequence[str], path: Path) -> None:
-    blank = [row for row, barcode in enumerate(barcodes) if not barcode]
-    if blank:
-        raise InputError(path, "barcode", f"is blank in row {blank[0] + 1}",
-                         "give every spot its barcode")
+    _check_printed(barcodes, path, "barcode", "give every spot its barcode")
     twice = [barcode for barcode, n in Counter(barcodes).items() if n > 1]
     if twice:
         raise InputError(path, "barcode", f"stands more than once, for example {twice[:3]}",
                          "make the names unique or sum the rows")
+
+
+def _check_printed(names: Iterable[str], path: Path, field: str, fix: str) -> None:
+    """Refuse names that are blank or hold what is not printed, such as a line break."""
+    for row, name in enumerate(names, 1):
+        if not name:
+            raise InputError(path, field, f"is blank in row {row}", fix)
+        if not name.isprintable():
+            raise InputError(path, field, f"is {name!r} in row {row}, which is no name", fix)
 
 
 def _symbols_first(features: pd.DataFrame, path: Path) -> pd.DataFrame:
@@ -176,10 +181,8 @@ def _symbols_first(features: pd.DataFrame, path: Path) -> pd.DataFrame:
         elif beside is not None:
             features = features.assign(name=features[beside])
     for column in ("name", "gene_ids"):
-        blank = np.flatnonzero(features[column] == "")
-        if len(blank):
-            raise InputError(path, "features", f"{column} is blank in row {blank[0] + 1}",
-                             "give every gene its name and id")
+        _check_printed(features[column], path, f"features: {column}",
+                       "give every gene its name and id")
     return features
 
 
@@ -304,6 +307,7 @@ def _h5_counts(path: Path, n_features: int) -> tuple[list[str], "csr_matrix", di
     with h5_reader(path) as stream:
         group, _ = _h5_group(stream, path)
         barcodes = _h5_text(group, "barcodes")
+        _check_barcodes(barcodes, path)
         shape = tuple(_whole(h5_array(group, "shape", ndim=1), path, "matrix/shape").tolist())
         if shape != (n_features, len(barcodes)):
             turned = shape == (len(barcodes), n_features)
@@ -379,7 +383,9 @@ def _mtx_counts(folder: Path, n_features: int) -> tuple[list[str], "csr_matrix",
     import scipy.io
 
     path = _part(folder, "matrix.mtx")
-    barcodes = [_cells(line)[0] for line in read_lines(_part(folder, "barcodes.tsv"))]
+    listed = _part(folder, "barcodes.tsv")
+    barcodes = [_cells(line)[0] for line in read_lines(listed)]
+    _check_barcodes(barcodes, listed)
     shape, n_values = _mtx_header(path)
     if shape != (n_features, len(barcodes)):
         turned = shape == (len(barcodes), n_features)

@@ -837,6 +837,8 @@ def _read_labels(path: Path) -> pd.Series:
         raise InputError(path, "columns", f"lacks {missing}; has {list(table.columns)}",
                          "give x, y and label")
     table = table.dropna(subset=["x", "y", "label"])
+    if not isinstance(table.index, pd.RangeIndex) and table.index.dtype.kind != "i":
+        raise InputError(path, "rows", "have more cells than the header", "name every column")
     places = table[["x", "y"]].apply(pd.to_numeric, errors="coerce").astype(float)
     wrong = ~(places.abs() <= FARTHEST_STEP).all(axis=1)
     if wrong.any():

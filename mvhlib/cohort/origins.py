@@ -11,11 +11,10 @@ organ       text, with a list of one data set or more
 reader      of `mvhlib.tiles.labelled` or `mvhlib.cohort`
 folder      text, below the data
 study       a name; the folder's own where it is not given; each set has another one
-mpp         a number above 0 [µm/px], for images that state no scale
+mpp         a number from 0.01 to 1000 [µm/px], for images that state no scale
 ==========  ====================================================================================
 """
 
-import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from typing import Any
 
 from mvhlib import cohort
 from mvhlib.artifacts import InputError, safe_name
+from mvhlib.cohort.base import check_mpp
 from mvhlib.tiles import labelled
 from mvhlib.tiles.labelled import LabelledImage
 
@@ -95,9 +95,7 @@ def _study(where: str, given: Mapping[str, Any]) -> str:
     for key in KEYS[:2]:
         if not (isinstance(given[key], str) and given[key].strip()):
             raise InputError(where, key, f"is {given[key]!r}, which is no text", "write a name")
-    mpp = given.get("mpp", 1.0)
-    if isinstance(mpp, bool) or not isinstance(mpp, int | float) or not 0 < mpp < math.inf:
-        raise InputError(where, "mpp", f"is {mpp!r}", "write a number above 0 [um/px]")
+    check_mpp(given.get("mpp", 1.0), where)
     study = given.get("study", Path(given["folder"]).name)
     if isinstance(study, bool) or not isinstance(study, str | int):
         raise InputError(where, "study", f"is {study!r}, which is no name", "write it in quotes")

@@ -40,7 +40,7 @@ import pandas as pd
 from mvhlib import tables
 from mvhlib.artifacts import InputError, check_file, reading, safe_name
 from mvhlib.cohort import pseudospots
-from mvhlib.cohort.base import Cohort, ImageRef, Section
+from mvhlib.cohort.base import MPP_RANGE, Cohort, ImageRef, Section, check_inside, check_mpp
 from mvhlib.cohort.feature_matrix import GeneNames, open_packed, read_lines, read_matrix
 from mvhlib.tiles.slides import open_slide
 
@@ -60,12 +60,8 @@ SPOT_RANGE_UM = (50.0, 70.0)
 XENIUM_PX_UM = 0.2125
 #: How far a stated scale may be from the measured one, as a share of it.
 SCALE_TOLERANCE = 0.05
-#: Largest share of spots whose centre may lie outside the image.
-MAX_OUTSIDE = 0.05
 #: How far spots may be from the lattice fitted to them: root mean square, and the worst [µm].
 RMS_UM, WORST_UM = 15.0, 50.0
-#: Scales that a microscope can have [µm/px].
-MPP_RANGE = (0.01, 100.0)
 
 POSITION_COLUMNS = ("barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres",
                     "pxl_col_in_fullres")
@@ -152,14 +148,17 @@ def read_hd(path: str | Path, *, spot_um: float = 100.0, min_fill: float = 0.25,
     """
     spot_um = _option("spot_um", spot_um, above=0.0)
     min_fill = _option("min_fill", min_fill, low=0.0, high=1.0)
+    path = Path(path)
+    if path.name == "binned_outputs":  # its folders are one tissue at several bin sizes
+        path = path.parent
     outputs = {name: _bins(folder, spot_um)
-               for name, folder in _outputs(Path(path), _has_bins, "visium_hd").items()}
+               for name, folder in _outputs(path, _has_bins, "visium_hd").items()}
     names = _names(outputs)
 
     def make(name: str, folder: Path, root: Path, row: dict[str, Any]) -> Section:
         return _hd_section(name, folder, root, row, names, spot_um, min_fill)
 
-    return _cohort(Path(path), outputs, samples, study, patient, image, mpp, make)
+    return _cohort(path, outputs, samples, study, patient, image, mpp, make)
 
 
 def read_xenium(path: str | Path, *, spot_um: float = 100.0, min_counts: int = 10,
@@ -328,11 +327,13 @@ def _table(samples: str | Path | pd.DataFrame) -> pd.DataFrame:
         if missing:
             raise InputError("samples", "columns", f"lacks {missing}", "add the columns")
         table = samples.astype(object).where(samples.notna(), "").map(
-            lambda cell: str(cell).strip())
+            lambda cell: str(cell).strip()).set_axis(range(1, len(samples) + 1))
         where: str | Path = "samples"
     else:
         where = samples
         table = tables.read_table(samples, columns)
+    for column in columns:
+        tables.names(table, column, where, unique=column == "section")
     if "mpp" in table:
         table["mpp"] = tables.numbers(table, "mpp", where, low=MPP_RANGE[0], high=MPP_RANGE[1],
                                       missing=True, unit="µm/px")
@@ -342,7 +343,8 @@ def _table(samples: str | Path | pd.DataFrame) -> pd.DataFrame:
 def _cohort(root: Path, outputs: dict[str, Path], samples, study, patient, image, mpp,
             make: Callable[[str, Path, Path, dict[str, Any]], Section]) -> Cohort:
     """Sections of the outputs, with what the samples table says of each."""
-    mpp = _option("mpp", mpp, low=MPP_RANGE[0], high=MPP_RANGE[1])
+    if mpp is not None:
+        check_mpp(mpp, "options")
     if samples is None:
         samples = _first(root, ("samples.csv",))
     if samples is None:
@@ -366,10 +368,6 @@ def _cohort(root: Path, outputs: dict[str, Path], samples, study, patient, image
     made, used = [], {}
     for row in table.to_dict("records"):
         row = {key: value for key, value in row.items() if value != "" and not pd.isna(value)}
-        for field in ("section", "study", "patient"):
-            if field not in row:
-                raise InputError(where, field, f"is empty for section {row.get('section', '?')}",
-                                 "fill it in")
         row.setdefault("specimen", row["patient"])
         for field in ("section", "study", "patient", "specimen"):
             row[field] = safe_name(row[field], where, field)
@@ -379,8 +377,8 @@ def _cohort(root: Path, outputs: dict[str, Path], samples, study, patient, image
             raise InputError(where, "section", f"{name} has no output folder; there are "
                              f"{sorted(outputs)}", "name the folder in a column folder")
         if folder in used:
-            raise InputError(where, "folder", f"{folder.name} is read as section {used[folder]} "
-                             f"and as {name}", "give every section its own output")
+            raise InputError(where, "folder", f"{row.get('folder', name)} is read as section "
+                             f"{used[folder]} and as {name}", "give every section its own output")
         used[folder] = name
         if mpp is not None:
             row.setdefault("mpp", mpp)
@@ -415,9 +413,11 @@ def _read_positions(folder: Path) -> pd.DataFrame:
                          "output")
     table = table.reset_index(drop=True)
     barcode = table["barcode"].map(_text)
-    if (barcode == "").any():
-        raise InputError(path, "barcode", f"is blank in row {int((barcode == '').argmax()) + 1} "
-                         "of the spots", "give every spot its barcode")
+    odd = (barcode == "") | ~barcode.map(str.isprintable).astype(bool)
+    if odd.any():
+        raise InputError(path, "barcode", f"is {barcode[odd].iloc[0]!r} for spot "
+                         f"{int(odd.argmax()) + 1}: blank or no text",
+                         "give every spot its barcode")
     if barcode.duplicated().any():
         raise InputError(path, "barcode", "stands more than once, for example "
                          f"{list(barcode[barcode.duplicated()][:3])}", "keep one row per barcode")
@@ -581,6 +581,9 @@ def _place(adata: "AnnData", positions: pd.DataFrame, matrix: Path) -> "AnnData"
         log.warning("%s: %d of %d spots have no position and are dropped", matrix,
                     record["n_without_position"], adata.n_obs)
     adata = adata[on_tissue].copy()
+    if adata.layers["counts"].sum() == 0:
+        raise InputError(matrix, "counts", f"are 0 in all of {adata.n_obs} spots under tissue",
+                         "give the counts of this section, or leave it out")
     place = positions.loc[adata.obs_names]
     adata.obs["array_row"] = place["array_row"].to_numpy()
     adata.obs["array_col"] = place["array_col"].to_numpy()
@@ -665,6 +668,7 @@ def _array(positions: pd.DataFrame, where: Path, transposed: bool) -> str:
     if not lengths.min() > 0:
         raise InputError(where, "pxl_row_in_fullres, pxl_col_in_fullres", "are all the same along "
                          "one axis of the array", "copy the table of positions again")
+    _check_lattice(steps, off, 1 / float(lengths.max()), positions.index, where)
     ratio = lengths[0] / lengths[1]
     across, along = steps[0], steps[1]  # a row further, a column further: (x, y) [px/µm]
     if abs(ratio * 3 - 1) < 3 * SCALE_TOLERANCE:
@@ -679,9 +683,6 @@ def _array(positions: pd.DataFrame, where: Path, transposed: bool) -> str:
                          f"{lengths[1] * PITCH_UM / 2:.4g} px, which is neither a hexagonal "
                          "array (1.73 to 1) nor a square one",
                          "copy the table of positions again from the Space Ranger output")
-    # A square array's own pitch is not known here; its columns are 50 "µm" apart.
-    _check_lattice(steps, off, 1 / lengths.mean() if not square else 1 / lengths[1],
-                   positions.index, where)
     turned = across[0] > 0.94 * np.linalg.norm(across) and along[1] > 0.94 * np.linalg.norm(along)
     if turned and not transposed:
         raise InputError(where, "pxl_row_in_fullres, pxl_col_in_fullres", "rows of the array run "
@@ -757,21 +758,6 @@ def _check_sizes(image: Path, scale: float, others: dict[str, Path],
                 "give the image that Space Ranger was given, not a reduced, turned or cropped one")
 
 
-def _check_inside(pixel: np.ndarray, ref: ImageRef | None, size: tuple[int, int] | None,
-                  where: Path) -> None:
-    """Refuse an image that many spots lie outside of."""
-    if ref is None or len(pixel) == 0:
-        return
-    x, y = pixel.T
-    outside = (x < 0) | (y < 0) | (x >= size[0]) | (y >= size[1])
-    if outside.mean() > MAX_OUTSIDE:
-        raise InputError(
-            where, "image", f"{int(outside.sum())} of {len(pixel)} spots lie outside {ref.path} of "
-            f"{size[0]} x {size[1]} px: they reach from ({x.min():.0f}, {y.min():.0f}) to "
-            f"({x.max():.0f}, {y.max():.0f})",
-            "give the image that the positions speak of, not a reduced, turned or cropped one")
-
-
 def _image_ref(image: Path, root: Path, stated: bool, mpp: float) -> tuple[ImageRef,
                                                                            tuple[int, int]]:
     """Record of an image; one outside the data directory keeps its absolute path."""
@@ -790,12 +776,13 @@ def _assemble(name: str, row: dict[str, Any], root: Path, source: str,
               pixel: np.ndarray | None = None) -> Section:
     """Make the section; spots at `pixel`, or those that `load` gives, must lie in the image."""
     ref, size = _image_ref(image, root, "mpp" in row, mpp) if image is not None else (None, None)
-    if pixel is not None:
-        _check_inside(pixel, ref, size, root)
+    if pixel is not None and len(pixel) and ref is not None:
+        check_inside(pixel, size, image)
 
     def checked() -> "AnnData":
         adata = load()
-        _check_inside(np.asarray(adata.obsm["spatial"]), ref, size, root)
+        if ref is not None:
+            check_inside(adata.obsm["spatial"], size, image)
         return adata
 
     return Section(name=name, study=row["study"], patient=row["patient"],
@@ -968,10 +955,13 @@ def _read_transcripts(path: Path, places: tuple[str, str], min_qv: float) -> tup
     if isinstance(table["feature_name"].iloc[0], bytes):
         with reading(path, "feature_name", fix=_TRUNCATED):
             table["feature_name"] = table["feature_name"].str.decode("utf-8")
-    blank = table["feature_name"].isna() | (table["feature_name"].astype(str).str.strip() == "")
-    if blank.any():
-        raise InputError(path, "feature_name", f"is blank in row {int(blank.argmax()) + 1}",
-                         "copy it again from its source")
+    # Tens of millions of rows name a few thousand genes.
+    odd = [name for name in table["feature_name"].unique()
+           if not _text(name) or not _text(name).isprintable()]
+    if odd:
+        at = (table["feature_name"].isna() | table["feature_name"].isin(odd)).to_numpy()
+        raise InputError(path, "feature_name", f"is {_text(odd[0])!r} in row {int(at.argmax()) + 1}"
+                         ", which is no name", "copy it again from its source")
     for name in (*places, *(["qv"] if "qv" in wanted else [])):
         values = pd.to_numeric(table[name], errors="coerce")
         # The largest slide is a few centimetres; a pixel index is no further than that.

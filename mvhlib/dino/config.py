@@ -204,10 +204,15 @@ def read_settings(path: str | os.PathLike | None = None,
     InputError
         On an unknown name, in `more` too, and on a wrong type.
     """
-    given = read_config(Config, path)
+    try:
+        given = read_config(Config, path)
+        for name in given.more:
+            read_config(Config, None, {name: given.more[name]})
+    except InputError as error:
+        if path is None or error.where not in ("pretrain", "command line"):
+            raise
+        raise InputError(path, error.field, error.problem, error.fix) from error
     values = asdict(given) | {"more": {}}
-    for name in given.more:
-        read_config(Config, None, {name: given.more[name]})
     pairs = dict(overrides) if isinstance(overrides, Mapping) else read_pairs(overrides)
     read_config(Config, None, pairs)
     return read_config(Config, None, values | given.more | pairs.pop("more", {}) | pairs)

@@ -13,6 +13,7 @@ Folders are searched recursively, through links too. Which sample comes when is 
 position in the run), so resuming needs to remember no more than the step.
 """
 
+import contextlib
 import fnmatch
 import os
 import sys
@@ -25,7 +26,7 @@ from torch.utils.data import Dataset
 
 from mvhlib.artifacts import InputError, reading, safe_name, sha256_of
 from mvhlib.tables import read_rows
-from mvhlib.tiles.slides import TIFF, WHOLE_SLIDE
+from mvhlib.tiles.slides import TIFF, WHOLE_SLIDE, Slide
 from mvhlib.training import keyed_generator
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -90,7 +91,7 @@ class _H5Tiles(_Part):
 class _Image(_Part):
     def __init__(self, path: Path, name: str, tile_px: int):
         super().__init__(path, name)
-        with self.open() as image:
+        with self._opened_image() as image:
             width, height = image.width, image.height
         self.side = tile_px or min(width, height)
         self.columns, self.rows = width // self.side, height // self.side
@@ -99,14 +100,20 @@ class _Image(_Part):
             raise InputError(path, "size", f"is {width} x {height} px, less than a tile of "
                              f"{tile_px} px", "set a smaller tile_px, or leave the file out")
 
-    def open(self) -> object:
+    @contextlib.contextmanager
+    def _opened_image(self) -> Iterator[Slide]:
         from mvhlib.tiles.slides import open_slide
 
-        return open_slide(self.path)
+        try:
+            with open_slide(self.path) as image:
+                yield image
+        except InputError as error:
+            raise InputError(error.where, error.field, error.problem,
+                             f"{error.fix}; or set on_bad=skip") from error
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         # Decoded for each batch and forgotten: a folder is larger than memory.
-        with self.open() as image:
+        with self._opened_image() as image:
             pixels, _ = image.region(0, 0, image.width, image.height)
         side = self.side
         corners = [(int(row) // self.columns * side, int(row) % self.columns * side)

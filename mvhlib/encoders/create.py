@@ -148,7 +148,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
     config = read_json(path)
     saw = config.get("pretrained_on")
     if saw is not None and not (isinstance(saw, dict) and all(
-            isinstance(names, list) and all(isinstance(name, str) for name in names)
+            isinstance(names, list) and all(
+                isinstance(name, str) and name and name == name.strip() for name in names)
             for names in saw.values())):
         raise InputError(path, "pretrained_on", f"is {saw!r}", "list names of sections, patients "
                          "and studies, or copy it again from its source")

@@ -640,6 +640,7 @@ def scored(folder: str | Path, protocol: str, method: str, encoder: str) -> tupl
     made = {(path.parent.parent.name, path.name) for path in there}
     if (protocol, encoder) in made:
         return protocol, encoder, ""
+    made = {each for each in made if each[0] not in ("transfer", "within")}  # those are 15's
     reasons = artifacts.read_csv(folder / "left_out.csv") if (
         folder / "left_out.csv").exists() else pd.DataFrame(columns=LEFT_OUT_COLUMNS)
     if not made:
@@ -722,4 +723,12 @@ def read_prediction(folder: str | Path, section: str):
     path = Path(folder) / "predictions" / f"{section}.h5ad"
     if not path.exists():
         raise InputError(path, "file", "does not exist", "run 05_expression for this section")
-    return anndata.read_h5ad(path)
+    again = "delete it and run 05_expression again"
+    with artifacts.h5_reader(path) as stream:
+        artifacts.h5_sizes(stream)
+    with artifacts.reading(path, fix=again):
+        adata = anndata.read_h5ad(path)
+    for layer in ("measured", "predicted"):
+        if layer not in adata.layers:
+            raise InputError(path, f"layers/{layer}", "is missing", again)
+    return adata

@@ -130,6 +130,10 @@ def load(folder: Path, config: dict[str, Any], name: str, **options: Any) -> Pat
         spots = SpotModel(base.model.embed_dim, config["n_genes"], len(zooms), copies,
                           **config["attention"])
         spots.load_state_dict(weights)
+        if not all(type(zoom) is int and zoom > 0 for zoom in zooms):
+            raise ValueError(f"zooms are {zooms}")
+        if type(config["grid"]) is not int or config["grid"] < 0:
+            raise ValueError(f"grid is {config['grid']!r}")
     model = FusedToken(base.model, base.eval_transforms, spots, zooms, config["grid"])
     # The views are resized behind the crop, so that the tile itself is taken as it is.
     return PatchEncoder(

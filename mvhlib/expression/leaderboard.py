@@ -55,7 +55,7 @@ def read(folder: str | Path, protocol: str, encoders: Iterable[str] | None = Non
         method, encoder = path.parts[-3], path.parts[-2]
         if encoders is not None and encoder not in set(encoders):
             continue
-        table = artifacts.read_csv(path)
+        table = artifacts.read_csv(path, ("control", "panel", *SCORE_COLUMNS[1:]))
         table = table[(table["control"] == "none") & (table["panel"] == table["panel"].iloc[0])]
         system = encoder if method == "ridge" else f"{method} on {encoder}"
         parts.append(table.assign(system=system))

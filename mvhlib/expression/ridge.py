@@ -682,9 +682,11 @@ def hest_ridge(X_train: np.ndarray, y_train: np.ndarray, X_test: np.ndarray, *,
         _check_finite("hest_ridge", values.sum(axis=0), y_train.sum(axis=0))
     n_components = min(n_components, *X_train.shape)
     reduce = make_pipeline(StandardScaler(), PCA(n_components, random_state=random_state))
-    # The reference casts the components to float32, and lsqr stops by its tolerance there.
-    Z_train = reduce.fit_transform(X_train).astype(np.float32)
-    Z_test = reduce.transform(X_test).astype(np.float32)
+    # HEST keeps the components as float32 tensors, which scikit-learn turns into float64: lsqr
+    # stops by a tolerance, and in float32 it stops elsewhere.
+    Z_train = reduce.fit_transform(X_train).astype(np.float32).astype(np.float64)
+    Z_test = reduce.transform(X_test).astype(np.float32).astype(np.float64)
+    y_train = y_train.astype(np.float64)
     ridge = Ridge(solver=solver, tol=tol, alpha=100 / (n_components * y_train.shape[1]),
                   random_state=0, fit_intercept=False, max_iter=1000)
     return ridge.fit(Z_train, y_train).predict(Z_test)

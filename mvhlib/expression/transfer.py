@@ -56,7 +56,8 @@ def read(folder: str | Path) -> pd.DataFrame:
     InputError
         If nothing was scored under ``transfer``.
     """
-    parts = [artifacts.read_csv(path, dtype={"fold": str}) for protocol in PROTOCOLS
+    columns = ("protocol", "control", "method", "encoder", "patient", "section", "gene", "pcc")
+    parts = [artifacts.read_csv(path, columns, dtype={"fold": str}) for protocol in PROTOCOLS
              for path in sorted(Path(folder, protocol).glob("*/*/scores.csv"))]
     if not any((part["protocol"] == "transfer").any() for part in parts):
         raise InputError(folder, "transfer", "holds no scores", "run 15_transfer, or 12_mmap or "

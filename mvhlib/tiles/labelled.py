@@ -280,10 +280,10 @@ def _find_images(folder: Path) -> list[Path]:
             if name.startswith("."):
                 continue
             # A class folder behind a broken link looks like a file without an ending.
-            if path.is_symlink() and not path.exists():
-                raise InputError(path, "file", "is a link to nothing", "mend the link")
-            if path.suffix.lower() in IMAGES:
+            is_image = path.suffix.lower() in IMAGES
+            if is_image or path.is_symlink():
                 check_file(path)
+            if is_image:
                 found.append(path)
     return sorted(found)
 

@@ -30,6 +30,7 @@ import numpy as np
 
 from mvhlib.artifacts import (
     InputError,
+    check_sayable,
     h5_array,
     h5_attr,
     h5_opened,
@@ -248,12 +249,17 @@ def pictures(folder: str | os.PathLike, names: Iterable[str], tiles: Iterable[in
     return np.stack([read_tiles(path).img[tile] for path, tile in wanted])
 
 
+#: No tile is so wide [um, px] and no pixel [um]: a centimetre.
+LARGEST_SCALE = 1e4
+
+
 def _scale(path: Any, stream: Any, img: Any, side: int, tile_um: float | None
            ) -> tuple[float, float]:
     """Side of a tile [µm] and scale of level 0 [µm/px], from our attributes or HEST's."""
-    stated = {name: h5_attr(stream, name, above=0)
+    stated = {name: h5_attr(stream, name, above=0, below=LARGEST_SCALE)
               for name in ("tile_px", "tile_um", "mpp", "source_mpp")}
-    hests = {name: h5_attr(img, name, above=0) for name in ("patch_size_src", "pixel_size")}
+    hests = {name: h5_attr(img, name, above=0, below=LARGEST_SCALE)
+             for name in ("patch_size_src", "pixel_size")}
     if stated["tile_px"] is not None and stated["tile_px"] != side:
         raise InputError(path, "tile_px", f"is {stated['tile_px']:g}, the tiles are {side} px",
                          "make the file again")
@@ -378,8 +384,7 @@ def _unique(path: Any, field_name: str, names: list[str], n: int, what: str) -> 
     if "" in names:
         raise InputError(path, field_name, f"is blank in row {names.index('')}",
                          "give every tile a name")
-    if any("\0" in name for name in names):
-        raise InputError(path, field_name, "holds a NUL in a name", "leave it out")
+    check_sayable(names, path, field_name)
     if len(set(names)) != n:
         twice = sorted(name for name, count in Counter(names).items() if count > 1)[:3]
         raise InputError(path, field_name, f"stands more than once, for example {twice}",

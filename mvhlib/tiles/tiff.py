@@ -386,7 +386,7 @@ def _scale(path: Path, page: Any, description: str, ome: dict[str, Any] | None
     elif description.startswith("ImageJ="):
         unit = _UNITS.get(_imagej(description).get("unit", "").replace("\\u00B5", "µ"))
         found = [_ratio(page.tags.valueof(tag)) for tag in (282, 283)]
-        if unit and None not in found:
+        if unit and unit < 25400 and None not in found:  # inches are dots per inch
             stated = (unit / found[0], unit / found[1], "ImageJ unit and resolution")
     elif description.startswith("Aperio") and (match := re.search(r"MPP = ([^|\s]+)", description)):
         value = _micrometres(path, match[1].replace(",", "."), "µm")

@@ -787,7 +787,7 @@ def h5_attribute(path: Path, rng: np.random.Generator) -> str:
     import h5py
 
     values = [np.nan, -1.0, 0.0, np.inf, 1e300, "x", "", np.bytes_(b"\xff\xfe"), 10 ** 12, -5,
-              np.array([1.0, 2.0]), np.array([], float), "nan", "../x", "a\nb", True, 0.5,
+              np.array([1.0, 2.0]), np.array([], float), "NaN", "../x", "a\nb", True, 0.5,
               h5py.Empty("f4"), np.array(["a", "b"], "S"), np.void(b"abc"), 1e-300, "0,5"]
     with h5py.File(path, "r+") as stream:
         holders = ["/", *_h5_names(stream)]

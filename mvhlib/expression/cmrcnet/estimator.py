@@ -20,6 +20,7 @@ from mvhlib.artifacts import (
     read_json,
     reading,
     remove_tree,
+    sha256_file,
     sha256_of,
     write_json,
 )
@@ -248,20 +249,36 @@ def _write_finished(folder: Path, network: nn.Module, report: Fit) -> None:
 
     with atomic(folder / "model.safetensors") as temporary:
         save_model(network, str(temporary))
-    write_json(folder / "fit.json", asdict(report))
+    write_json(folder / "fit.json", asdict(report) | {
+        "weights_sha256": sha256_file(folder / "model.safetensors")})
     remove_tree(folder / "state")
 
 
 def _read_finished(folder: Path, network: nn.Module) -> Fit | None:
     from safetensors.torch import load_model
 
+    from mvhlib.backbones.backbone import check_finite
+
     path = folder / "fit.json"
     if not path.is_file():
         return None
     with reading(folder, "model", "is no finished fit", "delete this folder and run it again"):
-        load_model(network, str(folder / "model.safetensors"))
+        content = read_json(path)
+        weights = folder / "model.safetensors"
+        # Fits of before hashes were written are believed if they are numbers.
+        if content.pop("weights_sha256", None) not in (None, sha256_file(weights)):
+            raise ValueError("the weights are not those that fit.json vouches for")
+        load_model(network, str(weights))
+        check_finite(network.state_dict(), weights)
         network.eval()
-        return Fit(**read_json(path))
+        report = Fit(**content)
+        if type(report.best_epoch) is not int or not 1 <= report.best_epoch <= report.n_epochs or (
+                not all(isinstance(row.get("epoch"), int) for row in report.log)):
+            raise ValueError("its epochs are no whole numbers")
+        if not all(row.keys() == report.log[0].keys() and all(
+                isinstance(value, (int, float)) for value in row.values()) for row in report.log):
+            raise ValueError("its log is no table of numbers")
+        return report
 
 
 def bleep(encoder: PatchEncoder | None = None, *, settings: Settings | None = None,

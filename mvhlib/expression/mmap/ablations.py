@@ -30,7 +30,8 @@ def against(scores: pd.DataFrame, reference: str, unit: str, by: str = "variant"
         Columns variant, unit, n_units, mean, ci_low, ci_high, difference (variant - reference),
         diff_low, diff_high, p_permutation_holm, note; Student's t intervals over units.
     """
-    table = statistics.unit_means(scores, unit, by=[by]).unstack(by)
+    table = statistics.unit_means(scores, unit, by=[by]).unstack(by)[
+        list(dict.fromkeys(scores[by]))]
     others = [name for name in table.columns if name != reference]
     tests = statistics.compare({name: (table[name], table[reference]) for name in others})
     tests = tests.set_index("comparison")
