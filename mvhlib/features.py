@@ -43,6 +43,7 @@ from mvhlib.artifacts import (
     h5_reader,
     h5_writer,
     read_csv,
+    read_json,
     reading,
 )
 from mvhlib.tiles.store import (
@@ -221,6 +222,24 @@ def _float32(path: Any, name: str, values: np.ndarray) -> np.ndarray:
         raise InputError(path, name, "holds numbers too large for float32",
                          "look at the encoder: its weights or its precision overflow")
     return small
+
+
+def read_out(folder: str | os.PathLike) -> str:
+    """How tokens became the features of a folder, as 04_embed wrote it beside them.
+
+    Returns
+    -------
+    str
+        ``cls``, ``mean``, ``cls+mean``, ``mean+std``, ``-`` for encoders without tokens, and
+        ``unknown`` for features that somebody else made.
+    """
+    path = Path(folder) / "encoder.json"
+    if not os.path.lexists(path):
+        return "unknown"
+    pool = read_json(path).get("pool")
+    if pool not in ("cls", "mean", "cls+mean", "mean+std", "-"):
+        raise InputError(path, "pool", f"is {pool!r}", "run 04_embed again")
+    return pool
 
 
 def read_folder(folder: str | os.PathLike,

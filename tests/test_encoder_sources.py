@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from mvhlib import artifacts, encoder_sources, workflow
+from mvhlib import artifacts, encoder_sources, features, workflow
 from mvhlib.artifacts import InputError, sha256_file
 from mvhlib.encoders import EvalTransform, create_encoder, encode_folder, main, model_tokens
 from mvhlib.features import read_features
@@ -168,6 +168,10 @@ def huge():
     return made_of(lambda x: torch.empty(10**14))
 
 
+def hoards():
+    return made_of(lambda x: torch.ones(4 * 10**8))
+
+
 def greedy():
     return made_of(lambda x: x.mean((2, 3)) if len(x) < 4 else torch.empty(10**14))
 
@@ -196,6 +200,18 @@ def nothing():
     pass
 
 
+def letters():
+    made = Net()
+    made.pretrained_on = {"sections": "A1"}
+    return made
+
+
+def section():
+    made = Net()
+    made.pretrained_on = {"section": ["A1"]}
+    return made
+
+
 def function():
     return lambda x: x
 
@@ -214,8 +230,8 @@ class Texts:
 def file(tmp_path):
     folder = tmp_path / "my #1 encoders: x"
     folder.mkdir()
-    (folder / "beside.py").write_text("WIDTH = 8\n")
     (folder / "mine.py").write_text(FILE)
+    (folder / "beside.py").write_text("WIDTH = 8\n")
     return folder / "mine.py"
 
 
@@ -332,6 +348,8 @@ def test_an_edited_file_is_read_anew_and_folders_are_encoded_anew(file, tmp_path
     ("leaves", {}, "SystemExit"),
     ("nothing", {}, "returns nothing"),
     ("function", {}, "returns a function"),
+    ("letters", {}, "pretrained_on: is "),
+    ("section", {}, "unknown key 'section'"),
     ("fails", {}, r"in line \d+ \(AttributeError"),
     ("wrong_input", {}, "tried on 224 px.*input_px"),
     ("halves", {}, "Half"),
@@ -389,6 +407,21 @@ def test_what_fails_on_some_tiles_only_is_said_when_it_does(file):
         encoder.encode(tiles)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux promises what it has not")
+def test_memory_that_the_system_would_promise_is_refused(file, monkeypatch):
+    import resource
+
+    from mvhlib.encoders import memory
+
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    assert memory.free_memory() > 0
+    monkeypatch.setattr(memory, "free_memory", lambda: 10**9)
+    with pytest.raises(InputError, match="hoards: needs more memory than there is"):
+        mine(file, "hoards")
+    assert mine(file, "net").encode(tissue(3)).shape == (3, 8)
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
+
+
 def test_fewer_tiles_at_once_where_memory_is_short(file):
     encoder, tiles = mine(file, "greedy"), tissue(9)
     np.testing.assert_allclose(encoder.encode(tiles), tiles.mean((1, 2)) / 255, atol=1e-6)
@@ -428,6 +461,11 @@ def test_it_runs_through_04_and_by_the_command(file, tmp_path, capsys):
     assert json.loads((run / "features/mine/pretrained_on.json").read_text()) is None
     inputs = json.loads((run / "provenance/04_embed.mine.json").read_text())["hashed"]["inputs"]
     assert sha256_file(file) in inputs.values()
+    assert features.read_out(run / "features/mine") == "-"
+    assert features.read_out(run / "tiles") == "unknown"
+    artifacts.write_json(run / "features/mine/encoder.json", record | {"pool": "max"})
+    with pytest.raises(InputError, match="encoder.json: pool: is 'max'"):
+        features.read_out(run / "features/mine")
     given = ["--encoder", f"python:{file}:net", "--tiles", str(run / "tiles"), "--out",
              str(tmp_path / "f"), "--device", "cpu"]
     assert main([*given, "--option", "width=4"]) == 0

@@ -17,8 +17,8 @@ pytestmark = pytest.mark.skipif(not STAMP.exists(), reason="needs .venv made by 
 
 SCORES = ("protocol,fold,study,patient,section,method,encoder,encoder_saw_test_images,control,"
           "panel,program,gene,n_spots,pcc,mae,mse,ceiling").split(",")
-SUMMARY = ("protocol,method,encoder,encoder_saw_test_images,control,panel,program,metric,n_genes,"
-           "n_nan,unit,n_units,mean,ci_low,ci_high").split(",")
+SUMMARY = ("protocol,method,encoder,pool,encoder_saw_test_images,control,panel,program,metric,"
+           "n_genes,n_nan,unit,n_units,mean,ci_low,ci_high").split(",")
 MANIFEST = ("section,study,patient,specimen,n_spots,n_genes,has_image,mpp,image_width_px,"
             "image_height_px,source").split(",")
 

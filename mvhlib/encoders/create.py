@@ -16,6 +16,7 @@ from mvhlib.encoder_sources import IMAGENET, PYTHON, find_published, published
 from mvhlib.encoders.handmade import handmade
 from mvhlib.encoders.imagenet import imagenet
 from mvhlib.encoders.options import (
+    check_saw,
     refuse,
     take_depths,
     take_input_px,
@@ -146,13 +147,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise InputError(folder, "config.json", "is missing",
                          "give a directory that save_pretrained wrote")
     config = read_json(path)
-    saw = config.get("pretrained_on")
-    if saw is not None and not (isinstance(saw, dict) and all(
-            isinstance(names, list) and all(
-                isinstance(name, str) and name and name == name.strip() for name in names)
-            for names in saw.values())):
-        raise InputError(path, "pretrained_on", f"is {saw!r}", "list names of sections, patients "
-                         "and studies, or copy it again from its source")
+    check_saw(config.get("pretrained_on"), path)
     return config
 
 

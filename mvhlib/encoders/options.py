@@ -82,6 +82,16 @@ def take_colours(options: dict[str, Any], where: Any = WHERE
     return found[0], found[1]
 
 
+def check_saw(saw: Any, where: Any) -> None:
+    """Refuse a `pretrained_on` that is neither None nor lists of names, by level."""
+    if saw is not None and not (isinstance(saw, dict) and all(
+            isinstance(names, list) and all(
+                isinstance(name, str) and name and name == name.strip() for name in names)
+            for names in saw.values())):
+        raise InputError(where, "pretrained_on", f"is {saw!r}", "list names of sections, patients "
+                         "and studies, or copy it again from its source")
+
+
 def refuse(where: Any, options: Iterable[str], known: Iterable[str]) -> None:
     """Refuse the first option that nothing reads."""
     for name in options:

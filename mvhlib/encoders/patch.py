@@ -5,7 +5,6 @@ first reduced to it by area, so that sections of unlike sharpness meet on equal 
 """
 
 import contextlib
-import errno
 import hashlib
 import math
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mvhlib.artifacts import InputError, one_line, sha256_of
+from mvhlib.encoders.memory import TooLarge, lacks_memory
 from mvhlib.encoders.tokens import ReadOut
 from mvhlib.progress import bar as progress_bar
 
@@ -25,18 +25,6 @@ VERSION = 1
 
 #: Tiles per batch on a CPU: fixed, so that equal input gives equal bytes.
 CPU_BATCH = 32
-
-
-class TooLarge(InputError):
-    """More memory is needed than there is; fewer tiles at once may do."""
-
-
-def lacks_memory(error: BaseException) -> bool:
-    """Whether an error says that memory is short, of the machine or of its GPU."""
-    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError | TooLarge):
-        return True
-    return (isinstance(error, RuntimeError) and "memory" in str(error)) or (
-        isinstance(error, OSError) and error.errno == errno.ENOMEM)
 
 
 def area_matrix(size_in: int, size_out: int) -> Tensor:

@@ -36,7 +36,9 @@ from torch import Tensor, nn
 
 from mvhlib.artifacts import InputError, one_line, sha256_file
 from mvhlib.encoder_sources import python_file, read_code
+from mvhlib.encoders.memory import TooLarge, lacks_memory, within_memory
 from mvhlib.encoders.options import (
+    check_saw,
     take_colours,
     take_depths,
     take_input_px,
@@ -45,13 +47,7 @@ from mvhlib.encoders.options import (
     take_precision,
     take_seed,
 )
-from mvhlib.encoders.patch import (
-    EvalTransform,
-    PatchEncoder,
-    TooLarge,
-    lacks_memory,
-    update_by_weights,
-)
+from mvhlib.encoders.patch import EvalTransform, PatchEncoder, update_by_weights
 from mvhlib.encoders.tokens import ReadOut
 from mvhlib.places import resolve
 
@@ -87,6 +83,10 @@ def from_python(text: str, options: dict[str, Any], device: str = "cpu") -> Patc
         raise InputError(path, name, f"returns {what if made is not None else 'nothing'}",
                          "return a torch module, or an object with encode(tiles) -> (T, D)")
     saw = getattr(made, "pretrained_on", None)
+    check_saw(saw, where)
+    if unknown := set(saw or ()) - {"sections", "patients", "studies"}:
+        raise InputError(where, "pretrained_on", f"has the unknown key {sorted(unknown)[0]!r}",
+                         "use sections, patients and studies")
     own = _carried(made) | own
     if isinstance(made, PatchEncoder):
         made = made.model
@@ -109,7 +109,7 @@ def from_python(text: str, options: dict[str, Any], device: str = "cpu") -> Patc
     checked.feature_names = _names(made, width)
     return PatchEncoder(
         title, checked, transform, width, precision=precision, mpp=mpp, kind=f"python: {name}",
-        config={"pretrained_on": saw if isinstance(saw, dict) else None},
+        config={"pretrained_on": saw},
         pool=inner.read_out if module else "-",
         identity={"python": sha256_file(path), "function": name, "seed": seed,
                   "options": {key: _stated(value) for key, value in sorted(given.items())
@@ -127,7 +127,8 @@ class Fence:
     def __call__(self, doing: str) -> Iterator[None]:
         kept = torch.get_default_dtype()
         try:
-            yield
+            with within_memory():
+                yield
         except (InputError, KeyboardInterrupt, GeneratorExit):
             raise
         except BaseException as error:  # sys.exit() in it must not end the run without a word

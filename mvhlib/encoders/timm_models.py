@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from mvhlib.artifacts import InputError, check_file, one_line, reading
 from mvhlib.backbones.backbone import check_finite
 from mvhlib.encoder_sources import Published
+from mvhlib.encoders.memory import lacks_memory
 from mvhlib.encoders.options import (
     refuse,
     take_depths,
@@ -28,7 +29,7 @@ from mvhlib.encoders.options import (
     take_precision,
     take_seed,
 )
-from mvhlib.encoders.patch import EvalTransform, PatchEncoder, lacks_memory
+from mvhlib.encoders.patch import EvalTransform, PatchEncoder
 from mvhlib.encoders.tokens import ReadOut
 from mvhlib.places import resolve
 
