@@ -962,6 +962,10 @@ def _read_transcripts(path: Path, places: tuple[str, str], min_qv: float) -> tup
         at = (table["feature_name"].isna() | table["feature_name"].isin(odd)).to_numpy()
         raise InputError(path, "feature_name", f"is {_text(odd[0])!r} in row {int(at.argmax()) + 1}"
                          ", which is no name", "copy it again from its source")
+    spaced = {name: name.strip() for name in table["feature_name"].unique()
+              if name != name.strip()}
+    if spaced:
+        table["feature_name"] = table["feature_name"].astype(object).replace(spaced)
     for name in (*places, *(["qv"] if "qv" in wanted else [])):
         values = pd.to_numeric(table[name], errors="coerce")
         # The largest slide is a few centimetres; a pixel index is no further than that.
