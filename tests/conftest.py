@@ -3,6 +3,9 @@
 import os
 from pathlib import Path
 
+# numba reads this when it is imported and raises if it changes later, as tests.fuzz would have it.
+os.environ["NUMBA_NUM_THREADS"] = "1"
+
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]

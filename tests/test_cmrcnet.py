@@ -490,4 +490,5 @@ def test_killed_and_started_again_it_ends_with_the_same_weights(tmp_path):
         assert torch.equal(value, weights[1][name]), name
         assert torch.equal(value, weights[2][name]), name
     assert again.current.fit.log == model.current.fit.log
+    assert list(again.log()) == list(model.log())  # the file has the same bytes
     assert not list((tmp_path / "killed").glob("*/state"))

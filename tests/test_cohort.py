@@ -1721,6 +1721,22 @@ def test_transcripts_packed_or_plain_whatever_their_name_says(tmp_path):
     assert first.layers["counts"].sum() == len(table)
 
 
+def test_transcripts_with_names_of_rows_are_refused(tmp_path):
+    table = write_xenium(tmp_path)
+    text = table.to_csv(index=True)
+    (tmp_path / "transcripts.csv.gz").write_text(text.removeprefix(","))  # as R writes it
+    refuses(lambda: cohort.read("xenium", tmp_path), "names of rows")
+
+
+def test_blanks_around_a_transcripts_gene_are_no_part_of_it(tmp_path):
+    table = write_xenium(tmp_path)
+    table.loc[::3, "feature_name"] = " " + table["feature_name"] + " "
+    table.to_csv(tmp_path / "transcripts.csv.gz", index=False)
+    adata = next(iter(cohort.read("xenium", tmp_path, min_counts=0))).adata
+    assert list(adata.var_names) == ["EPCAM", "ERBB2"]
+    assert adata.layers["counts"].sum() == len(table)
+
+
 def test_xenium_scales_must_agree(tmp_path):
     he = write_xenium(tmp_path)
     write_xenium(tmp_path, he_x=he["x_location"] / 0.5 + 9, he_y=he["y_location"] / 0.5)

@@ -261,6 +261,15 @@ def test_table_stands_beside_the_drop():
     assert len(none) == 2 and none["drop"].isna().all()
 
 
+def test_what_was_scored_under_one_protocol_has_no_drop():
+    half = scores_of("half", "loso", [0.1, 0.2, 0.2]).assign(panel="other")
+    both = [scores_of("whole", protocol, values) for protocol, values in (
+        ("random10_section", [0.4, 0.5, 0.6]), ("loso", [0.3, 0.4, 0.5]))]
+    drops = evaluation.drops(pd.concat([half, *both]))
+    assert list(drops["encoder"]) == ["whole"]
+    assert one(drops)["difference"] == pytest.approx(0.1)
+
+
 def test_rank_correlation_says_what_few_encoders_allow():
     related = pd.DataFrame({"encoder": list("abcdef"), "study_excess": [1, 2, 3, 4, 5, 6.0],
                             "difference": [2, 3, 5, 4, 8, 9.0]})

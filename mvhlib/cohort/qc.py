@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from mvhlib import lattice
 from mvhlib.cohort.base import Section
 from mvhlib.cohort.pseudospots import is_control
 from mvhlib.cohort.thumbnail import attach_thumbnail
@@ -226,11 +227,9 @@ def _components(counts) -> np.ndarray | None:
 
 def _pitch(xy: np.ndarray) -> float | None:
     """Distance of neighbouring spots [px of the thumbnail], None where all lie at one place."""
-    from scipy.spatial import cKDTree
-
     if not np.isfinite(xy).all():
         return None
-    distance = float(np.median(cKDTree(xy).query(xy, k=2)[0][:, 1]))
+    distance = lattice.pitch(xy)
     return distance if distance > 0 else None
 
 

@@ -952,6 +952,10 @@ def _read_transcripts(path: Path, places: tuple[str, str], min_qv: float) -> tup
                                     na_values=[""])[wanted]
     if len(table) == 0:
         raise InputError(path, "rows", "are none", "copy it again from its source")
+    if table["feature_name"].dtype.kind in "iufb":
+        raise InputError(path, "feature_name", f"holds numbers, such as "
+                         f"{table['feature_name'].iloc[0]}, where genes must stand",
+                         "give every row one cell per column, without names of rows")
     if isinstance(table["feature_name"].iloc[0], bytes):
         with reading(path, "feature_name", fix=_TRUNCATED):
             table["feature_name"] = table["feature_name"].str.decode("utf-8")
@@ -962,6 +966,10 @@ def _read_transcripts(path: Path, places: tuple[str, str], min_qv: float) -> tup
         at = (table["feature_name"].isna() | table["feature_name"].isin(odd)).to_numpy()
         raise InputError(path, "feature_name", f"is {_text(odd[0])!r} in row {int(at.argmax()) + 1}"
                          ", which is no name", "copy it again from its source")
+    spaced = {name: name.strip() for name in table["feature_name"].unique()
+              if name != name.strip()}
+    if spaced:
+        table["feature_name"] = table["feature_name"].astype(object).replace(spaced)
     for name in (*places, *(["qv"] if "qv" in wanted else [])):
         values = pd.to_numeric(table[name], errors="coerce")
         # The largest slide is a few centimetres; a pixel index is no further than that.
@@ -1085,4 +1093,8 @@ def _columns(path: Path) -> list[str]:
 
             return list(pq.read_schema(path).names)
         with open_packed(path) as stream:
-            return list(pd.read_csv(stream, nrows=0).columns)
+            first = pd.read_csv(stream, nrows=1, header=0)
+    if not isinstance(first.index, pd.RangeIndex):  # pandas takes what is too much for names
+        raise InputError(path, "rows", "have more cells than the header has columns",
+                         "write the table without names of rows")
+    return list(first.columns)

@@ -424,8 +424,8 @@ def drops(scores: pd.DataFrame, *, random: str = "random10_section", loso: str =
     DataFrame
         Columns method, encoder, panel, program, random, loso, difference, ci_low, ci_high,
         n_units, drop: means of Pearson's r, their paired difference with its 95 % interval, and the
-        share of the random-fold score that is lost (NaN where that is not above 0). Empty where one
-        of the two protocols was not run.
+        share of the random-fold score that is lost (NaN where that is not above 0). What was not
+        scored under both protocols has no row.
     """
     columns = ["method", "encoder", "panel", "program", "random", "loso", "difference", "ci_low",
                "ci_high", "n_units", "drop"]
@@ -435,6 +435,8 @@ def drops(scores: pd.DataFrame, *, random: str = "random10_section", loso: str =
     both = pd.concat([both.assign(program="all"), both[both["program"].fillna("") != ""]])
     rows = []
     for keys, part in both.groupby(["method", "encoder", "panel", "program"], sort=False):
+        if part["protocol"].nunique() < 2:
+            continue
         units = statistics.unit_means(part, unit, by=["protocol"]).unstack("protocol")
         gap = statistics.t_interval(units[random] - units[loso])
         means = units.mean()

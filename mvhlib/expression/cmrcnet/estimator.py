@@ -249,7 +249,9 @@ def _write_finished(folder: Path, network: nn.Module, report: Fit) -> None:
 
     with atomic(folder / "model.safetensors") as temporary:
         save_model(network, str(temporary))
+    # JSON of ours has sorted keys: the order of the log's columns is kept beside it.
     write_json(folder / "fit.json", asdict(report) | {
+        "log_columns": list(report.log[0]) if report.log else [],
         "weights_sha256": sha256_file(folder / "model.safetensors")})
     remove_tree(folder / "state")
 
@@ -271,7 +273,9 @@ def _read_finished(folder: Path, network: nn.Module) -> Fit | None:
         load_model(network, str(weights))
         check_finite(network.state_dict(), weights)
         network.eval()
-        report = Fit(**content)
+        columns = content.pop("log_columns", None) or list(content["log"][0])
+        report = Fit(**content | {"log": [{name: row[name] for name in columns}
+                                          for row in content["log"]]})
         if type(report.best_epoch) is not int or not 1 <= report.best_epoch <= report.n_epochs or (
                 not all(isinstance(row.get("epoch"), int) for row in report.log)):
             raise ValueError("its epochs are no whole numbers")
