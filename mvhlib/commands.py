@@ -15,24 +15,32 @@ OUT        where ``runs/`` and ``figures/`` are made               blank, the ro
                                                                    break, no right to write
 SEED       whole number from 0                                     anything else
 JOBS       processes at once, from 1                               anything else
+SLIDES     of predict: a slide or a folder of them                 nothing there, a line break
+MODEL      of predict: a folder with ``model.json``                the same
+MPP        of predict: micrometres per pixel of all slides         no number above 0
+STRIDE_UM  of predict: distance of tiles on the grid               no number above 0
+GENES      of predict: ``A,B``, or a file with a gene in each line genes that the model lacks
 =========  ======================================================  ==============================
 
 Everything is refused before anything is written or run.
 """
 
 import fcntl
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mvhlib import artifacts, workflow
 from mvhlib.artifacts import InputError
 from mvhlib.places import home
 
 #: Variables of the Makefile; they are meant for this module and not for what it starts.
-VARIABLES = ("PROFILE", "DATA", "OUT", "SEED", "JOBS", "SLOW", "PYTHON")
+VARIABLES = ("PROFILE", "DATA", "OUT", "SEED", "JOBS", "SLOW", "PYTHON", "SLIDES", "MODEL", "MPP",
+             "STRIDE_UM", "GENES", "PREDICTIONS")
 
 
 def out_folder(given: Mapping[str, str]) -> Path:
@@ -117,6 +125,76 @@ def _wait_for_others(run: Path) -> None:
     os.set_inheritable(handle, True)
 
 
+def predict(given: Mapping[str, str]) -> int:
+    """Predict slides, and then run 16_predict on what was made."""
+    slides, model = (_there(given, name) for name in ("SLIDES", "MODEL"))
+    jobs = workflow.whole_number(given.get("JOBS"), "make", "JOBS", least=1)
+    numbers = {name: _above_zero(given, name) for name in ("MPP", "STRIDE_UM")}
+    genes = _path_if_any(given.get("GENES") or "")
+    out = out_folder(given)
+    env, target = surroundings(out), str(out / "predictions")
+    env.setdefault("OMP_NUM_THREADS", "1")
+    words = ["--slides", slides, "--model", model, "--out", target, "--jobs", str(jobs),
+             f"--genes={genes}"]
+    words += [f"--{name.lower().replace('_', '-')}={value!r}"
+              for name, value in numbers.items() if value]
+    done = subprocess.run([sys.executable, "-m", "mvhlib.prediction", *words], env=env)
+    if done.returncode > 1 or not any((out / "predictions").glob("*/done.json")):
+        return done.returncode
+    values = {"profile": "predict", "out": str(out), "slides": slides, "model": model,
+              "predictions": target, "mpp": numbers["MPP"], "stride_um": numbers["STRIDE_UM"],
+              "genes": _listed(genes, env)}
+    return _notebook("16_predict", values, out, env) or done.returncode
+
+
+def _there(given: Mapping[str, str], name: str) -> str:
+    """A variable that names something that is there, as an absolute path."""
+    text = artifacts.safe_path(given.get(name) or "", "make", name)
+    if not os.path.exists(text):
+        raise InputError(f"{name}={text}", name, "does not exist", "check the path")
+    return os.path.abspath(text)
+
+
+def _above_zero(given: Mapping[str, str], name: str) -> float:
+    """A variable that holds a number above 0; 0 where it is empty."""
+    text = (given.get(name) or "").strip()
+    with artifacts.reading(f"{name}={text}", name, "is no number", "write it with a decimal point"):
+        value = float(text or 0.0)
+    if text and not 0 < value < float("inf"):
+        raise InputError(f"{name}={text}", name, "is not above 0", "give micrometres")
+    return value
+
+
+def _path_if_any(text: str) -> str:
+    return os.path.abspath(text) if text and os.path.exists(text) else text
+
+
+def _listed(genes: str, env: Mapping[str, str]) -> list[str]:
+    """Genes as the notebook takes them: read by what has read them before."""
+    if not genes:
+        return []
+    said = "from mvhlib.prediction import apply; import json, sys; "
+    said += "print(json.dumps(apply.genes_of(sys.argv[1])))"
+    done = subprocess.run([sys.executable, "-c", said, genes], env=env, capture_output=True,
+                          text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def _notebook(name: str, values: Mapping[str, Any], out: Path, env: Mapping[str, str]) -> int:
+    """Execute one notebook outside a workflow; its status, after a line where it failed."""
+    executed = out / "runs" / values["profile"] / "notebooks" / f"{name}.ipynb"
+    executed.parent.mkdir(parents=True, exist_ok=True)
+    with open(f"{executed}.txt", "w", encoding="utf-8") as log:
+        done = subprocess.run(
+            [sys.executable, "-m", "papermill", "--kernel", "python3", "--no-progress-bar", "--cwd",
+             str(home()), "-b", workflow.to_papermill(values),
+             workflow.notebook_for_papermill(name), str(executed)],
+            env=dict(env), stdout=log, stderr=subprocess.STDOUT)
+    if done.returncode:
+        print(workflow.explain(executed), file=sys.stderr)
+    return done.returncode
+
+
 def test(given: Mapping[str, str]) -> None:
     """Run the tests."""
     jobs = workflow.whole_number(given.get("JOBS"), "make", "JOBS", least=1)
@@ -151,7 +229,7 @@ def book(given: Mapping[str, str]) -> int:
             str(out / "book" / profile)], surroundings(out))
 
 
-TARGETS = {"figures": figures, "test": test, "lab": lab, "bench": bench, "book": book}
+TARGETS = {"figures": figures, "predict": predict, "test": test, "lab": lab, "bench": bench, "book": book}
 
 
 def main(arguments: Sequence[str], given: Mapping[str, str]) -> int:

@@ -18,7 +18,7 @@ FLOORS = (
     ("networks", "backbones dino"),
     ("data sets, and what is known of a spot", "cohort features spots"),
     ("encoders", "encoders"),
-    ("what is predicted, and what follows", "expression frequency downstream"),
+    ("what is predicted, and what follows", "expression prediction frequency downstream"),
     ("a notebook", "notebook explorer"),
     ("a run and its report", "workflow commands gallery claims book doctor"),
 )

@@ -117,6 +117,24 @@ class Estimator(Protocol):
 
 
 @dataclass(frozen=True)
+class LinearFit:
+    """A ridge regression that was fitted.
+
+    Attributes
+    ----------
+    coef, intercept
+        `(D, G)` and `(G,)`, for features as they are.
+    """
+
+    coef: np.ndarray = field(repr=False)
+    intercept: np.ndarray = field(repr=False)
+
+    def __call__(self, rows: "_Rows", chosen: np.ndarray) -> np.ndarray:
+        """Predict the chosen spots of a section, `(T, G)`."""
+        return ridge.predict(rows.X[chosen], self.coef, self.intercept)
+
+
+@dataclass(frozen=True)
 class Prediction:
     """Truth and prediction of one section, ready for layers of an AnnData.
 
@@ -363,6 +381,62 @@ def run(sections: Iterable[Any], features: "Mapping[str, Features | np.ndarray]"
         predictions = {name: _assemble(parts, data[name]) for name, parts in pieces.items()}
     return Result(scores, predictions,
                   pd.DataFrame(penalties, columns=list(PENALTY_COLUMNS)), pooled, notes)
+
+
+def fit_on(sections: Iterable[Any], features: "Mapping[str, Features | np.ndarray]",
+           train: Sequence[str], protocol: str, genes: Sequence[str], *,
+           method: "str | Estimator" = "ridge", normalize: str | None = None, fold: str = "all",
+           alphas: Sequence[float] = ridge.DEFAULT_ALPHAS, seed: int = 0
+           ) -> "LinearFit | Estimator":
+    """Fit on the named sections as `run` fits a fold of a protocol, and keep the fit.
+
+    Parameters
+    ----------
+    sections, features, method, normalize, alphas, seed
+        As in `run`.
+    train
+        Sections in the order in which the folds name them.
+    protocol
+        Says what inner folds leave out together.
+    genes
+        All of which every training section has measured.
+    fold
+        What an estimator's state is kept under.
+
+    Returns
+    -------
+    LinearFit or Estimator
+        With `train` and `genes` of a fold it gives that fold's predictions.
+
+    Raises
+    ------
+    InputError
+        As `run`.
+    """
+    estimator = None if isinstance(method, str) else method
+    name = method_name(method)
+    if estimator is None:
+        _check_choice("method", name, METHODS)
+    if normalize is None:
+        normalize = "log1p" if name == "hest_ridge" else "log1p_cp10k"
+    plan, columns = {fold: (list(train), [])}, {fold: list(range(len(genes)))}
+    members = {section.name: section for section in sections if section.name in set(train)}
+    _check_members(set(train), members, features, {}, "section")
+    data = {name_: _read(section, features[name_], list(genes), set(genes), normalize, "none",
+                         keep_counts=False, seed=seed, as_hest=name == "hest_ridge",
+                         flat=estimator is None) for name_, section in members.items()}
+    if len(data) == 1:
+        for rows in data.values():
+            rows.parts = _strips(rows.coords, len(rows.Y))
+    _check_widths(data, name)
+    if estimator is not None:
+        _fit_estimator(estimator, plan, data, columns, {fold: list(genes)}, seed)(fold)
+        return estimator
+    if name == "ridge":
+        return _fit_ridge(plan, data, columns, protocol, False, ridge.check_alphas(alphas), None,
+                          "pcc", 8)(fold)[0]
+    return LinearFit(*ridge.hest_linear(np.concatenate([data[n].X for n in train]),
+                                        np.concatenate([data[n].Y for n in train])))
 
 
 def joined(results: Sequence[Result], folds: Sequence[Hashable]) -> Result:
@@ -657,7 +731,7 @@ def _fit_ridge(plan, data: Mapping[str, _Rows], columns, protocol: str, by_spot:
                            else np.nanmin(choice.curve)))
         record = {"alpha": choice.alpha, "at_edge": choice.at_edge, "inner_unit": level,
                   "n_inner": choice.n_inner, "criterion": criterion, "best": best}
-        return lambda rows, chosen: ridge.predict(rows.X[chosen], coef, intercept), record
+        return LinearFit(coef, intercept), record
 
     return fit
 
