@@ -4,23 +4,25 @@ A recipe that pastes ``$(DATA)`` into its text lets a shell read a path: it runs
 backticks and cuts at quotes. So the Makefile exports its variables, and every recipe is
 ``python -m mvhlib.commands TARGET``: no value passes through a shell, or through YAML.
 
-=========  ======================================================  ==============================
-variable   what it is                                              refused
-=========  ======================================================  ==============================
-PROFILE    folder below ``params/``                                other than letters, digits,
+============  ===================================================  ==============================
+variable      what it is                                           refused
+============  ===================================================  ==============================
+PROFILE       folder below ``params/``                             other than letters, digits,
                                                                    ``.-_``; a profile that there
                                                                    is not; a broken file in it
-DATA       the data set's directory, may be read-only; or empty    no directory, a line break
-OUT        where ``runs/`` and ``figures/`` are made               blank, the root, a file, a line
-                                                                   break, no right to write
-SEED       whole number from 0                                     anything else
-JOBS       processes at once, from 1                               anything else
-SLIDES     of predict: a slide or a folder of them                 nothing there, a line break
-MODEL      of predict: a folder with ``model.json``                the same
-MPP        of predict: micrometres per pixel of all slides         no number above 0
-STRIDE_UM  of predict: distance of tiles on the grid               no number above 0
-GENES      of predict: ``A,B``, or a file with a gene in each line genes that the model lacks
-=========  ======================================================  ==============================
+DATA          the data set's directory, may be read-only; or       no directory, a line break
+              empty
+OUT           where ``runs/``, ``figures/`` and                    blank, the root, a file, a line
+              ``predictions/`` are made                            break, no right to write
+SEED          whole number from 0                                  anything else
+JOBS          processes at once, from 1                            anything else
+SLIDES        predict: a slide or a folder of them                 nothing there, a line break
+MODEL         predict: a folder with ``model.json``                nothing there, a changed file
+MPP           predict: micrometres per pixel of all slides         no number above 0
+STRIDE_UM     predict: distance of tiles on the grid               no number above 0
+GENES         predict: ``A,B``, or a file, a gene in each line     genes that the model lacks
+PREDICTIONS   score: a folder (`mvhlib.expression.given`)          nothing there
+============  ===================================================  ==============================
 
 Everything is refused before anything is written or run.
 """
@@ -141,10 +143,40 @@ def predict(given: Mapping[str, str]) -> int:
     done = subprocess.run([sys.executable, "-m", "mvhlib.prediction", *words], env=env)
     if done.returncode > 1 or not any((out / "predictions").glob("*/done.json")):
         return done.returncode
+    from mvhlib.prediction import apply
+
     values = {"profile": "predict", "out": str(out), "slides": slides, "model": model,
               "predictions": target, "mpp": numbers["MPP"], "stride_um": numbers["STRIDE_UM"],
-              "genes": _listed(genes, env)}
+              "genes": list(apply.genes_of(genes) or ())}
     return _notebook("16_predict", values, out, env) or done.returncode
+
+
+def score(given: Mapping[str, str]) -> int:
+    """Score predictions of another system, and redraw 14's leaderboard with them in it."""
+    predictions = _there(given, "PREDICTIONS")
+    call = workflow.read_call({"profile": given.get("PROFILE"), "data": _absolute(given),
+                               "seed": given.get("SEED")})
+    plan = workflow.prepare(call)
+    out = out_folder(given)
+    env, run, folder = surroundings(out), out / "runs" / call.profile, home() / "params"
+    env.setdefault("OMP_NUM_THREADS", "1")
+    _wait_for_others(run)
+    scored = workflow.read_params(folder / call.profile, "05_expression")
+    options = {key: scored[key] for key in ("unit", "normalize") if key in scored}
+    done = subprocess.run(
+        [sys.executable, "-m", "mvhlib.expression.given", "--run", str(run), "--predictions",
+         predictions, "--data", call.data, "--options",
+         json.dumps(options | {"seed": call.seed})], env=env)
+    if done.returncode or "14_leaderboard" not in plan["notebooks"]:
+        return done.returncode
+    values = workflow.read_params(folder / call.profile, "14_leaderboard") | {
+        "profile": call.profile, "out": str(out), "data": call.data, "seed": call.seed,
+        "encoders": plan["scored"]}
+    failed = _notebook("14_leaderboard", values, out, env)
+    if not failed:
+        print(f"{out / 'figures' / call.profile / '14_leaderboard' / 'leaderboard.csv'} "
+              "has them beside ours")
+    return failed
 
 
 def _there(given: Mapping[str, str], name: str) -> str:
@@ -167,17 +199,6 @@ def _above_zero(given: Mapping[str, str], name: str) -> float:
 
 def _path_if_any(text: str) -> str:
     return os.path.abspath(text) if text and os.path.exists(text) else text
-
-
-def _listed(genes: str, env: Mapping[str, str]) -> list[str]:
-    """Genes as the notebook takes them: read by what has read them before."""
-    if not genes:
-        return []
-    said = "from mvhlib.prediction import apply; import json, sys; "
-    said += "print(json.dumps(apply.genes_of(sys.argv[1])))"
-    done = subprocess.run([sys.executable, "-c", said, genes], env=env, capture_output=True,
-                          text=True, check=True)
-    return json.loads(done.stdout)
 
 
 def _notebook(name: str, values: Mapping[str, Any], out: Path, env: Mapping[str, str]) -> int:
@@ -229,7 +250,8 @@ def book(given: Mapping[str, str]) -> int:
             str(out / "book" / profile)], surroundings(out))
 
 
-TARGETS = {"figures": figures, "predict": predict, "test": test, "lab": lab, "bench": bench, "book": book}
+TARGETS = {"figures": figures, "predict": predict, "score": score, "test": test, "lab": lab,
+           "bench": bench, "book": book}
 
 
 def main(arguments: Sequence[str], given: Mapping[str, str]) -> int:
