@@ -7,7 +7,8 @@ Files, below ``expression/<protocol>/<method>/<encoder>/``::
     pooled.csv  penalties.csv    pooled correlations with their floor; the penalty of each fold
     members.csv                  fold, member: of an encoder that was pretrained several times, each
                                  time without one section, the one that did not see what is tested
-    predictions/<section>.h5ad   layers measured and predicted, of the first panel without control
+    predictions/<section>.h5ad   X and layers measured and predicted, of the first panel without
+                                 control; scanpy and squidpy draw it as it is
 """
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -311,7 +312,8 @@ class Evaluation:
             tables["members"] = pd.DataFrame(self.members.items(), columns=["fold", "member"])
         for section, prediction in self.predictions.items():
             with artifacts.atomic(folder / "predictions" / f"{section}.h5ad") as temporary:
-                prediction.to_adata().write_h5ad(temporary)
+                prediction.to_adata(model=f"{self.method} on {self.job.encoder}",
+                                    protocol=self.job.protocol).write_h5ad(temporary)
         return [artifacts.write_csv(folder / f"{name}.csv", frame)
                 for name, frame in tables.items()]
 

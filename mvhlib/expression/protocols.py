@@ -16,6 +16,7 @@ import pandas as pd
 
 from mvhlib import lattice, spots, statistics
 from mvhlib.artifacts import InputError, sha256_of
+from mvhlib.cohort.genes import UNITS
 from mvhlib.cohort.genes import normalize as normalized
 from mvhlib.cohort.splits import LEAKS, spot_folds
 from mvhlib.expression import ridge
@@ -70,6 +71,9 @@ APART = {"loso": ("study", "patient"), "patient": ("patient",), "hest_bench": ("
 
 #: From fine to coarse; where a training set holds one unit only, the next finer one serves.
 FINER = {"study": "patient", "patient": "section", "section": "block"}
+
+#: Longest side of the thumbnail in a file of predictions [px].
+SMALL_PX = 250
 
 #: Strips that a section is cut into where it is the whole training set.
 STRIPS = 4
@@ -150,6 +154,10 @@ class Prediction:
         `(T, 2)` spot centres, or None where the section has none.
     fold
         The fold that tested it; several are joined by a comma (spot-level folds).
+    unit
+        What the values are.
+    drawn
+        The section's entry of ``uns["spatial"]`` with a small thumbnail, or None.
     """
 
     measured: np.ndarray
@@ -158,18 +166,29 @@ class Prediction:
     barcodes: list[str]
     coords: np.ndarray | None
     fold: str
+    unit: str = ""
+    drawn: Mapping[str, Any] | None = field(default=None, repr=False)
 
-    def to_adata(self):
-        """AnnData with layers ``measured`` and ``predicted`` and ``obsm["spatial"]``."""
+    def to_adata(self, **about: str):
+        """AnnData that scanpy and squidpy can draw as it is.
+
+        X and the layer ``predicted`` are the prediction, the layer ``measured`` the truth;
+        ``obsm["spatial"]`` and ``uns["spatial"]`` say where, and ``uns["mvh"]`` holds the unit of
+        both and what is given as `about`, such as the model's name.
+        """
         import anndata
 
-        adata = anndata.AnnData(obs=pd.DataFrame(index=pd.Index(self.barcodes, dtype=str)),
-                                var=pd.DataFrame(index=pd.Index(self.genes, dtype=str)))
+        obs, var = (pd.DataFrame(index=pd.Index(names, dtype=str))
+                    for names in (self.barcodes, self.genes))
+        adata = anndata.AnnData(X=self.predicted, obs=obs, var=var)
         adata.layers["measured"] = self.measured
         adata.layers["predicted"] = self.predicted
         if self.coords is not None:
             adata.obsm["spatial"] = np.asarray(self.coords, dtype=np.float64)
         adata.uns["fold"] = self.fold
+        adata.uns["mvh"] = {"unit": self.unit, **about}
+        if self.drawn:
+            adata.uns["spatial"] = dict(self.drawn)
         return adata
 
 
@@ -220,6 +239,8 @@ class _Rows:
     counts: np.ndarray | None
     library: np.ndarray
     parts: np.ndarray  # label per spot where folds or inner folds cut through the section
+    unit: str = ""
+    drawn: Mapping[str, Any] | None = None  # uns["spatial"], the thumbnail cut down
 
 
 def run(sections: Iterable[Any], features: "Mapping[str, Features | np.ndarray]",
@@ -644,7 +665,21 @@ def _read(section, features, genes: list[str], needed: set[str], normalize: str,
          else normalized(panel, normalize, library))
     return _Rows(section.name, str(section.study), str(section.patient), X, Y, names,
                  None if coords is None else np.asarray(coords, dtype=np.float64)[kept],
-                 panel if keep_counts else None, library, np.zeros(len(names), dtype=np.int64))
+                 panel if keep_counts else None, library, np.zeros(len(names), dtype=np.int64),
+                 UNITS[normalize], _drawn(section.name, adata))
+
+
+def _drawn(name: str, adata: Any) -> dict[str, Any] | None:
+    """``uns["spatial"]`` of one section, its thumbnail cut down: every prediction carries it."""
+    place = next(iter(adata.uns.get("spatial", {}).values()), None)
+    image = None if place is None else place.get("images", {}).get("hires")
+    if image is None:
+        return None
+    step = max(1, -(-max(image.shape[:2]) // SMALL_PX))
+    scales = dict(place["scalefactors"])
+    scales["tissue_hires_scalef"] = float(scales["tissue_hires_scalef"]) / step
+    return {name: {"images": {"hires": np.ascontiguousarray(image[::step, ::step])},
+                   "scalefactors": scales, "metadata": {}}}
 
 
 def _stream(seed: int, purpose: str, name: str) -> np.random.Generator:
@@ -797,7 +832,7 @@ def _assemble(parts: list[tuple], rows: _Rows) -> Prediction:
         columns = [place[gene] for gene in genes]
         measured[where], predicted[where] = truth[:, columns], guess[:, columns]
     return Prediction(measured, predicted, genes, rows.barcodes, rows.coords,
-                      ",".join(str(part[0]) for part in parts))
+                      ",".join(str(part[0]) for part in parts), rows.unit, rows.drawn)
 
 
 def _pool(pieces: Mapping[str, list[tuple]], programs: Mapping[str, str],

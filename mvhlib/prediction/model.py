@@ -25,6 +25,7 @@ import pandas as pd
 
 from mvhlib import artifacts
 from mvhlib.artifacts import InputError, sha256_file, sha256_of
+from mvhlib.cohort.genes import UNITS
 from mvhlib.encoders import PatchEncoder, create_encoder
 from mvhlib.expression.protocols import NOTES
 from mvhlib.prediction import domain as domains
@@ -34,10 +35,6 @@ from mvhlib.prediction.card import card
 RECORD, WEIGHTS, CARD, ENCODER = "model.json", "model.safetensors", "CARD.md", "encoder"
 FORMAT = 1
 _AGAIN = "copy the model's folder again, or make it again by 05, 12 or 13"
-
-#: What predicted values are, by normalisation.
-UNITS = {"log1p_cp10k": "ln(1 + counts per 10,000 of the spot)", "log1p": "ln(1 + counts)",
-         "mmap": "log10(1 + counts per 10,000 of the panel)"}
 
 
 @dataclass
