@@ -282,10 +282,12 @@ def _evaluate(people: "Cohort", found: Mapping[str, Table], folds: pd.DataFrame,
     kept = kept[kept["fold"].isin(tested["fold"])]
     if kept.empty:
         return None, "none of its test sections has predictions"
-    common = set.intersection(*(set(found[s].genes) for s in tested["section"].unique()))
-    own = panels[panels["protocol"] == protocol]
-    cut = own[own["gene"].isin(common)]
-    if cut.empty or set(cut["fold"]) < set(tested["fold"].astype(str)):
+    predicted = {fold: set.intersection(*(set(found[s].genes) for s in sections))
+                 for fold, sections in tested.groupby("fold")["section"]}
+    own = panels[(panels["protocol"] == protocol) & panels["fold"].isin(predicted)]
+    cut = own[[gene in predicted[fold] for fold, gene in zip(own["fold"], own["gene"],
+                                                             strict=True)]]
+    if set(cut["fold"]) < set(predicted):
         return None, "a fold has no gene that is predicted"
     features, missing = {}, 0
     for section in kept["section"].unique():
@@ -309,7 +311,7 @@ def _evaluate(people: "Cohort", found: Mapping[str, Table], folds: pd.DataFrame,
         controls=["none"], unit=unit, seed=seed, encoder_saw_test_images=claim,
         pretrained_on=seen, **({} if protocol in protocols.BENCHMARKS else
                                {"normalize": normalize}))
-    lacking = own["gene"].nunique() - cut["gene"].nunique()
+    lacking = len(set(own["gene"]) - set(cut["gene"]))
     remarks = [f"{cut['gene'].nunique()} genes"]
     remarks += [f"{lacking} of the panel are not predicted"] if lacking else []
     remarks += [f"{missing} spots that ours are scored on have no prediction"] if missing else []
