@@ -27,7 +27,6 @@ TRIDENT: Zhang et al., arXiv 2502.06750. HEST: Jaume et al., NeurIPS 2024.
 """
 
 import os
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,6 +51,8 @@ from mvhlib.tiles.store import (
     check_positive,
     coordinate_names,
     encode_names,
+    pad_places,
+    plain_places,
     read_coords,
     read_names,
     tile_names,
@@ -69,9 +70,6 @@ ATTRS = ("encoder", "width", "tile_px", "tile_um", "mpp", "source_mpp", "working
 
 #: Those that are a scale or an extent.
 _SCALES = ("tile_px", "tile_um", "mpp", "source_mpp", "working_mpp")
-
-#: A place of legacy Spatial Transcriptomics, and as HEST writes it.
-_PLACE, _PADDED = re.compile(r"(0|[1-9]\d{0,2})x(0|[1-9]\d{0,2})"), re.compile(r"\d{3}x\d{3}")
 
 
 @dataclass
@@ -138,9 +136,7 @@ def write_features(path: str | os.PathLike, feats: Features, layout: str = "mvhl
         raise InputError(path, "features", f"are not finite in {rows} of {len(values)} rows",
                          "look at the encoder: its weights or its precision overflow")
     barcodes = list(feats.barcodes)
-    padded = layout == "hest" and bool(barcodes) and all(map(_PLACE.fullmatch, barcodes))
-    if padded:
-        barcodes = ["x".join(part.zfill(3) for part in name.split("x")) for name in barcodes]
+    barcodes, padded = pad_places(barcodes) if layout == "hest" else (barcodes, False)
     names = encode_names(path, barcodes, len(values))
     attrs = {"width": values.shape[1]} | {k: v for k, v in feats.attrs.items() if v is not None}
     for name in _SCALES:
@@ -201,8 +197,7 @@ def read_features(path: str | os.PathLike) -> Features:
         if names is None and "coords" not in stream:
             names = [f"row{index}" for index in range(n)]
         elif names is not None and bool(stream.attrs.get("barcodes_padded", False)):
-            names = ["x".join(part.lstrip("0") or "0" for part in name.split("x"))
-                     if _PADDED.fullmatch(name) else name for name in names]
+            names = plain_places(names)
         if names is not None and len(names) != n:
             raise InputError(path, "barcodes", f"has {len(names)} rows for {n} features",
                              "it is probably truncated: delete it and make it again")
