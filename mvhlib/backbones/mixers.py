@@ -297,12 +297,18 @@ class HydraMixer(nn.Module):
         n_conv = inner + 4 * d_state
         self.in_proj = nn.Linear(dim, inner + n_conv + 2 * self.n_heads, bias=False)
         self.conv1d = nn.Conv1d(n_conv, n_conv, d_conv, groups=n_conv)
-        self.dt_bias = nn.Parameter(inverse_softplus_steps(self.n_heads))
+        self.dt_bias = nn.Parameter(torch.empty(self.n_heads))
         self.A_log = nn.Parameter(torch.zeros(self.n_heads))
         self.D = nn.Parameter(torch.ones(self.n_heads))
         self.fc_D = nn.Linear(inner, self.n_heads, bias=False)
         self.norm = nn.RMSNorm(inner, eps=1e-5)
         self.out_proj = nn.Linear(inner, dim, bias=False)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw the bias of the time steps, as Mamba does."""
+        self.dt_bias.copy_(inverse_softplus_steps(self.n_heads))
 
     @property
     def A(self) -> Tensor:
