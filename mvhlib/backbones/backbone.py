@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import mvhlib
+from mvhlib import read_outs
 from mvhlib.artifacts import (
     InputError,
     atomic,
@@ -49,7 +50,7 @@ MIXERS: dict[str, Callable[..., nn.Module]] = {
 CHANNEL_MIXERS: dict[str, Callable[..., nn.Module]] = {"einfft": EinFFT, "mlp": Mlp}
 #: What is made of the tokens of an image -> its width, in widths of a token. `std` is over patches,
 #: by n and not n - 1.
-READ_OUTS = {"cls": 1, "mean": 1, "cls+mean": 2, "mean+std": 2}
+READ_OUTS = {name: name.count("+") + 1 for name in (*read_outs.READ_OUTS, read_outs.ALL)}
 #: A file that asks for more is not what it says it is, and would take all memory before it fails.
 LARGEST = {"img_size": 1 << 16, "patch_size": 1 << 12, "in_chans": 1 << 10, "embed_dim": 1 << 15,
            "depth": 1000, "num_heads": 1 << 12}
@@ -236,7 +237,8 @@ class Backbone(nn.Module):
         Rule of `no_weight_decay`: ``"dinov2-names"`` or ``"mamba"``.
     pool
         What `forward` returns: ``"cls"`` or ``"mean"`` `(B, D)`, ``"cls+mean"`` or
-        ``"mean+std"`` `(B, 2 D)`; mean and standard deviation are those of the patch tokens.
+        ``"mean+std"`` `(B, 2 D)`, ``"cls+mean+std"`` `(B, 3 D)`; mean and
+        standard deviation are those of the patch tokens.
     scan_backend
         See `mvhlib.backbones.scan`; never stored with a model.
     seed
@@ -576,7 +578,7 @@ def read_out(cls: Tensor | None, patches: Tensor, pool: str) -> Tensor:
     Returns
     -------
     Tensor
-        `(B, D)` or `(B, 2 D)`.
+        `(B, D)`, `(B, 2 D)` or `(B, 3 D)`.
 
     Raises
     ------
