@@ -27,6 +27,7 @@ TRIDENT: Zhang et al., arXiv 2502.06750. HEST: Jaume et al., NeurIPS 2024.
 """
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +35,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mvhlib import read_outs
 from mvhlib.artifacts import (
     InputError,
     check_sayable,
@@ -41,9 +43,12 @@ from mvhlib.artifacts import (
     h5_attr,
     h5_reader,
     h5_writer,
+    read_attr,
     read_csv,
     read_json,
     reading,
+    sha256_file,
+    sha256_of,
 )
 from mvhlib.tiles.store import (
     LARGEST_SCALE,
@@ -225,16 +230,50 @@ def read_out(folder: str | os.PathLike) -> str:
     Returns
     -------
     str
-        ``cls``, ``mean``, ``cls+mean``, ``mean+std``, ``-`` for encoders without tokens, and
-        ``unknown`` for features that somebody else made.
+        A name of `mvhlib.read_outs`, ``-`` for encoders without tokens, and ``unknown`` for
+        features that somebody else made.
     """
     path = Path(folder) / "encoder.json"
     if not os.path.lexists(path):
         return "unknown"
     pool = read_json(path).get("pool")
-    if pool not in ("cls", "mean", "cls+mean", "mean+std", "-"):
+    if pool not in (*read_outs.READ_OUTS, read_outs.ALL, "-"):
         raise InputError(path, "pool", f"is {pool!r}", "run 04_embed again")
     return pool
+
+
+def write_read_out(folder: str | os.PathLike, target: str | os.PathLike, read_out: str,
+                   sections: Sequence[str]) -> list[dict[str, Any]]:
+    """Write one read-out of features that hold all of them (`mvhlib.read_outs.ALL`).
+
+    Parameters
+    ----------
+    folder, target
+        Where ``<section>.h5`` of the whole stand, and where those of the read-out go; a file that
+        was made of the same whole is kept.
+    read_out
+        One of `mvhlib.read_outs.READ_OUTS`.
+
+    Returns
+    -------
+    list of dict
+        section, n_tiles, width, skipped, seconds, as `mvhlib.encoders.encode_folder` gives them.
+    """
+    rows = []
+    for name in sections:
+        start = time.perf_counter()
+        source, path = Path(folder) / f"{name}.h5", Path(target) / f"{name}.h5"
+        whole = read_features(source)
+        columns = read_outs.columns(read_out, whole.width)
+        key = sha256_of(sha256_file(source), read_out)
+        skipped = read_attr(path, "key") == key
+        if not skipped:
+            attrs = {k: v for k, v in whole.attrs.items() if k != "width"}
+            write_features(path, Features(whole.features[:, columns], whole.coords, whole.barcodes,
+                                          attrs | {"encoder": Path(target).name}), key=key)
+        rows.append({"section": name, "n_tiles": len(whole), "width": len(columns),
+                     "skipped": skipped, "seconds": time.perf_counter() - start})
+    return rows
 
 
 def read_folder(folder: str | os.PathLike,

@@ -11,8 +11,9 @@ import mvhlib
 
 #: From the ground up. A row may import from rows below it and, within the row, from its left.
 FLOORS = (
-    ("files, errors, places", "artifacts places progress parameters tables encoder_sources"),
-    ("numbers", "standardise lattice statistics power nulls neighbours"),
+    ("files, errors, places", "artifacts places progress parameters tables"),
+    ("names of encoders and of their read-outs", "encoder_sources read_outs"),
+    ("numbers", "standardise lattice verdicts statistics power nulls neighbours"),
     ("loops and pictures", "training plots"),
     ("pixels", "tiles"),
     ("networks", "backbones dino"),

@@ -156,8 +156,7 @@ def comparison_lines(profile, kind):
             for row in rows.itertuples()]
 
 
-@pytest.mark.parametrize(("profile", "kind"), [("evidence", "named in advance"),
-                                               ("exploratory", "exploratory")])
+@pytest.mark.parametrize(("profile", "kind"), [("exploratory", "exploratory")])
 def test_readme_numbers_over_seeds_are_those_of_the_committed_table(profile, kind):
     text = (ROOT / "README.md").read_text()
     table = text.split(f"<!-- {profile} -->")[1].split(f"<!-- end {profile} -->")[0]

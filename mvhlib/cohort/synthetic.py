@@ -62,6 +62,8 @@ CLASSES = ("lumen", "gland", "stroma", "tumour", "lymphocytes")
 BANDS = {"slow": (0.5, 2.0), "middle": (4.0, 8.0), "fine": (16.0, 64.0)}
 FREQUENCY_PROGRAMS = tuple(f"{band}_{way}" for band in BANDS for way in ("along", "across"))
 PROGRAMS = (*CLASSES, "density", *FREQUENCY_PROGRAMS, "study_offset", "artefact", "noise")
+#: Programs whose genes follow nothing that tissue shows.
+WITHOUT_SIGNAL = ("study_offset", "artefact", "noise")
 ROLES = {"evaluation": ("S", 0), "pretraining": ("U", 1), "prediction": ("V", 4)}
 
 _CAUSES = {

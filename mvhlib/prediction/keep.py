@@ -61,7 +61,8 @@ def keep(run: "Run", results: "Sequence[Evaluation]", people: "Cohort",
     wrap
         What was fitted -> a regressor.
     recipe
-        ``source``, ``weights``, ``options``, ``seed`` and ``normalise_stain`` of the encoder.
+        ``source``, ``weights``, ``options``, ``seed`` and ``normalise_stain`` of the encoder, and
+        ``encoder``, its slug in 03 and 04 where read-outs have names of their own.
     folds
         Further models, ``<protocol>/<fold>``, fitted on that fold's training sections alone: they
         stand in ``folds/<protocol>.<fold>`` below the model, for checks.
@@ -138,7 +139,8 @@ def _named(place: Path, by_protocol: "Mapping[str, Evaluation]", folds: Sequence
 
 def _weights(run: "Run", slug: str, recipe: Mapping[str, Any]) -> str:
     """Folder of weights that must come along; "" where the recipe is enough."""
-    _, folder = encoder_sources.trained_by(recipe["source"], recipe["weights"], slug)
+    _, folder = encoder_sources.trained_by(recipe["source"], recipe["weights"],
+                                           recipe.get("encoder", slug))
     if folder:
         return str(run.path("encoders", folder))
     for text in (recipe["weights"], recipe["source"]):

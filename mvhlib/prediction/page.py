@@ -72,7 +72,7 @@ def maps(adata: "AnnData", n: int = MAPS) -> "Figure":
     order = adata.var.sort_values("expected_r", ascending=False, kind="stable")
     genes = list(order.index[:n])
     rows = 1 if len(genes) < 3 else 2
-    fig, axes = plt.subplots(rows, 3, figsize=(plots.PAGE, 2.4 * rows + 0.3), squeeze=False)
+    fig, axes = plt.subplots(rows, 3, figsize=(plots.PAGE, 2.1 * rows + 0.3), squeeze=False)
     tile_map(adata, None, axes.flat[0]).set_title("H&E")
     for ax, gene in zip(axes.flat[1:], genes, strict=False):
         row = adata.var.loc[gene]
