@@ -1,10 +1,12 @@
-# make figures [PROFILE=demo] [DATA=dir] [OUT=.] [SEED=0] [JOBS=2] [PYTHON=python3]
+# make figures [PROFILE=demo] [PARAMS=dir] [DATA=dir] [OUT=.] [SEED=0] [JOBS=2] [PYTHON=python3]
+# make profile PROFILE=mine DATA=dir [PARAMS=dir] | doctor [DATA=dir]
 # make test [SLOW=1] [JOBS=2] | lab | bench [OUT=dir] | book [PROFILE=demo] [OUT=.] | clean | clean-all
 # Every target makes .venv by itself. Variables may also come from the environment; $ and quotes in
 # them are letters.
 
 PYTHON  ?= python3
 PROFILE ?= demo
+PARAMS  ?=
 DATA    ?=
 OUT     ?= .
 SEED    ?= 0
@@ -15,16 +17,17 @@ SLOW    ?=
 # recipes through the environment alone. Nothing below writes one into a recipe's text.
 override PYTHON  := $(value PYTHON)
 override PROFILE := $(value PROFILE)
+override PARAMS  := $(value PARAMS)
 override DATA    := $(value DATA)
 override OUT     := $(value OUT)
 override SEED    := $(value SEED)
 override JOBS    := $(value JOBS)
 override SLOW    := $(value SLOW)
-export PYTHON PROFILE DATA OUT SEED JOBS SLOW
+export PYTHON PROFILE PARAMS DATA OUT SEED JOBS SLOW
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
-.PHONY: figures test lab bench book clean clean-all
+.PHONY: figures profile doctor test lab bench book clean clean-all
 .DEFAULT_GOAL := figures
 
 # The stamp holds the interpreter's version: another Python makes a new environment.
@@ -51,7 +54,7 @@ endif
 # mvhlib/commands.py reads the variables, refuses what they cannot mean, and puts all caches below
 # OUT/.cache: nothing is written to the home directory. `book`: of real data the pages hold tissue,
 # so that book/ is never committed.
-figures test lab bench book: .venv/.installed
+figures profile doctor test lab bench book: .venv/.installed
 	@PYTHONDONTWRITEBYTECODE=1 MVH_HOME="$$PWD" .venv/bin/python -m mvhlib.commands $@
 
 # Works without .venv. An OUT that is not there has nothing to delete.

@@ -7,9 +7,11 @@ backticks and cuts at quotes. So the Makefile exports its variables, and every r
 =========  ======================================================  ==============================
 variable   what it is                                              refused
 =========  ======================================================  ==============================
-PROFILE    folder below ``params/``                                other than letters, digits,
+PROFILE    folder below PARAMS                                     other than letters, digits,
                                                                    ``.-_``; a profile that there
                                                                    is not; a broken file in it
+PARAMS     folder of profiles; or empty, for ``params/`` of the    no directory, a line break
+           clone; `profile` makes it
 DATA       the data set's directory, may be read-only; or empty    no directory, a line break
 OUT        where ``runs/`` and ``figures/`` are made               blank, the root, a file, a line
                                                                    break, no right to write
@@ -17,7 +19,7 @@ SEED       whole number from 0                                     anything else
 JOBS       processes at once, from 1                               anything else
 =========  ======================================================  ==============================
 
-Everything is refused before anything is written or run.
+Everything is refused before anything is written or run. ``profile`` and ``doctor`` look into DATA.
 """
 
 import fcntl
@@ -27,12 +29,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mvhlib import artifacts, workflow
+from mvhlib import artifacts, profiles, workflow
 from mvhlib.artifacts import InputError
 from mvhlib.places import home
 
 #: Variables of the Makefile; they are meant for this module and not for what it starts.
-VARIABLES = ("PROFILE", "DATA", "OUT", "SEED", "JOBS", "SLOW", "PYTHON")
+VARIABLES = ("PROFILE", "PARAMS", "DATA", "OUT", "SEED", "JOBS", "SLOW", "PYTHON")
 
 
 def out_folder(given: Mapping[str, str]) -> Path:
@@ -79,8 +81,9 @@ def become(words: Sequence[str], env: Mapping[str, str]) -> None:
 
 def figures(given: Mapping[str, str]) -> None:
     """Run a profile's notebooks by Snakemake."""
-    call = workflow.read_call({"profile": given.get("PROFILE"), "data": _absolute(given),
-                               "seed": given.get("SEED")})
+    call = workflow.read_call({
+        "profile": given.get("PROFILE"), "data": _absolute(given, "DATA"),
+        "seed": given.get("SEED"), "params": _absolute(given, "PARAMS")})
     jobs = workflow.whole_number(given.get("JOBS"), "make", "JOBS", least=1)
     workflow.prepare(call)
     out = out_folder(given)
@@ -91,9 +94,35 @@ def figures(given: Mapping[str, str]) -> None:
             workflow.to_jobs(call)], surroundings(out))
 
 
-def _absolute(given: Mapping[str, str]) -> str:
-    """DATA as an absolute path; links in it stay, since names may be read off it."""
-    return os.path.abspath(given["DATA"]) if given.get("DATA") else ""
+def _absolute(given: Mapping[str, str], name: str) -> str:
+    """A folder as an absolute path; links in it stay, since names may be read off it."""
+    return os.path.abspath(given[name]) if given.get(name) else ""
+
+
+def doctor(given: Mapping[str, str]) -> None:
+    """Say what lies in DATA, and write nothing; without DATA, what this machine has."""
+    if not given.get("DATA"):
+        become([sys.executable, "-m", "mvhlib.doctor"], os.environ)
+    print("\n".join(profiles.look(_data(given, "doctor")).lines()))
+
+
+def profile(given: Mapping[str, str]) -> None:
+    """Say what lies in DATA, and write a profile that runs on it."""
+    name = workflow.profile_name(given.get("PROFILE"), "make")
+    params = workflow.params_folder(_absolute(given, "PARAMS"))
+    profiles.check_free(params, name)
+    found = profiles.look(_data(given, "profile"))
+    print("\n".join(found.lines()))
+    written = profiles.write(found, params, name)
+    print("\n".join(["", *profiles.what_next(found, written, own=bool(given.get("PARAMS")))]))
+
+
+def _data(given: Mapping[str, str], target: str) -> Path:
+    """DATA of a command that looks into it."""
+    if not given.get("DATA"):
+        raise InputError("make", "DATA", "is not given", f"run make {target} DATA=<directory>")
+    return Path(workflow.folder_text(_absolute(given, "DATA"), "make", "DATA",
+                                     "name the data set's folder"))
 
 
 def _wait_for_others(run: Path) -> None:
@@ -151,7 +180,8 @@ def book(given: Mapping[str, str]) -> int:
             str(out / "book" / profile)], surroundings(out))
 
 
-TARGETS = {"figures": figures, "test": test, "lab": lab, "bench": bench, "book": book}
+TARGETS = {"figures": figures, "profile": profile, "doctor": doctor, "test": test, "lab": lab,
+           "bench": bench, "book": book}
 
 
 def main(arguments: Sequence[str], given: Mapping[str, str]) -> int:

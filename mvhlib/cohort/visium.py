@@ -42,6 +42,7 @@ from mvhlib.artifacts import InputError, check_file, reading, safe_name
 from mvhlib.cohort import pseudospots
 from mvhlib.cohort.base import MPP_RANGE, Cohort, ImageRef, Section, check_inside, check_mpp
 from mvhlib.cohort.feature_matrix import GeneNames, open_packed, read_lines, read_matrix
+from mvhlib.places import resolve
 from mvhlib.tiles.slides import open_slide
 
 if TYPE_CHECKING:
@@ -74,6 +75,9 @@ TRANSCRIPT_FILES = ("transcripts.parquet", "transcripts.csv.gz", "transcripts.cs
 _FLAT = re.compile(r".+[_.-](filtered|raw)_feature_bc_matrix(\.h5|\.tar\.gz)?$|"
                    r".+[_.-](matrix\.mtx|features\.tsv|barcodes\.tsv|scalefactors_json\.json|"
                    r"tissue_positions(_list)?\.(csv|parquet)|transcripts\.(csv|parquet))(\.gz)?$")
+_FLAT_OWN = re.compile(r"(filtered|raw)_feature_bc_matrix|matrix\.mtx|features\.tsv|barcodes\.tsv|"
+                       r"scalefactors_json|tissue_positions|tissue_hires|tissue_lowres|"
+                       r"transcripts\.")
 _COPY_SPATIAL = "copy spatial/ of the Space Ranger output as a whole"
 _TRUNCATED = "it is probably truncated: copy it again from its source"
 
@@ -252,6 +256,10 @@ def _is_xenium(folder: Path) -> bool:
     return _first(folder, TRANSCRIPT_FILES) is not None
 
 
+#: Source -> what a folder of its output looks like.
+PLATFORMS = {"visium": _is_spots, "visium_hd": _has_bins, "xenium": _is_xenium}
+
+
 def _levels(root: Path) -> list[list[Path]]:
     """`root`, the folders in it, and those in them; hidden ones are no data."""
     levels = [[root]]
@@ -259,6 +267,41 @@ def _levels(root: Path) -> list[list[Path]]:
         levels.append([folder for above in levels[-1] for folder in sorted(above.glob("*/"))
                        if not folder.name.startswith(".")])
     return levels
+
+
+def holds(path: str | Path, source: str) -> bool:
+    """Whether a directory has outputs of a platform, by their names alone.
+
+    Parameters
+    ----------
+    source
+        One of `PLATFORMS`.
+    """
+    return any(PLATFORMS[source](folder) for level in _levels(Path(path)) for folder in level)
+
+
+def outputs(path: str | Path, source: str) -> dict[str, Path]:
+    """Name -> folder of a directory's outputs of a platform, as its reader calls them.
+
+    Raises
+    ------
+    InputError
+        If there is none, or two would have one name.
+    """
+    path = Path(path)
+    if source == "visium_hd" and path.name == "binned_outputs":
+        path = path.parent  # its folders are one tissue at several bin sizes
+    return _outputs(path, PLATFORMS[source], source)
+
+
+def flat_files(path: str | Path) -> dict[Path, str]:
+    """Files whose names have a prefix before the platform's own, as GEO has them: file -> prefix."""
+    found = {}
+    for file in sorted(Path(path).iterdir()):
+        own = _FLAT_OWN.search(file.name)
+        if own and own.start() and not file.name.startswith("."):
+            found[file] = file.name[:own.start()].rstrip("_.-")
+    return found
 
 
 def _outputs(root: Path, accept: Callable[[Path], bool], source: str) -> dict[str, Path]:
@@ -330,8 +373,8 @@ def _table(samples: str | Path | pd.DataFrame) -> pd.DataFrame:
             lambda cell: str(cell).strip()).set_axis(range(1, len(samples) + 1))
         where: str | Path = "samples"
     else:
-        where = samples
-        table = tables.read_table(samples, columns)
+        where = resolve(samples)
+        table = tables.read_table(where, columns)
     for column in columns:
         tables.names(table, column, where, unique=column == "section")
     if "mpp" in table:
@@ -346,7 +389,7 @@ def _cohort(root: Path, outputs: dict[str, Path], samples, study, patient, image
     if mpp is not None:
         check_mpp(mpp, "options")
     if samples is None:
-        samples = _first(root, ("samples.csv",))
+        samples = _first(root.absolute(), ("samples.csv",))
     if samples is None:
         if len(outputs) > 1 and patient is None:
             raise InputError(root / "samples.csv", "file",
@@ -359,7 +402,7 @@ def _cohort(root: Path, outputs: dict[str, Path], samples, study, patient, image
                               for section in outputs]).astype(str)
     else:
         table = _table(samples)
-    where = samples if isinstance(samples, (str, Path)) else root
+    where = resolve(samples) if isinstance(samples, (str, Path)) else root
     if image is not None:
         if len(outputs) > 1:
             raise InputError(root, "image", f"is one for {len(outputs)} sections",
