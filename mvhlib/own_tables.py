@@ -52,19 +52,19 @@ _FIXES = {
 
 
 def write_template(path: str | os.PathLike, columns: Sequence[str],
-                   rows: Sequence[Mapping[str, Any]]) -> Path:
-    """Write a table to fill in; a cell that a row lacks stays empty, and so does a column of none.
+                   rows: Sequence[Mapping[str, Any]], always: int = 3) -> Path:
+    """Write a table to fill in; a cell that a row lacks stays empty.
 
     Parameters
     ----------
     columns
-        Their order; the first three always stand, others where a row has something there.
+        Their order; the first `always` stand, others where a row has something there.
     rows
         Column -> cell; `BLANK` where the user has to fill in.
     """
     import pandas as pd
 
     kept = [column for number, column in enumerate(columns)
-            if number < 3 or any(row.get(column) not in (None, "") for row in rows)]
+            if number < always or any(row.get(column) not in (None, "") for row in rows)]
     return write_csv(path, pd.DataFrame([{column: row.get(column, "") for column in kept}
                                          for row in rows], columns=kept))

@@ -307,9 +307,11 @@ def read_counts(path: Path, sum_doubled: bool = False) -> "AnnData":
     lines = read_lines(path)
     with reading(path, "table", fix="give a tab-separated table"):
         # Header and body apart: pandas would rename a gene that stands twice and hide the fault.
-        header = pd.read_csv(io.StringIO(lines[0]), sep="\t", header=None, dtype=str,
-                             keep_default_na=False, skip_blank_lines=False)
-        genes = [str(gene).strip() for gene in header.iloc[0]]
+        cells = lines[0].split("\t")
+        if '"' in lines[0]:
+            cells = pd.read_csv(io.StringIO(lines[0]), sep="\t", header=None, dtype=str,
+                                keep_default_na=False, skip_blank_lines=False).iloc[0]
+        genes = [str(gene).strip() for gene in cells]
         if len(lines) > 1:
             body = _digits(lines[1:])
             if body is None:

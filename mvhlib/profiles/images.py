@@ -8,8 +8,8 @@ from mvhlib import tables
 from mvhlib.artifacts import InputError
 from mvhlib.own_tables import BLANK
 from mvhlib.profiles.found import Found, Row
-from mvhlib.tiles import labelled
-from mvhlib.tiles.slides import WHOLE_SLIDE, open_slide
+from mvhlib.tiles import labelled, whole
+from mvhlib.tiles.slides import open_slide
 
 SAYS = {"glas": "labelled images with patients, listed in a csv",
         "mhist": "labelled images in MHIST's layout, without patients",
@@ -76,6 +76,42 @@ def _scale(path: Path) -> float | None:
 
 
 def holds_slides(root: Path) -> bool:
-    return (root / "slides.csv").is_file() or any(
-        path.suffix.lower() in WHOLE_SLIDE for folder in (root, *root.glob("*/"))
-        for path in folder.iterdir())
+    """Whole slides, a table of them, or images that no class is named for."""
+    if (root / "slides.csv").is_file() or whole.find(root):
+        return True
+    classes = any(path.is_dir() and not path.name.startswith(".") for path in root.iterdir())
+    loose = [path for path in whole.find(root, whole.IMAGES) if path.parent == root]
+    return bool(loose) and not classes and len(
+        {path.stem.partition("-")[0] for path in loose if "-" in path.stem}) < 2
+
+
+def look_slides(root: Path) -> Found:
+    """Slides by their table, else by their files: of each the scale is read off its header."""
+    listed = (root / "slides.csv").is_file()
+    slides = whole.read(root) if listed or whole.find(root) else [
+        whole.WholeSlide(path.stem, path) for path in whole.find(root, whole.IMAGES)]
+    rows = [_slide_row(slide, root) for slide in slides]
+    used = {slide.path.relative_to(root).parts[0] for slide in slides}
+    found = Found(root, "slides", "whole slides" + (", listed in slides.csv" if listed else ""),
+                  "slides", of="slide", rows=rows, used=used | ({"slides.csv"} if listed else set()),
+                  table=() if listed else whole.COLUMNS)
+    found.options = {"endpoints": whole.endpoints(slides)}
+    if not listed:
+        found.advice = ["patient, study, label, time and event may stay blank: tiles and features "
+                        "need none of them, 07_classification needs patient and label, 09_survival "
+                        "patient, time [months] and event (1: seen, 0: censored)."]
+    return found
+
+
+def _slide_row(slide: whole.WholeSlide, root: Path) -> Row:
+    cells = {"slide": str(slide.path.relative_to(root))}
+    try:
+        with open_slide(slide.path, mpp=slide.mpp) as pixels:
+            scale, size = pixels.mpp, f"{pixels.width} x {pixels.height} px"
+    except InputError as error:
+        return Row(slide.name, cells, problem=str(error))
+    if scale is None:
+        cells["mpp"] = BLANK
+    return Row(slide.name, cells, {
+        "patient": slide.patient or None, "study": slide.study or None, "label": slide.label or None,
+        "mpp": BLANK if scale is None else scale, "image": size})

@@ -78,6 +78,7 @@ KINDS: dict[str, Kind] = {
                  pixels_only=True),
     "mhist": Kind("labelled images in MHIST's layout", images.holds_mhist,
                   images.look_labelled("mhist"), pixels_only=True),
+    "slides": Kind("whole slides", images.holds_slides, images.look_slides, pixels_only=True),
     "folder": Kind("labelled images, a folder or a beginning of the name for each class",
                    images.holds_folder, images.look_labelled("folder"), pixels_only=True),
     "features": Kind("features of tiles, by TRIDENT or CLAM", outcomes.holds_features,

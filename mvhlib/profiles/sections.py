@@ -202,8 +202,8 @@ def _one(source: str, root: Path, row: dict[str, Any], cells: dict[str, Any],
 
 def _texts(root: Path) -> list[Path]:
     """Tables of text in a directory, in its folders and in theirs."""
-    folders = [root, *(p for p in root.glob("*/") if not p.name.startswith(".")),
-               *(p for p in root.glob("*/*/") if not p.name.startswith("."))]
+    folders = [root, *(p for pattern in ("*/", "*/*/") for p in sorted(root.glob(pattern))
+                       if not p.name.startswith("."))]
     return [path for folder in folders for path in sorted(folder.iterdir())
             if path.is_file() and not path.name.startswith(".") and legacy_st.table_suffix(path)]
 

@@ -78,9 +78,11 @@ def write(found: Found, params: Path, name: str) -> list[Path]:
         folder.mkdir(parents=True)
         made = {}
         if found.table:
-            made["samples.csv"] = own_tables.write_template(
-                folder / "samples.csv", found.table, [row.cells for row in found.readable])
-        files = plan(found, made.get("samples.csv"))
+            table = "slides.csv" if found.of == "slide" else "samples.csv"
+            made[table] = own_tables.write_template(
+                folder / table, found.table, [row.cells for row in found.readable],
+                always=len(found.table) if found.of == "slide" else 3)
+        files = plan(found, next(iter(made.values()), None))
         for file, lines in files.items():
             made[file] = write_text(folder / file, _text(found, file, lines))
     first = made.pop("workflow.yaml")
@@ -98,16 +100,19 @@ def what_next(found: Found, written: Sequence[Path], own: bool) -> list[str]:
     folder = written[0].parent
     lines = ["written:", *(f"  {path}" for path in written)]
     if blanks := found.blanks():
-        lines.append(f"fill in {', '.join(blanks)} in {folder / 'samples.csv'} (cells that hold "
+        lines.append(f"fill in {', '.join(blanks)} in {_table(written)} (cells that hold "
                      f"{own_tables.BLANK}), then run:")
-    elif any(own_tables.BLANK in path.read_text(encoding="utf-8").replace("?\n", "")
-             and path.suffix == ".yaml" and "fill in" in path.read_text(encoding="utf-8")
-             for path in written):
-        lines.append("fill in what 02_tiles.yaml asks for, then run:")
+    elif found.of == "image" and any(row.facts["mpp"] == own_tables.BLANK
+                                     for row in found.readable):
+        lines.append(f"fill in labelled_mpp in {folder / '02_tiles.yaml'}, then run:")
     else:
         lines.append("now run:")
     params = f" PARAMS={_quoted(folder.parent)}" if own else ""
     return [*lines, f"  make figures PROFILE={folder.name}{params} DATA={_quoted(found.root)}"]
+
+
+def _table(written: Sequence[Path]) -> Path:
+    return next(path for path in written if path.suffix == ".csv")
 
 
 def _quoted(path: Path) -> str:
@@ -247,4 +252,30 @@ def _outcomes(found: Found, samples: Path | None) -> dict[str, list[tuple[str, s
 
 
 def _slides(found: Found, samples: Path | None) -> dict[str, list[tuple[str, str]]]:
-    raise NotImplementedError
+    """Files of a profile for whole slides: 07 where they have labels, 09 where they have outcomes."""
+    scales = [row.facts["mpp"] for row in found.readable if isinstance(row.facts["mpp"], float)]
+    finest = min(scales, default=0.5)
+    notebooks, files = ["02_tiles", "04_embed"], {}
+    slides = _named(samples) if samples else "slides.csv"
+    files["02_tiles.yaml"] = [
+        (f"slides: {_flow(slides)}", "who the slides are of: see mvhlib.tiles.whole"),
+        (f"tile_um: {TILE_UM}", "side of a tile [um]"),
+        (f"tile_px: {max(LEAST_PX, min(MOST_PX, round(TILE_UM / finest)))}", "side of a tile [px]"),
+        ("slide_tiles: 1000", "tiles of a slide at most, drawn at random; 0 for all")]
+    if len({row.facts["label"] for row in found.readable} - {None}) > 1:
+        notebooks.append("07_classification")
+        files["07_classification.yaml"] = [
+            ("datasets: [slides]", "what is classified"),
+            ("encoders: [handmade, vit12-random]", "folders below slides/features/"),
+            ("mil_encoders: [handmade]", "networks that learn where to look"),
+            ("least_attention: 0", "nobody planted what attention should find")]
+    if found.options.get("endpoints"):
+        notebooks.append("09_survival")
+        files["09_survival.yaml"] = [
+            (f"endpoints: {_flow(found.options['endpoints'])}", "outcomes, each modelled by itself"),
+            ("encoders: [handmade]", "folders below slides/features/"),
+            ("n_folds: 5", "outer folds, disjoint by study"),
+            ("shown_model: clinical+mixture", "whose risk groups are drawn")]
+    unlike = max(scales, default=finest) > UNLIKE * finest
+    options = f", options: {{mpp: {max(scales) + 0.01:.3g}}}" if unlike else ""
+    return {"workflow.yaml": _workflow(notebooks, _encoders(options))} | files
