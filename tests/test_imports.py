@@ -11,7 +11,8 @@ import mvhlib
 
 #: From the ground up. A row may import from rows below it and, within the row, from its left.
 FLOORS = (
-    ("files, errors, places", "artifacts places progress parameters tables own_tables encoder_sources"),
+    ("files, errors, places",
+     "artifacts places progress parameters tables own_tables encoder_sources"),
     ("numbers", "standardise lattice statistics power nulls neighbours"),
     ("loops and pictures", "training plots"),
     ("pixels", "tiles"),

@@ -295,7 +295,7 @@ def outputs(path: str | Path, source: str) -> dict[str, Path]:
 
 
 def flat_files(path: str | Path) -> dict[Path, str]:
-    """Files whose names have a prefix before the platform's own, as GEO has them: file -> prefix."""
+    """File -> prefix of those whose names have one before the platform's own, as GEO has them."""
     found = {}
     for file in sorted(Path(path).iterdir()):
         own = _FLAT_OWN.search(file.name)

@@ -118,7 +118,7 @@ class Found:
         return [*lines, *([""] if self.advice else []), *_indent(self.advice)]
 
     def _listed(self) -> list[dict[str, Any]]:
-        """What is printed line by line: sections and the like; of images, which are many, classes."""
+        """What is printed line by line: sections and the like; of images, the classes."""
         if self.of != "image":
             return [{"name": row.name} | {name: row.known(name) for name in HEADINGS
                                           if name != "name"} for row in self.readable]

@@ -60,11 +60,12 @@ def look_labelled(kind: str) -> Callable[[Path], Found]:
                  or path.name == "patients.csv"}
         advice = []
         if not stated:
-            advice.append("The files do not state their scale: fill in labelled_mpp in 02_tiles.yaml.")
+            advice.append("The files do not state their scale: fill in labelled_mpp in "
+                          "02_tiles.yaml.")
         if not any(image.patient for image in images):
-            advice.append("Nobody says whose the images are: images are the unit of every table, and "
-                          "one patient's may stand on both sides of a fold. patients.csv (image, "
-                          "patient) in DATA changes that.")
+            advice.append("Nobody says whose the images are: images are the unit of every table, "
+                          "and one patient's may stand on both sides of a fold. patients.csv "
+                          "(image, patient) in DATA changes that.")
         return Found(root, kind, SAYS[kind], kind, of="image", rows=rows, used=used, advice=advice)
 
     return look
@@ -93,8 +94,8 @@ def look_slides(root: Path) -> Found:
     rows = [_slide_row(slide, root) for slide in slides]
     used = {slide.path.relative_to(root).parts[0] for slide in slides}
     found = Found(root, "slides", "whole slides" + (", listed in slides.csv" if listed else ""),
-                  "slides", of="slide", rows=rows, used=used | ({"slides.csv"} if listed else set()),
-                  table=() if listed else whole.COLUMNS)
+                  "slides", of="slide", rows=rows,
+                  used=used | ({"slides.csv"} if listed else set()), table=() if listed else whole.COLUMNS)
     found.options = {"endpoints": whole.endpoints(slides)}
     if not listed:
         found.advice = ["patient, study, label, time and event may stay blank: tiles and features "
@@ -113,5 +114,5 @@ def _slide_row(slide: whole.WholeSlide, root: Path) -> Row:
     if scale is None:
         cells["mpp"] = BLANK
     return Row(slide.name, cells, {
-        "patient": slide.patient or None, "study": slide.study or None, "label": slide.label or None,
-        "mpp": BLANK if scale is None else scale, "image": size})
+        "patient": slide.patient or None, "study": slide.study or None,
+        "label": slide.label or None, "mpp": BLANK if scale is None else scale, "image": size})

@@ -111,7 +111,8 @@ def look(data: str | Path) -> Found:
         if below:
             raise InputError(root, "data", f"holds data sets in folders of their own: "
                              f"{', '.join(below[:4])}", "name one of them by DATA")
-        raise InputError(root, "data", f"holds nothing that is known; seen {inside[:6] or 'nothing'}",
+        seen = inside[:6] or "nothing"
+        raise InputError(root, "data", f"holds nothing that is known; seen {seen}",
                          "DATA.md lists what can be read")
     if len(found) > 1:
         raise InputError(root, "data", "holds two kinds of data: " + " and ".join(
@@ -121,6 +122,6 @@ def look(data: str | Path) -> Found:
     seen = KINDS[name].look(root)
     if not seen.readable and seen.source:
         problem, _, fix = (seen.rows[0].problem if seen.rows else "").partition(". Fix: ")
-        raise InputError(root, name, f"was recognised, and cannot be read: {problem or 'it is empty'}",
-                         fix.rstrip(".") or "look at the files")
+        raise InputError(root, name, "was recognised, and cannot be read: "
+                         f"{problem or 'it is empty'}", fix.rstrip(".") or "look at the files")
     return seen

@@ -127,7 +127,7 @@ def _studies(error: InputError, folder: Path, options: dict[str, Any]) -> dict[s
     return None
 
 
-# --- features --------------------------------------------------------------------------------------
+# --- features ------------------------------------------------------------------------------------
 
 def _feature_files(root: Path) -> list[Path]:
     folders = [root, *root.glob("*/"), *root.glob("*/*/")]
@@ -164,5 +164,5 @@ def look_features(root: Path) -> Found:
                  rows=rows, used=used, advice=[
                      "To run: give the slides themselves (kind slides), and name the same encoder "
                      "in workflow.yaml; 02_tiles and 04_embed then make these files.",
-                     "To use these files in code: mvhlib.features.read_features(path) reads TRIDENT's "
-                     "and HEST's layouts (h5; a .pt has no coordinates and is not read)."])
+                     "To use these files in code: mvhlib.features.read_features(path) reads h5 of "
+                     "TRIDENT's and HEST's layouts; a .pt has no coordinates and is not read."])

@@ -72,7 +72,7 @@ def _told(people: Cohort) -> list[Row]:
     return rows
 
 
-# --- data sets that say who is who -----------------------------------------------------------------
+# --- data sets that say who is who ---------------------------------------------------------------
 
 def holds_her2st(root: Path) -> bool:
     return (root / "ST-cnts").is_dir()
@@ -121,7 +121,7 @@ def look_hest(root: Path) -> Found:
     return found
 
 
-# --- outputs of the 10x platforms ------------------------------------------------------------------
+# --- outputs of the 10x platforms ----------------------------------------------------------------
 
 def holds_output(source: str) -> Callable[[Path], bool]:
     return lambda root: visium.holds(root, source)
@@ -198,7 +198,7 @@ def _one(source: str, root: Path, row: dict[str, Any], cells: dict[str, Any],
     return Row(row["section"], cells, problem=problem)
 
 
-# --- tables of counts and spots --------------------------------------------------------------------
+# --- tables of counts and spots ------------------------------------------------------------------
 
 def _texts(root: Path) -> list[Path]:
     """Tables of text in a directory, in its folders and in theirs."""
@@ -312,7 +312,7 @@ def _nearest(counts: Path, name: str, files: Sequence[Path]) -> Path | None:
     return beside[0] if len(beside) == 1 else None
 
 
-# --- told, not run ---------------------------------------------------------------------------------
+# --- told, not run -------------------------------------------------------------------------------
 
 def holds_flat(root: Path) -> bool:
     return bool(visium.flat_files(root)) and not any(

@@ -69,8 +69,8 @@ def write(found: Found, params: Path, name: str) -> list[Path]:
         If nothing can be run on this kind, the name is taken, or the folder cannot be written.
     """
     if not found.source:
-        raise InputError(found.root, found.kind, f"is {found.says}, which no notebook reads as it is",
-                         (found.advice or ["see DATA.md"])[0])
+        raise InputError(found.root, found.kind, f"is {found.says}, which no notebook reads as it "
+                         "is", "make doctor DATA=... says what to do")
     check_free(params, name)
     folder = params / name
     plan = {"section": _sections, "image": _images, "table": _outcomes, "slide": _slides}[found.of]
@@ -123,8 +123,8 @@ def _quoted(path: Path) -> str:
 
 def _text(found: Found, file: str, lines: Sequence[tuple[str, str]]) -> str:
     """Lines of YAML with their comments beside them, under each other."""
-    head = [f"# {found.says[0].upper()}{found.says[1:]}; written by make profile, change what you like."
-            ] if file == "workflow.yaml" else []
+    said = f"# {found.says[0].upper()}{found.says[1:]}. Written by make profile; change what you like."
+    head = [said] if file == "workflow.yaml" else []
     width = min(max((len(line) for line, _ in lines), default=0), 60)
     body = [f"{line:<{width}}  # {comment}" if comment else line for line, comment in lines]
     return "\n".join([*head, *body]) + "\n"
@@ -146,10 +146,10 @@ def _protocols(found: Found) -> tuple[list[str], str]:
     imaged = [row for row in found.readable if row.facts.get("image") != "none"]
     studies, patients = found.values("study"), found.values("patient")
     if len(imaged) == 1:
-        return ["random10_spot"], "one section: spots beside tested ones are trained on, which leaks"
+        return ["random10_spot"], "one section: neighbours of tested spots are learned from: leaks"
     if studies is None or patients is None:
         return ["loso", "patient", "section"], \
-            "an unseen study, patient, section; 05 leaves out, and names, what the data do not allow"
+            "unseen study, patient, section; 05 leaves out, and names, what the data do not allow"
     patients = [row.known("patient") for row in imaged]
     chosen = []
     if len({row.known("study") for row in imaged}) > 1:
@@ -252,7 +252,7 @@ def _outcomes(found: Found, samples: Path | None) -> dict[str, list[tuple[str, s
 
 
 def _slides(found: Found, samples: Path | None) -> dict[str, list[tuple[str, str]]]:
-    """Files of a profile for whole slides: 07 where they have labels, 09 where they have outcomes."""
+    """Files of a profile for whole slides: 07 where there are labels, 09 where there are outcomes."""
     scales = [row.facts["mpp"] for row in found.readable if isinstance(row.facts["mpp"], float)]
     finest = min(scales, default=0.5)
     notebooks, files = ["02_tiles", "04_embed"], {}
@@ -272,7 +272,7 @@ def _slides(found: Found, samples: Path | None) -> dict[str, list[tuple[str, str
     if found.options.get("endpoints"):
         notebooks.append("09_survival")
         files["09_survival.yaml"] = [
-            (f"endpoints: {_flow(found.options['endpoints'])}", "outcomes, each modelled by itself"),
+            (f"endpoints: {_flow(found.options['endpoints'])}", "each modelled by itself"),
             ("encoders: [handmade]", "folders below slides/features/"),
             ("n_folds: 5", "outer folds, disjoint by study"),
             ("shown_model: clinical+mixture", "whose risk groups are drawn")]

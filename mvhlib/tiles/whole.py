@@ -204,7 +204,7 @@ def _outcomes(path: Path, rows: "pd.DataFrame") -> dict[int, dict[str, Any]]:
     found: dict[int, dict[str, Any]] = {line: {} for line in rows.index}
     for column in rows.columns:
         matched = _TIME.fullmatch(column)
-        if not matched:
+        if not matched or rows[column].str.lower().isin(tables.NOT_KNOWN).all():
             continue
         endpoint = matched[2] or "os"
         event = f"event_{matched[2]}" if matched[2] else "event"
