@@ -362,7 +362,7 @@ def _names(outputs: dict[str, Path]) -> GeneNames:
     return GeneNames(_first(folder, COUNT_FILES) for folder in outputs.values())
 
 
-def _table(samples: str | Path | pd.DataFrame) -> pd.DataFrame:
+def samples_table(samples: str | Path | pd.DataFrame) -> pd.DataFrame:
     """Rows of the samples table as text; a column ``mpp`` as numbers, NaN where it is blank."""
     columns = ("section", "study", "patient")
     if isinstance(samples, pd.DataFrame):
@@ -401,7 +401,7 @@ def _cohort(root: Path, outputs: dict[str, Path], samples, study, patient, image
                                "patient": patient or section, "specimen": patient or section}
                               for section in outputs]).astype(str)
     else:
-        table = _table(samples)
+        table = samples_table(samples)
     where = resolve(samples) if isinstance(samples, (str, Path)) else root
     if image is not None:
         if len(outputs) > 1:
@@ -701,7 +701,7 @@ def _check_lattice(steps: np.ndarray, off: np.ndarray, um_per_px: float, names: 
             "copy the table of positions again from the Space Ranger output")
 
 
-def _array(positions: pd.DataFrame, where: Path, transposed: bool) -> str:
+def array_kind(positions: pd.DataFrame, where: Path, transposed: bool) -> str:
     """The kind of the array, hexagonal or square, by its pixels; anything else is refused."""
     found = _steps(_lattice_um(positions), _pixels(positions))
     if found is None:
@@ -845,7 +845,7 @@ def _visium_section(name: str, folder: Path, root: Path, row: dict[str, Any], na
     if "bin_size_um" in scalefactors or positions.index.str.match(r"s_\d+um_\d+_\d+").any():
         raise InputError(folder, "data", "holds bins of Visium HD, not spots of Visium",
                          "read it with source visium_hd")
-    kind = _array(positions, spatial, transposed)
+    kind = array_kind(positions, spatial, transposed)
     diameter = _factor(scalefactors, "spot_diameter_fullres", where)
     measured = measure_mpp(positions, scalefactors, where)
     if kind == "square":

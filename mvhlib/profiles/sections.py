@@ -13,7 +13,7 @@ import pandas as pd
 
 from mvhlib import cohort
 from mvhlib.artifacts import InputError
-from mvhlib.cohort import legacy_st, visium
+from mvhlib.cohort import anndata_files, legacy_st, visium
 from mvhlib.cohort.base import Cohort, Section, entries
 from mvhlib.own_tables import BLANK
 from mvhlib.profiles.found import Found, Row
@@ -310,6 +310,58 @@ def _nearest(counts: Path, name: str, files: Sequence[Path]) -> Path | None:
     if len(named) == 1:
         return named[0]
     return beside[0] if len(beside) == 1 else None
+
+
+# --- AnnData and SpatialData -----------------------------------------------------------------------
+
+def holds_files(ending: str) -> Callable[[Path], bool]:
+    """Whether there are files (or stores) of an ending that are no samples of HEST."""
+    def holds(root: Path) -> bool:
+        if ending == ".h5ad" and (holds_hest(root) or any(root.glob("*.zarr"))):
+            return False
+        return any(not path.name.startswith(".") for pattern in (f"*{ending}", f"*/*{ending}")
+                   for path in root.glob(pattern))
+    return holds
+
+
+def look_files(source: str, ending: str, says: str) -> Callable[[Path], Found]:
+    def look(root: Path) -> Found:
+        files = anndata_files.find(root, ending)
+        used = {path.relative_to(root).parts[0] for path in files.values()}
+        used |= {path.name for path in root.iterdir() if path.stem in files}
+        if (root / "samples.csv").is_file():
+            with _quiet():
+                rows = _told(cohort.read(source, root))
+            return Found(root, source, says, source, rows=rows, used=used | {"samples.csv"})
+        with _quiet():
+            rows = [_file_row(source, root, name, alone=len(files) == 1) for name in files]
+        return Found(root, source, says, source, rows=rows, used=used,
+                     table=("section", "study", "patient", "specimen", "mpp", "image"),
+                     advice=_alone(rows, root))
+
+    return look
+
+
+def _file_row(source: str, root: Path, name: str, alone: bool) -> Row:
+    """Read one file; what its obs does not say of its owners is to be filled in."""
+    cells = {"section": name}
+    for tried in ({}, {"mpp": _TRIED_MPP}):
+        samples = pd.DataFrame([{"section": name, "study": "study", "patient": name} | tried])
+        try:
+            made = cohort.read(source, root, samples=samples)
+        except InputError as error:
+            problem = str(error)
+            continue
+        [section] = made
+        guess = {"study": root.absolute().name, "patient": name} if alone else {}
+        for field in ("study", "patient"):
+            said = anndata_files.owner(section.adata, field)
+            cells[field] = said or guess.get(field, BLANK)
+        row = Row(name, cells, _facts(section, counted=True))
+        if tried:
+            row.cells["mpp"], row.facts["mpp"] = BLANK, BLANK
+        return row
+    return Row(name, cells, problem=problem)
 
 
 # --- told, not run -------------------------------------------------------------------------------
