@@ -19,6 +19,7 @@ _TIME = {"time": "months", "timemonths": "months", "timedays": "days", "timeyear
          "survivaldays": "days", "futime": "days", "days": "days", "months": "months"}
 #: Endpoints of the TCGA clinical data resource, whose times are days.
 _CDR = ("OS", "DSS", "PFI", "DFI")
+_SITE = ("site", "hospital", "centre", "center", "tissuesourcesite")
 _EVENT = ("event", "status", "death", "osevent", "osstatus", "fustat", "vitalstatus")
 _CENSORED = ("censorship", "censored")
 _COVARIATES = (("age", "ageatinitialpathologicdiagnosis", "ageatdiagnosis"), ("sex", "gender"),
@@ -40,7 +41,8 @@ def _survival_columns(columns: Sequence[str]) -> dict[str, dict[str, Any]]:
     if patient is None:
         return {}
     kept = [column for names in _COVARIATES if (column := _find(columns, names))]
-    shared = {"patient": patient, "covariates": kept}
+    site = _find(columns, _SITE)
+    shared = {"patient": patient, "covariates": kept} | ({"site": site} if site else {})
     found = {}
     for endpoint in _CDR:
         time = _find(columns, (f"{endpoint}time".lower(),))

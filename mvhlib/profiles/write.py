@@ -25,8 +25,10 @@ MOST_PX, LEAST_PX = 224, 8
 N_GENES = 200
 #: Scales this far apart make one resolution necessary.
 UNLIKE = 1.1
+#: A longer line has its comment above it.
+_BESIDE = 44
 _ENCODERS = [
-    ("encoders:", "what is compared; README.md, Your own data, says how to add one"),
+    ("encoders:", "what is compared; how to add one: README.md, Your own data"),
     ("  handmade: {source: handmade%s}", "colour and texture: seconds"),
     ("  vit12-random: {source: vit12_micro_patch8_64, weights: random%s}",
      "a small network that learned nothing: what others must beat")]
@@ -125,8 +127,15 @@ def _text(found: Found, file: str, lines: Sequence[tuple[str, str]]) -> str:
     """Lines of YAML with their comments beside them, under each other."""
     said = f"# {found.says[0].upper()}{found.says[1:]}. Written by make profile; change what you like."
     head = [said] if file == "workflow.yaml" else []
-    width = min(max((len(line) for line, _ in lines), default=0), 60)
-    body = [f"{line:<{width}}  # {comment}" if comment else line for line, comment in lines]
+    side = [line for line, comment in lines if comment and len(line) <= _BESIDE]
+    width = max(map(len, side), default=0)
+    body = []
+    for line, comment in lines:
+        if comment and (len(line) > _BESIDE or width + len(comment) > 96):
+            indent = " " * (len(line) - len(line.lstrip()))
+            body += [f"{indent}# {comment}", line]
+        else:
+            body.append(f"{line:<{width}}  # {comment}" if comment else line)
     return "\n".join([*head, *body]) + "\n"
 
 
@@ -186,8 +195,9 @@ def _sections(found: Found, samples: Path | None) -> dict[str, list[tuple[str, s
     options = ""
     if coarsest > UNLIKE * finest:
         options = f", options: {{mpp: {float(f'{coarsest:.3g}') + 0.01:.3g}}}"
+    said = f"; images have {finest:.3g} um/px" if scales else ""
     tiles = [(f"tile_um: {tile_um}", "side of a tile [um]: a spot and what surrounds it"),
-             (f"tile_px: {tile_px}", f"side of a tile [px]; images have {finest:.3g} um/px")]
+             (f"tile_px: {tile_px}", f"side of a tile [px]{said}")]
     expression = [(f"protocols: {_flow(protocols)}", "as in 01_cohort.yaml"),
                   ("primary: [handmade, vit12-random]", "the comparison named in advance"),
                   ("centred: []", "encoders that are tried again with each study centred")]
@@ -268,7 +278,7 @@ def _slides(found: Found, samples: Path | None) -> dict[str, list[tuple[str, str
             ("datasets: [slides]", "what is classified"),
             ("encoders: [handmade, vit12-random]", "folders below slides/features/"),
             ("mil_encoders: [handmade]", "networks that learn where to look"),
-            ("least_attention: 0", "nobody planted what attention should find")]
+            ("least_attention: 0", "of planted tiles, which real slides have none of")]
     if found.options.get("endpoints"):
         notebooks.append("09_survival")
         files["09_survival.yaml"] = [
