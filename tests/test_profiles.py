@@ -1,6 +1,5 @@
 """What `make doctor` says of data that a test wrote, and what `make profile` makes of them."""
 
-import gzip
 import importlib.util
 import json
 import shutil
@@ -11,11 +10,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from mvhlib import artifacts, cohort, commands, own_tables, profiles, workflow
+from mvhlib import artifacts, cohort, commands, own_tables, workflow
 from mvhlib.artifacts import InputError
 from mvhlib.places import home
 from tests.absent import walk
-from tests.test_cohort import write_st_section
+from tests.test_cohort import write_10x_h5, write_st_section
 
 RECIPES = home() / "params/recipes"
 _spec = importlib.util.spec_from_file_location("make_input", RECIPES / "make_input.py")
@@ -23,11 +22,11 @@ make_input = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(make_input)
 
 
-def run_profile(folder, data, out):
+def run_profile(folder, data, out, leave_out=()):
     """Every notebook of a profile in this process, as the workflow would call them."""
     plan = workflow.prepare(workflow.Call(folder.name, str(data), 0, str(folder.parent)))
     said = {}
-    for name in plan["notebooks"]:
+    for name in [name for name in plan["notebooks"] if name not in leave_out]:
         given = workflow.read_params(folder, name)
         extra = {"05_expression": {"encoders": plan["scored"], "n_draws": 9},
                  "06_spatial_maps": {"n_permutations": 9}}.get(name, {})
@@ -192,6 +191,32 @@ def test_flat_files_of_geo_are_told_and_not_run(tmp_path, params, capsys):
     assert capsys.readouterr().err.count("\n") == 1 and not list(params.iterdir())
 
 
+def write_classes(root, n=3):
+    """Images in a folder per class, nobody's."""
+    for label, colour in (("LYM", (120, 80, 160)), ("TUM", (200, 120, 170))):
+        (root / label).mkdir(parents=True)
+        for k in range(n):
+            noise = np.random.default_rng(k).integers(-20, 20, (64, 64, 3))
+            Image.fromarray((np.array(colour) + noise).astype(np.uint8)).save(
+                root / label / f"{label}{k}.png")
+
+
+def test_a_folder_per_class_without_patients_says_so_to_the_end(tmp_path, params, capsys):
+    data = tmp_path / "data"
+    write_classes(data, 12)
+    assert profile(data, params) == 0
+    said = capsys.readouterr().out
+    assert "24 images" in said and "images are the unit of every table" in said
+    assert "fill in labelled_mpp" in said
+    with pytest.raises(InputError, match="labelled_mpp: is '\\?'"):
+        workflow.prepare(workflow.Call("mine", str(data), 0, str(params)))
+    path = params / "mine/02_tiles.yaml"
+    path.write_text(path.read_text().replace("labelled_mpp: '?'", "labelled_mpp: 0.5"))
+    run_profile(params / "mine", data, tmp_path / "out")
+    summary = artifacts.read_csv(tmp_path / "out/figures/mine/07_classification/summary.csv")
+    assert set(summary["unit"]) == {"image"}
+
+
 def test_files_of_anndata_say_what_they_know(tmp_path, capsys):
     data = tmp_path / "data"
     given = write_h5ad(data / "S1.h5ad", patient="P7", mpp_of_visium=2.0)
@@ -265,7 +290,7 @@ def test_the_profile_of_the_recipe_section_runs_to_its_figures(tmp_path, params,
     said = capsys.readouterr().out
     assert "4 sections" in said and "fill in study, patient, mpp" in said
     fill(params / "mine/samples.csv", study="S", patient=["a", "a", "b", "b"], mpp="1.5625")
-    run_profile(params / "mine", data, tmp_path / "out")
+    run_profile(params / "mine", data, tmp_path / "out", leave_out=("06_spatial_maps",))
     summary = artifacts.read_csv(tmp_path / "out/figures/mine/05_expression/summary.csv")
     assert set(summary["protocol"]) == {"patient", "section"}  # one study: no other to leave out
     left = artifacts.read_csv(tmp_path / "out/runs/mine/expression/left_out.csv")
@@ -301,3 +326,52 @@ def test_recipe_runs(recipe, needs, shown, tmp_path):
         scores = pd.concat(map(artifacts.read_csv, (tmp_path / "out").rglob("scores.csv")))
         wanted = artifacts.read_csv(RECIPES / "genes/my_genes.csv")["gene"]
         assert set(scores["gene"]) == set(wanted)
+
+
+def write_segmented(root, squares=(4, 3), per_square=2, mpp=0.5, spot_um=100.0):
+    """Cells of Space Ranger 4: `per_square` in each square of 100 um, counts known."""
+    folder = root / "segmented_outputs"
+    (folder / "spatial").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    centres, owner = [], []
+    for square in np.ndindex(*squares):
+        for _ in range(per_square):
+            um = (np.array(square) + rng.uniform(0.2, 0.8, 2)) * spot_um
+            centres.append(um / mpp)
+            owner.append(square)
+    counts = rng.poisson(9.0, (len(centres), 4))
+    outline = np.array([[-4, -4], [4, -4], [4, 4], [-4, 4], [-4, -4]])
+    (folder / "cell_segmentations.geojson").write_text(json.dumps({
+        "type": "FeatureCollection", "features": [
+            {"type": "Feature", "properties": {"cell_id": k + 1}, "geometry": {
+                "type": "Polygon", "coordinates": [(outline + centre).tolist()]}}
+            for k, centre in enumerate(centres)]}))
+    write_10x_h5(folder / "filtered_feature_cell_matrix.h5", counts,
+                 [f"cellid_{k + 1:09d}-1" for k in range(len(centres))], ["A", "B", "C", "D"])
+    (folder / "spatial/scalefactors_json.json").write_text(json.dumps({
+        "microns_per_pixel": mpp, "tissue_hires_scalef": 0.5}))
+    size = (int(squares[0] * spot_um / mpp / 2), int(squares[1] * spot_um / mpp / 2))
+    Image.new("RGB", size, (200, 150, 180)).save(folder / "spatial/tissue_hires_image.png")
+    return counts, owner
+
+
+def test_segmented_cells_become_pseudo_spots(tmp_path, capsys):
+    counts, owner = write_segmented(tmp_path / "S1")
+    status, said, _ = doctor(tmp_path, capsys)
+    assert status == 0 and "source segmented" in said
+    section = cohort.read("segmented", tmp_path)["S1"]
+    adata = section.adata
+    # A reduced image at 1 um/px: the centre of square (x, y) is at 100 (x, y) + 50 px.
+    assert section.mpp == 1.0
+    for k, place in enumerate(adata.obsm["spatial"]):
+        square = tuple(((place - 50) / 100).round().astype(int))
+        np.testing.assert_allclose(place, np.array(square) * 100 + 50)
+        mine = [at for at, other in enumerate(owner) if other == square]
+        np.testing.assert_array_equal(adata.layers["counts"][k].toarray().ravel(),
+                                      counts[mine].sum(axis=0))
+    assert adata.n_obs == 12
+    path = tmp_path / "S1/segmented_outputs/cell_segmentations.geojson"
+    cells = json.loads(path.read_text())
+    path.write_text(json.dumps(cells | {"features": cells["features"][1:]}))
+    with pytest.raises(InputError, match="cell_id: lacks 1 of 24 cells, the first is 'cellid_0"):
+        len(cohort.read("segmented", tmp_path)["S1"].adata)

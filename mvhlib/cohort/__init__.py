@@ -33,6 +33,7 @@ SOURCES = {
     "visium": "mvhlib.cohort.visium:read",
     "visium_hd": "mvhlib.cohort.visium:read_hd",
     "xenium": "mvhlib.cohort.visium:read_xenium",
+    "segmented": "mvhlib.cohort.segmented:read",
     "hest": "mvhlib.cohort.hest:read",
     "joined": "mvhlib.cohort.joined:read",
     "run": "mvhlib.cohort.base:read_run",
@@ -49,8 +50,9 @@ def read(source: str, path: str | Path | None = None, *, seed: int | None = None
     ----------
     source
         One of `SOURCES`: ``synthetic``, ``her2st``, ``mob``, ``legacy_st``, ``visium``,
-        ``visium_hd``, ``xenium``, ``hest``, ``h5ad``, ``spatialdata``, ``joined`` for several
-        of them as one cohort, or ``run`` for the cohort folder that a run wrote.
+        ``visium_hd``, ``segmented``, ``xenium``, ``hest``, ``h5ad``, ``spatialdata``,
+        ``joined`` for several of them as one cohort, or ``run`` for the cohort folder that a run
+        wrote.
     path
         Directory of the data set; the synthetic source takes the folder that it writes into.
     seed

@@ -38,9 +38,8 @@ from mvhlib.cohort.base import (
     check_sparse,
     read_run,
 )
-from mvhlib.cohort.visium import PITCH_UM, SPOT_UM, measure_mpp, samples_table
+from mvhlib.cohort.visium import PITCH_UM, SPOT_UM, array_kind, measure_mpp, samples_table
 from mvhlib.cohort.visium import POSITION_COLUMNS as _POSITIONS
-from mvhlib.cohort.visium import array_kind
 from mvhlib.places import resolve
 from mvhlib.tiles.slides import open_slide
 
@@ -81,7 +80,7 @@ def read(path: str | Path, *, samples: str | Path | pd.DataFrame | None = None,
     path
         The directory.
     samples
-        Table of the sections (see the module); None takes ``samples.csv`` in `path`, if it is there.
+        Table of the sections (see the module); None takes ``samples.csv`` in `path`, if there.
     keep
         Folder that takes the images that files bring with them: the run's cohort folder. None
         writes nothing, and such an image cannot be opened.
@@ -176,8 +175,8 @@ def make_section(name: str, path: Path, adata: "AnnData", root: Path, row: dict[
     owners = {field: row.get(field) or owner(adata, field) for field in OWNERS}
     for field, said in owners.items():
         if not said:
-            raise InputError(root / "samples.csv", field, f"of section {name} is not known: neither "
-                             f"a table nor obs[{field!r}] says it",
+            raise InputError(root / "samples.csv", field, f"of section {name} is not known: "
+                             f"neither a table nor obs[{field!r}] says it",
                              "write section,study,patient for each section")
     full = _beside(path, root, row)
     kind, measured = _scale(adata, path)
@@ -274,6 +273,7 @@ def raw_counts(stored: "AnnData", path: Path) -> "AnnData":
     places = {'layers["counts"]': (stored.layers.get("counts"), stored.var_names),
               "X": (stored.X, stored.var_names),
               "raw.X": (None, None) if raw is None else (raw.X, raw.var_names)}
+    taken = None
     for where, (matrix, genes) in places.items():
         if matrix is None:
             continue
@@ -282,11 +282,13 @@ def raw_counts(stored: "AnnData", path: Path) -> "AnnData":
         values = np.asarray(matrix.data if hasattr(matrix, "indptr") else matrix)
         if values.dtype.kind in "iufb" and np.isfinite(values).all() and (values >= 0).all() and (
                 values == np.round(values)).all():
+            taken = matrix, genes
             break
-    else:
+    if taken is None:
         raise InputError(path, "counts", "are in none of " + ", ".join(
             name for name, (matrix, _) in places.items() if matrix is not None) + ": none holds "
             "whole numbers from 0", 'store raw counts in layers["counts"]')
+    matrix, genes = taken
     kept = [column for column in (*_POSITIONS, "label", *sum(OWNERS.values(), ()))
             if column in stored.obs]
     adata = AnnData(obs=stored.obs[kept].copy(), var=pd.DataFrame(index=genes.astype(str)))

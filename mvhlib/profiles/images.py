@@ -95,7 +95,8 @@ def look_slides(root: Path) -> Found:
     used = {slide.path.relative_to(root).parts[0] for slide in slides}
     found = Found(root, "slides", "whole slides" + (", listed in slides.csv" if listed else ""),
                   "slides", of="slide", rows=rows,
-                  used=used | ({"slides.csv"} if listed else set()), table=() if listed else whole.COLUMNS)
+                  used=used | ({"slides.csv"} if listed else set()),
+                  table=() if listed else whole.COLUMNS)
     found.options = {"endpoints": whole.endpoints(slides)}
     if not listed:
         found.advice = ["patient, study, label, time and event may stay blank: tiles and features "

@@ -68,6 +68,8 @@ KINDS: dict[str, Kind] = {
                    sections.holds_output("visium"), sections.look_output("visium")),
     "visium_hd": Kind("bins of Visium HD, summed to pseudo-spots",
                       sections.holds_output("visium_hd"), sections.look_output("visium_hd")),
+    "segmented": Kind("cells of Space Ranger 4, summed to pseudo-spots",
+                      sections.holds_output("segmented"), sections.look_output("segmented")),
     "xenium": Kind("transcripts of Xenium, counted in pseudo-spots",
                    sections.holds_output("xenium"), sections.look_output("xenium")),
     "legacy_st": Kind("legacy Spatial Transcriptomics, tables of counts and spots",

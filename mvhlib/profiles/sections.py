@@ -124,7 +124,9 @@ def look_hest(root: Path) -> Found:
 # --- outputs of the 10x platforms ----------------------------------------------------------------
 
 def holds_output(source: str) -> Callable[[Path], bool]:
-    return lambda root: visium.holds(root, source)
+    # Cells and bins of one slide lie side by side: then its bins are read.
+    return lambda root: visium.holds(root, source) and not (
+        source == "segmented" and visium.holds(root, "visium_hd"))
 
 
 def look_output(source: str) -> Callable[[Path], Found]:
@@ -303,7 +305,7 @@ def _section_names(counts: Sequence[Path]) -> dict[Path, str]:
 
 
 def _nearest(counts: Path, name: str, files: Sequence[Path]) -> Path | None:
-    """The file that goes with a table: in its folder, alone or with the longest common beginning."""
+    """The file that goes with a table: it has the section's name, or is alone beside it."""
     beside = [path for path in files if path.parent == counts.parent]
     named = [path for path in beside or files if re.search(
         rf"(?<![0-9A-Za-z]){re.escape(name)}(?![0-9A-Za-z])", path.name)]
@@ -312,7 +314,7 @@ def _nearest(counts: Path, name: str, files: Sequence[Path]) -> Path | None:
     return beside[0] if len(beside) == 1 else None
 
 
-# --- AnnData and SpatialData -----------------------------------------------------------------------
+# --- AnnData and SpatialData ---------------------------------------------------------------------
 
 def holds_files(ending: str) -> Callable[[Path], bool]:
     """Whether there are files (or stores) of an ending that are no samples of HEST."""

@@ -5,6 +5,7 @@ and says something: hand-made features beside a small network that learned nothi
 protocols that the owners of the sections allow.
 """
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,11 +17,12 @@ from mvhlib import own_tables
 from mvhlib.artifacts import InputError, reading, write_text
 from mvhlib.places import home
 from mvhlib.profiles.found import Found
+from mvhlib.tiles.cut import MIN_SOURCE_PX
 
 #: Side of a tile [µm] of Visium and of platforms that are summed to 100 µm, and of legacy arrays.
 TILE_UM, LEGACY_TILE_UM = 112.0, 150.0
-#: Most and least pixels of a tile's side: what encoders read, and what leaves a texture.
-MOST_PX, LEAST_PX = 224, 8
+#: Most pixels of a tile's side: what encoders read.
+MOST_PX = 224
 #: Genes of a panel.
 N_GENES = 200
 #: Scales this far apart make one resolution necessary.
@@ -125,7 +127,7 @@ def _quoted(path: Path) -> str:
 
 def _text(found: Found, file: str, lines: Sequence[tuple[str, str]]) -> str:
     """Lines of YAML with their comments beside them, under each other."""
-    said = f"# {found.says[0].upper()}{found.says[1:]}. Written by make profile; change what you like."
+    said = f"# {found.says[0].upper()}{found.says[1:]}. Written by make profile."
     head = [said] if file == "workflow.yaml" else []
     side = [line for line, comment in lines if comment and len(line) <= _BESIDE]
     width = max(map(len, side), default=0)
@@ -191,13 +193,10 @@ def _sections(found: Found, samples: Path | None) -> dict[str, list[tuple[str, s
     tile_um = LEGACY_TILE_UM if found.source in ("her2st", "mob", "legacy_st") else TILE_UM
     scales = [row.facts["mpp"] for row in imaged if isinstance(row.facts.get("mpp"), float)]
     finest, coarsest = min(scales, default=0.5), max(scales, default=0.5)
-    tile_px = max(LEAST_PX, min(MOST_PX, round(tile_um / finest)))
     options = ""
     if coarsest > UNLIKE * finest:
         options = f", options: {{mpp: {float(f'{coarsest:.3g}') + 0.01:.3g}}}"
-    said = f"; images have {finest:.3g} um/px" if scales else ""
-    tiles = [(f"tile_um: {tile_um}", "side of a tile [um]: a spot and what surrounds it"),
-             (f"tile_px: {tile_px}", f"side of a tile [px]{said}")]
+    tiles = _tiles(scales, tile_um, "side of a tile [um]: a spot and what surrounds it")
     expression = [(f"protocols: {_flow(protocols)}", "as in 01_cohort.yaml"),
                   ("primary: [handmade, vit12-random]", "the comparison named in advance"),
                   ("centred: []", "encoders that are tried again with each study centred")]
@@ -208,6 +207,18 @@ def _sections(found: Found, samples: Path | None) -> dict[str, list[tuple[str, s
             "01_cohort.yaml": cohort, "02_tiles.yaml": tiles, "05_expression.yaml": expression,
             "06_spatial_maps.yaml": [(f"protocol: {protocols[0]}",
                                       "whose predictions are drawn; another where 05 left it out")]}
+
+
+def _tiles(scales: Sequence[float], tile_um: float, said: str) -> list[tuple[str, str]]:
+    """Extent of a tile: as it should be, or as wide as the coarsest image makes necessary."""
+    least = math.ceil(MIN_SOURCE_PX * max(scales, default=0.0))
+    if least > tile_um:
+        said = f"side of a tile [um]: {MIN_SOURCE_PX} px of the images, which are coarse"
+    tile_um = max(tile_um, float(least))
+    finest = min(scales, default=0.5)
+    seen = f"; images have {finest:.3g} um/px" if scales else ""
+    tile_px = max(MIN_SOURCE_PX, min(MOST_PX, round(tile_um / finest)))
+    return [(f"tile_um: {tile_um}", said), (f"tile_px: {tile_px}", f"side of a tile [px]{seen}")]
 
 
 def _encoders(options: str = "") -> list[tuple[str, str]]:
@@ -228,14 +239,11 @@ def _images(found: Found, samples: Path | None) -> dict[str, list[tuple[str, str
     scales = [row.facts["mpp"] for row in found.readable]
     known = all(isinstance(scale, float) for scale in scales)
     tiles = [(f"labelled: {found.source}", "reader of the images")]
-    if known:
-        tile_px = max(LEAST_PX, min(MOST_PX, round(TILE_UM / min(scales))))
-    else:
-        tile_px = MOST_PX
-        tiles.append((f"labelled_mpp: {own_tables.BLANK}",
+    if not known:
+        tiles.append((f"labelled_mpp: '{own_tables.BLANK}'",
                       "fill in: micrometres per pixel of the images, such as 0.5"))
-    tiles += [(f"tile_um: {TILE_UM}", "side of a tile [um]; a smaller image is one tile"),
-              (f"tile_px: {tile_px}", "side of a tile [px]")]
+    tiles += _tiles(scales if known else [], TILE_UM,
+                    "side of a tile [um]; a smaller image is one tile")
     patients = {row.facts["patient"] for row in found.readable} - {None}
     classes = [("datasets: [labelled]", "what is classified"),
                ("encoders: [handmade, vit12-random]", "folders below features/"),
@@ -262,15 +270,14 @@ def _outcomes(found: Found, samples: Path | None) -> dict[str, list[tuple[str, s
 
 
 def _slides(found: Found, samples: Path | None) -> dict[str, list[tuple[str, str]]]:
-    """Files of a profile for whole slides: 07 where there are labels, 09 where there are outcomes."""
+    """Files of a profile for whole slides: 07 where there are labels, 09 with outcomes."""
     scales = [row.facts["mpp"] for row in found.readable if isinstance(row.facts["mpp"], float)]
     finest = min(scales, default=0.5)
     notebooks, files = ["02_tiles", "04_embed"], {}
     slides = _named(samples) if samples else "slides.csv"
     files["02_tiles.yaml"] = [
         (f"slides: {_flow(slides)}", "who the slides are of: see mvhlib.tiles.whole"),
-        (f"tile_um: {TILE_UM}", "side of a tile [um]"),
-        (f"tile_px: {max(LEAST_PX, min(MOST_PX, round(TILE_UM / finest)))}", "side of a tile [px]"),
+        *_tiles(scales, TILE_UM, "side of a tile [um]"),
         ("slide_tiles: 1000", "tiles of a slide at most, drawn at random; 0 for all")]
     if len({row.facts["label"] for row in found.readable} - {None}) > 1:
         notebooks.append("07_classification")

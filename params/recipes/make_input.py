@@ -1,6 +1,6 @@
 """Make the tiny inputs of the recipes: what a user would bring, drawn by the synthetic cohort.
 
-``.venv/bin/python params/recipes/make_input.py KIND FOLDER``, KIND one of section, slides, outcomes.
+``.venv/bin/python params/recipes/make_input.py KIND FOLDER``; KIND: section, slides or outcomes.
 Nothing in these files is real; a recipe that runs on them runs on files of the same form.
 """
 
