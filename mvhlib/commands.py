@@ -17,13 +17,15 @@ DATA          the data set's directory, may be read-only; or       no directory,
 OUT           where ``runs/``, ``figures/`` and                    blank, the root, a file, a line
               ``predictions/`` are made                            break, no right to write
 SEED          whole number from 0                                  anything else
-JOBS          processes at once, from 1                            anything else
+JOBS          processes at once, from 1; or empty: one for each    anything else
+              core that has 2 GB of memory
 SLIDES        predict: a slide or a folder of them                 nothing there, a line break
 MODEL         predict: a folder with ``model.json``                nothing there, a changed file
 MPP           predict: micrometres per pixel of all slides         no number above 0
 STRIDE_UM     predict: distance of tiles on the grid               no number above 0
 GENES         predict: ``A,B``, or a file, a gene in each line     genes that the model lacks
 PREDICTIONS   score: a folder (`mvhlib.expression.given`)          nothing there
+PORT, ARGS    lab: its port, further words for JupyterLab          no port, an open quote
 ============  ===================================================  ==============================
 
 Everything is refused before anything is written or run. ``profile`` and ``doctor`` look into DATA.
@@ -32,6 +34,7 @@ Everything is refused before anything is written or run. ``profile`` and ``docto
 import fcntl
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -44,7 +47,9 @@ from mvhlib.places import home
 
 #: Variables of the Makefile; they are meant for this module and not for what it starts.
 VARIABLES = ("PROFILE", "PARAMS", "DATA", "OUT", "SEED", "JOBS", "SLOW", "PYTHON", "SLIDES",
-             "MODEL", "MPP", "STRIDE_UM", "GENES", "PREDICTIONS")
+             "MODEL", "MPP", "STRIDE_UM", "GENES", "PREDICTIONS", "PORT", "ARGS")
+#: Memory that a notebook may take [bytes].
+JOB_BYTES = 2 << 30
 
 
 def out_folder(given: Mapping[str, str]) -> Path:
@@ -92,7 +97,7 @@ def become(words: Sequence[str], env: Mapping[str, str]) -> None:
 def figures(given: Mapping[str, str]) -> None:
     """Run a profile's notebooks by Snakemake."""
     call = _call(given)
-    jobs = workflow.whole_number(given.get("JOBS"), "make", "JOBS", least=1)
+    jobs = _jobs(given)
     workflow.prepare(call)
     out = out_folder(given)
     _wait_for_others(out / "runs" / call.profile)
@@ -100,6 +105,26 @@ def figures(given: Mapping[str, str]) -> None:
             "--directory", str(out), "--cores", str(jobs), "--nolock", "--rerun-incomplete",
             "--keep-going", "--quiet", "rules", "progress", "host", "--config",
             workflow.to_jobs(call)], surroundings(out))
+
+
+def tour(given: Mapping[str, str]) -> int:
+    """Run the first notebook alone, and say where its picture is."""
+    out = out_folder(given)
+    seed = workflow.whole_number(given.get("SEED"), "make", "SEED")
+    failed = _notebook("00_tour", {"profile": "demo", "out": str(out), "seed": seed}, out,
+                       surroundings(out))
+    if not failed:
+        print(*sorted((out / "figures/demo/00_tour").glob("*.png")), sep="\n")
+    return failed
+
+
+def _jobs(given: Mapping[str, str]) -> int:
+    """Processes at once: as many as were asked for, else as the machine bears."""
+    if (given.get("JOBS") or "").strip():
+        return workflow.whole_number(given["JOBS"], "make", "JOBS", least=1)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(1, min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
+                      else os.cpu_count() or 1, memory // JOB_BYTES))
 
 
 def _call(given: Mapping[str, str]) -> workflow.Call:
@@ -163,7 +188,7 @@ def _wait_for_others(run: Path) -> None:
 def predict(given: Mapping[str, str]) -> int:
     """Predict slides, and then run 16_predict on what was made."""
     slides, model = (_there(given, name) for name in ("SLIDES", "MODEL"))
-    jobs = workflow.whole_number(given.get("JOBS"), "make", "JOBS", least=1)
+    jobs = _jobs(given)
     numbers = {name: _above_zero(given, name) for name in ("MPP", "STRIDE_UM")}
     genes = _path_if_any(given.get("GENES") or "")
     out = out_folder(given)
@@ -250,7 +275,7 @@ def _notebook(name: str, values: Mapping[str, Any], out: Path, env: Mapping[str,
 
 def test(given: Mapping[str, str]) -> None:
     """Run the tests."""
-    jobs = workflow.whole_number(given.get("JOBS"), "make", "JOBS", least=1)
+    jobs = _jobs(given)
     env = surroundings(out_folder(given))
     env.setdefault("OMP_NUM_THREADS", "1")
     become([sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "-n", str(jobs),
@@ -259,8 +284,12 @@ def test(given: Mapping[str, str]) -> None:
 
 def lab(given: Mapping[str, str]) -> None:
     """Start JupyterLab in the clone."""
-    become([str(Path(sys.executable).parent / "jupyter"), "lab", f"--notebook-dir={home()}"],
-           surroundings(out_folder(given)))
+    words = [str(Path(sys.executable).parent / "jupyter"), "lab", f"--notebook-dir={home()}"]
+    if (given.get("PORT") or "").strip():
+        words.append(f"--port={workflow.whole_number(given['PORT'], 'make', 'PORT', least=1)}")
+    with artifacts.reading("make", "ARGS", "cannot be split into words", "close its quotes"):
+        words += shlex.split(given.get("ARGS") or "")
+    become(words, surroundings(out_folder(given)))
 
 
 def bench(given: Mapping[str, str]) -> int:
@@ -282,9 +311,8 @@ def book(given: Mapping[str, str]) -> int:
             str(out / "book" / profile)], surroundings(out))
 
 
-TARGETS = {"figures": figures, "profile": profile, "doctor": doctor, "predict": predict,
-           "score": score, "test": test, "lab": lab,
-           "bench": bench, "book": book}
+TARGETS = {target.__name__: target for target in (
+    figures, tour, profile, doctor, predict, score, test, lab, bench, book)}
 
 
 def main(arguments: Sequence[str], given: Mapping[str, str]) -> int:

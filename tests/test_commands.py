@@ -136,7 +136,7 @@ def variables(tmp_path, **changed):
 
 @pytest.mark.parametrize(("name", "value"), [
     *(("SEED", v) for v in ("abc", "-1", "", "1.0", "1e3", "9" * 5000, "2147483648", "٣", "true")),
-    *(("JOBS", v) for v in ("0", "x", "")),
+    *(("JOBS", v) for v in ("0", "x", "-1")),
     *(("PROFILE", v) for v in ("", "nosuch", "..", "a/b", "../test", "-rf", "a\nb", "{x}", "$(x)",
                                "a: b", ".hidden", "test ", "1", "true", "her2st")),
     *(("DATA", v) for v in ("/etc/none", "/etc/passwd", "a\nb", "/\udcff")),
@@ -166,6 +166,30 @@ def test_figures_becomes_snakemake_with_the_call_in_plain_letters(tmp_path, monk
     assert workflow.given_to_snakemake({}, [words[-1]]) == workflow.Call(
         "test", str(tmp_path / "d {x}"), 5)
     assert "OUT" not in env and env["TMPDIR"] == str(tmp_path / "disk #2/.cache/tmp")
+
+
+def test_without_jobs_there_is_one_for_each_core(tmp_path, monkeypatch):
+    became = []
+    monkeypatch.setattr(commands, "become", lambda words, env: became.append(words))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(3)))
+    for given, memory, expected in (("", 1 << 40, "3"), (" ", 5 << 30, "2"), ("", 1 << 20, "1"),
+                                    ("7", 1 << 20, "7")):
+        monkeypatch.setattr(os, "sysconf", lambda name, n=memory: {
+            "SC_PAGE_SIZE": 1 << 12}.get(name, n >> 12))
+        commands.main(["figures"], variables(tmp_path, JOBS=given))
+        assert became[-1][became[-1].index("--cores") + 1] == expected
+
+
+def test_lab_takes_a_port_and_words_and_no_shell(tmp_path, monkeypatch, capsys):
+    became = []
+    monkeypatch.setattr(commands, "become", lambda words, env: became.append(words))
+    given = variables(tmp_path, PORT="8899", ARGS="--no-browser --ip='$(id) x'")
+    assert commands.main(["lab"], given) == 0
+    assert became[0][-3:] == ["--port=8899", "--no-browser", "--ip=$(id) x"]
+    for name, value in (("PORT", "x"), ("ARGS", "'open")):
+        assert commands.main(["lab"], variables(tmp_path, **{name: value})) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and name in said
 
 
 def test_data_may_be_read_only(tmp_path):
