@@ -2,7 +2,8 @@
 
 A claim is looked up, never typed in: its measured value comes from a table that a notebook of this
 run saved, what its paper's tables imply is computed from the printed numbers below, and its
-verdict is one of five fixed phrases.
+verdict is one of those of `mvhlib.verdicts`, or *derivable* or *not derivable* from the printed
+rows, or *not testable*; ``why`` says what a verdict rests on where the interval does not.
 
 ``python -m mvhlib.claims figures`` puts the tables of all committed profiles together in
 ``figures/claims.csv`` and, to be read, ``figures/CLAIMS.md``.
@@ -13,25 +14,28 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from mvhlib import artifacts, statistics
+from mvhlib import artifacts, statistics, verdicts
 from mvhlib.expression.scores import drop
 from mvhlib.expression.variants import SEEDS_FOR_A_CLAIM, split_slug
 from mvhlib.gallery import plain
 from mvhlib.notebook import UNCOMMITTED
+from mvhlib.read_outs import CHOSEN, slug
 
 COLUMNS = ("paper", "claim", "published", "implied_by_tables", "measured", "ci_low", "ci_high",
-           "data", "verdict", "command")
+           "data", "verdict", "command", "why")
 
 AGAIN = "delete it and run make figures again"
-DERIVABLE = "derivable from the published tables"
-NOT_DERIVABLE = "not derivable from the printed rows"
-SEEN = "direction seen here"
-NOT_SEEN = "direction not seen here"
-NOT_TESTABLE = "not testable here"
+DERIVABLE = "derivable"
+NOT_DERIVABLE = "not derivable"
+ONE_SEED = "one seed, no claim"
+#: Of comparisons of trained models whose table has no column for it.
+UNCHECKED = "made before its preconditions were checked (PROTOCOL.md)"
+NOT_TESTABLE = "not testable"
 
 #: MVHybrid's tables on 200 genes, as its README prints them (arXiv 2508.00383): gene panel ->
 #: metric -> encoder -> mean over random folds, mean over LOSO folds, and the drop beside them [%].
@@ -128,10 +132,11 @@ def ablation_gain() -> str:
 
 def _variant(variant: str, reference: str, measure: str = "all", sign: int = 1,
              protocol: str = "loso") -> Lookup:
-    where = {"protocol": protocol, "variant": variant, "reference": reference, "measure": measure}
-    return Lookup("11_ablations/comparisons.csv",
-                  " and ".join(f"{name} == '{value}'" for name, value in where.items()),
-                  low="unit_low", high="unit_high", sign=sign)
+    sides = (f"{side} in ['{name}', '{slug(name, CHOSEN)}']"
+             for side, name in (("variant", variant), ("reference", reference)))
+    return Lookup("11_ablations/comparisons.csv", " and ".join(
+        [f"protocol == '{protocol}'", f"measure == '{measure}'", *sides]),
+        low="unit_low", high="unit_high", sign=sign)
 
 
 def _mmap(claim: str) -> Lookup:
@@ -154,14 +159,11 @@ def claims() -> list[Claim]:
               _variant("mvhybrid-dino", "vit12-dino")),
         Claim(mv, "as above, against a ViT of as many parameters", "", "",
               _variant("mvhybrid-dino", "vit17-dino")),
-        Claim(mv, "as above, at as many training FLOPs", "", "",
-              _variant("mvhybrid-dino", "vit17-flops")),
-        Claim(mv, "as above, at as many training minutes", "", "",
-              _variant("mvhybrid-dino", "vit17-minutes")),
         Claim(mv, "a smaller loss on an unseen study than a ViT", "smaller", smaller_losses(),
               _variant("mvhybrid-dino", "vit12-dino", sign=-1, protocol="drop")),
-        Claim(mv, "low-frequency bias: slow morphology is read better than by a ViT", "yes", "",
-              _variant("mvhybrid-dino", "vit12-dino", "slow_along")),
+        Claim(mv, "low-frequency bias: ahead of a ViT of as many parameters on slow morphology "
+              "more than on fine texture", "yes", "",
+              _variant("mvhybrid-dino", "vit17-dino", "slow_less_fine")),
         Claim(mv, "eigenvalues lie between -10 and 0", "-10 to 0", "",
               Lookup("10_frequency/audit.csv", "backbone == 'mvhybrid' and preset == 'released'",
                      "a_min", "a_min", "a_min", threshold=-10)),
@@ -218,40 +220,42 @@ def claims() -> list[Claim]:
 class Measured:
     """A claim's number in one profile, in the claimed direction.
 
-    `n_seeds` is 0 where nothing was trained.
+    `n_seeds` is 0 where nothing was trained; `unmet` names preconditions that were not met.
     """
 
     value: float
     low: float
     high: float
     n_seeds: int = 0
+    unmet: str = ""
 
 
 def measure(lookup: Lookup, figures: Path) -> Measured | None:
     """Value and interval of a lookup; None where its table or its row is not there.
 
-    Every kind of chance counts: where there are several seeds, the span reaches over the interval
-    over seeds and over all intervals over units.
+    Every kind of chance counts: where there are several seeds, the half-widths over seeds and over
+    units (of several files their mean) add as the root of the sum of their squares.
     """
     found = [row for path in _one_encoder(figures, lookup.table) for row in _row(path, lookup)]
     if not found:
         return None
-    values, lows, highs = ([row[side] for row in found]
-                           for side in (lookup.value, lookup.low, lookup.high))
+    value, low, high = (float(np.mean([row[side] for row in found]))
+                        for side in (lookup.value, lookup.low, lookup.high))
     over_seeds = "seed_low" in found[0]
     n_seeds = (int(found[0].get("n_seeds", len(found))) if lookup.n_seeds or over_seeds else 0)
-    if over_seeds:
-        lows.append(found[0]["seed_low"])
-        highs.append(found[0]["seed_high"])
+    half = abs(high - low) / 2
+    if over_seeds and n_seeds > 1:
+        half = math.hypot(half, (found[0]["seed_high"] - found[0]["seed_low"]) / 2)
     elif lookup.n_seeds and len(found) > 1:
-        chance = statistics.t_interval(values)
-        lows.append(chance.low)
-        highs.append(chance.high)
-    span = np.array([np.mean(values), np.min(lows), np.max(highs)]) * lookup.sign
-    return Measured(float(span[0]), float(span[1:].min()), float(span[1:].max()), n_seeds)
+        chance = statistics.t_interval([row[lookup.value] for row in found])
+        half = math.hypot(half, (chance.high - chance.low) / 2)
+    if n_seeds > 1:
+        low, high = value - half, value + half
+    low, high = sorted((low * lookup.sign, high * lookup.sign))
+    return Measured(value * lookup.sign, low, high, n_seeds, str(found[0].get("unmet", "")))
 
 
-def _row(path: Path, lookup: Lookup) -> list[dict[str, float]]:
+def _row(path: Path, lookup: Lookup) -> list[dict[str, Any]]:
     """The numbers of the row that a lookup means, if it is there."""
     frame = artifacts.read_csv(path, columns=(lookup.value, lookup.low, lookup.high))
     with artifacts.reading(path, lookup.where, "is no row of numbers", AGAIN):
@@ -260,13 +264,17 @@ def _row(path: Path, lookup: Lookup) -> list[dict[str, float]]:
         if ("seed_low" in frame) != ("seed_high" in frame):
             raise KeyError("seed_low and seed_high belong together")
         found = [{name: float(row[name]) for name in names if name in row} for row in rows]
+        old = UNCHECKED if {"seed_low", "unit_low"} <= set(frame) else ""
+        words = ["" if row.get("unmet", old) != row.get("unmet", old) else row.get("unmet", old)
+                 for row in rows]  # a blank cell is NaN
     for row in found:
         wrong = [name for name, value in row.items() if math.isinf(value) or (
             name == "n_seeds" and not (value >= 0 and value.is_integer()))]
         if wrong:
             raise artifacts.InputError(path, wrong[0], f"is {row[wrong[0]]} where {lookup.where}",
                                        AGAIN)
-    return found
+    return [row | ({"unmet": unmet} if unmet else {})
+            for row, unmet in zip(found, words, strict=True)]
 
 
 def _one_encoder(figures: Path, pattern: str) -> list[Path]:
@@ -301,26 +309,26 @@ def evaluate(figures: str | Path, *, data: str, command: str,
     -------
     pd.DataFrame
         Columns `COLUMNS`; differences are turned to the claimed direction, above zero is as
-        claimed. A direction counts as seen where the whole interval lies there; ``not seen``
-        covers both an interval across zero and one on the other side.
+        claimed.
     """
     rows = []
     for claim in claims() if chosen is None else chosen:
         found = measure(claim.lookup, Path(figures)) if claim.lookup else None
         if claim.derivable is not None:
-            verdict = DERIVABLE if claim.derivable else NOT_DERIVABLE
+            verdict, why = DERIVABLE if claim.derivable else NOT_DERIVABLE, claim.why
         elif found is None:
+            verdict = NOT_TESTABLE
             why = claim.why or f"this profile has no row for it in {claim.lookup.table}"
-            verdict = f"{NOT_TESTABLE}: {why}"
         elif found.n_seeds == 1:
-            verdict = f"{NOT_TESTABLE}: one seed, no claim"
+            verdict, why = NOT_TESTABLE, ONE_SEED
         else:
-            side = np.array([found.low, found.high]) - claim.lookup.threshold
-            verdict = SEEN if np.isfinite(side).all() and (side > 0).all() else NOT_SEEN
+            # The value is turned to the claimed side already, the threshold is not.
+            verdict, why = verdicts.judge(found.low, found.high, threshold=claim.lookup.threshold,
+                                          unmet=[found.unmet] if found.unmet else [])
         numbers = (found.value, found.low, found.high) if found else (np.nan,) * 3
         rows.append((claim.paper, claim.claim, claim.published, claim.implied, *numbers,
                      _origin(data, found.n_seeds) if found else "", verdict,
-                     command if found else ""))
+                     command if found else "", why))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
@@ -378,9 +386,10 @@ def page(table: pd.DataFrame) -> str:
     """The table of `collect` as a page to be read."""
     lines = ["# What is left of the papers' headlines", "",
              "Generated by `python -m mvhlib.claims figures` from every profile's "
-             "`14_leaderboard/claims.csv`: do not edit. Intervals are at 95 %. *Direction seen "
-             "here* means that the whole interval, over seeds and over patients, lies on the "
-             "claimed side; fewer than eight seeds are exploratory. A measured difference (of "
+             "`14_leaderboard/claims.csv`: do not edit. Intervals are at 95 %. *As claimed* and "
+             "*the other way* mean that the whole interval, of seeds and units together, lies on "
+             "one side of zero, *undecided* that it does not, and names the difference that could "
+             "have been seen; fewer than eight seeds are exploratory. A measured difference (of "
              "Pearson's r, where nothing else is named) is above zero where it goes as claimed; of "
              "eigenvalues the lowest is shown. None of this is measured at the published scale.",
              "",
@@ -391,7 +400,7 @@ def page(table: pd.DataFrame) -> str:
             f"{float(row.measured):+.3f} [{float(row.ci_low):+.3f}, {float(row.ci_high):+.3f}]"
             if row.ci_low != "" else f"{float(row.measured):+.3f}")
         cells = (row.paper, row.claim, row.published, row.implied_by_tables, measured, row.data,
-                 row.verdict)
+                 f"{row.verdict}: {row.why}" if row.why else row.verdict)
         lines.append("| " + " | ".join(plain(cell).replace("|", "\\|") for cell in cells) + " |")
     return "\n".join([*lines, ""])
 
@@ -409,7 +418,7 @@ def main(arguments: Sequence[str]) -> int:
     except artifacts.InputError as error:
         print(error, file=sys.stderr)
         return 1
-    print(collected["verdict"].str.split(":").str[0].value_counts().to_string())
+    print(collected["verdict"].value_counts().to_string())
     return 0
 
 

@@ -4,37 +4,47 @@ A recipe that pastes ``$(DATA)`` into its text lets a shell read a path: it runs
 backticks and cuts at quotes. So the Makefile exports its variables, and every recipe is
 ``python -m mvhlib.commands TARGET``: no value passes through a shell, or through YAML.
 
-=========  ======================================================  ==============================
-variable   what it is                                              refused
-=========  ======================================================  ==============================
-PROFILE    folder below PARAMS                                     other than letters, digits,
+============  ===================================================  ==============================
+variable      what it is                                           refused
+============  ===================================================  ==============================
+PROFILE       folder below PARAMS                                  other than letters, digits,
                                                                    ``.-_``; a profile that there
                                                                    is not; a broken file in it
-PARAMS     folder of profiles; or empty, for ``params/`` of the    no directory, a line break
-           clone; `profile` makes it
-DATA       the data set's directory, may be read-only; or empty    no directory, a line break
-OUT        where ``runs/`` and ``figures/`` are made               blank, the root, a file, a line
-                                                                   break, no right to write
-SEED       whole number from 0                                     anything else
-JOBS       processes at once, from 1                               anything else
-=========  ======================================================  ==============================
+PARAMS        folder of profiles; or empty, for ``params/`` of     no directory, a line break
+              the clone; `profile` makes it
+DATA          the data set's directory, may be read-only; or       no directory, a line break
+              empty
+OUT           where ``runs/``, ``figures/`` and                    blank, the root, a file, a line
+              ``predictions/`` are made                            break, no right to write
+SEED          whole number from 0                                  anything else
+JOBS          processes at once, from 1                            anything else
+SLIDES        predict: a slide or a folder of them                 nothing there, a line break
+MODEL         predict: a folder with ``model.json``                nothing there, a changed file
+MPP           predict: micrometres per pixel of all slides         no number above 0
+STRIDE_UM     predict: distance of tiles on the grid               no number above 0
+GENES         predict: ``A,B``, or a file, a gene in each line     genes that the model lacks
+PREDICTIONS   score: a folder (`mvhlib.expression.given`)          nothing there
+============  ===================================================  ==============================
 
 Everything is refused before anything is written or run. ``profile`` and ``doctor`` look into DATA.
 """
 
 import fcntl
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mvhlib import artifacts, profiles, workflow
 from mvhlib.artifacts import InputError
 from mvhlib.places import home
 
 #: Variables of the Makefile; they are meant for this module and not for what it starts.
-VARIABLES = ("PROFILE", "PARAMS", "DATA", "OUT", "SEED", "JOBS", "SLOW", "PYTHON")
+VARIABLES = ("PROFILE", "PARAMS", "DATA", "OUT", "SEED", "JOBS", "SLOW", "PYTHON", "SLIDES",
+             "MODEL", "MPP", "STRIDE_UM", "GENES", "PREDICTIONS")
 
 
 def out_folder(given: Mapping[str, str]) -> Path:
@@ -81,9 +91,7 @@ def become(words: Sequence[str], env: Mapping[str, str]) -> None:
 
 def figures(given: Mapping[str, str]) -> None:
     """Run a profile's notebooks by Snakemake."""
-    call = workflow.read_call({
-        "profile": given.get("PROFILE"), "data": _absolute(given, "DATA"),
-        "seed": given.get("SEED"), "params": _absolute(given, "PARAMS")})
+    call = _call(given)
     jobs = workflow.whole_number(given.get("JOBS"), "make", "JOBS", least=1)
     workflow.prepare(call)
     out = out_folder(given)
@@ -92,6 +100,12 @@ def figures(given: Mapping[str, str]) -> None:
             "--directory", str(out), "--cores", str(jobs), "--nolock", "--rerun-incomplete",
             "--keep-going", "--quiet", "rules", "progress", "host", "--config",
             workflow.to_jobs(call)], surroundings(out))
+
+
+def _call(given: Mapping[str, str]) -> workflow.Call:
+    return workflow.read_call({
+        "profile": given.get("PROFILE"), "data": _absolute(given, "DATA"),
+        "seed": given.get("SEED"), "params": _absolute(given, "PARAMS")})
 
 
 def _absolute(given: Mapping[str, str], name: str) -> str:
@@ -146,6 +160,94 @@ def _wait_for_others(run: Path) -> None:
     os.set_inheritable(handle, True)
 
 
+def predict(given: Mapping[str, str]) -> int:
+    """Predict slides, and then run 16_predict on what was made."""
+    slides, model = (_there(given, name) for name in ("SLIDES", "MODEL"))
+    jobs = workflow.whole_number(given.get("JOBS"), "make", "JOBS", least=1)
+    numbers = {name: _above_zero(given, name) for name in ("MPP", "STRIDE_UM")}
+    genes = _path_if_any(given.get("GENES") or "")
+    out = out_folder(given)
+    env, target = surroundings(out), str(out / "predictions")
+    env.setdefault("OMP_NUM_THREADS", "1")
+    words = ["--slides", slides, "--model", model, "--out", target, "--jobs", str(jobs),
+             f"--genes={genes}"]
+    words += [f"--{name.lower().replace('_', '-')}={value!r}"
+              for name, value in numbers.items() if value]
+    done = subprocess.run([sys.executable, "-m", "mvhlib.prediction", *words], env=env)
+    if done.returncode > 1 or not any((out / "predictions").glob("*/done.json")):
+        return done.returncode
+    from mvhlib.prediction import apply
+
+    values = {"profile": "predict", "out": str(out), "slides": slides, "model": model,
+              "predictions": target, "mpp": numbers["MPP"], "stride_um": numbers["STRIDE_UM"],
+              "genes": list(apply.genes_of(genes) or ())}
+    return _notebook("16_predict", values, out, env) or done.returncode
+
+
+def score(given: Mapping[str, str]) -> int:
+    """Score predictions of another system, and redraw 14's leaderboard with them in it."""
+    predictions = _there(given, "PREDICTIONS")
+    call = _call(given)
+    plan = workflow.prepare(call)
+    out = out_folder(given)
+    env, run = surroundings(out), out / "runs" / call.profile
+    env.setdefault("OMP_NUM_THREADS", "1")
+    _wait_for_others(run)
+    scored = workflow.read_params(call.folder, "05_expression")
+    options = {key: scored[key] for key in ("unit", "normalize") if key in scored}
+    done = subprocess.run(
+        [sys.executable, "-m", "mvhlib.expression.given", "--run", str(run), "--predictions",
+         predictions, "--data", call.data, "--options",
+         json.dumps(options | {"seed": call.seed})], env=env)
+    if done.returncode or "14_leaderboard" not in plan["notebooks"]:
+        return done.returncode
+    values = workflow.read_params(call.folder, "14_leaderboard") | {
+        "profile": call.profile, "out": str(out), "data": call.data, "seed": call.seed,
+        "encoders": [*plan["scored"], *plan["chosen"]]}
+    failed = _notebook("14_leaderboard", values, out, env)
+    if not failed:
+        print(f"{out / 'figures' / call.profile / '14_leaderboard' / 'leaderboard.csv'} "
+              "has them beside ours")
+    return failed
+
+
+def _there(given: Mapping[str, str], name: str) -> str:
+    """A variable that names something that is there, as an absolute path."""
+    text = artifacts.safe_path(given.get(name) or "", "make", name)
+    if not os.path.exists(text):
+        raise InputError(f"{name}={text}", name, "does not exist", "check the path")
+    return os.path.abspath(text)
+
+
+def _above_zero(given: Mapping[str, str], name: str) -> float:
+    """A variable that holds a number above 0; 0 where it is empty."""
+    text = (given.get(name) or "").strip()
+    with artifacts.reading(f"{name}={text}", name, "is no number", "write it with a decimal point"):
+        value = float(text or 0.0)
+    if text and not 0 < value < float("inf"):
+        raise InputError(f"{name}={text}", name, "is not above 0", "give micrometres")
+    return value
+
+
+def _path_if_any(text: str) -> str:
+    return os.path.abspath(text) if text and os.path.exists(text) else text
+
+
+def _notebook(name: str, values: Mapping[str, Any], out: Path, env: Mapping[str, str]) -> int:
+    """Execute one notebook outside a workflow; its status, after a line where it failed."""
+    executed = out / "runs" / values["profile"] / "notebooks" / f"{name}.ipynb"
+    executed.parent.mkdir(parents=True, exist_ok=True)
+    with open(f"{executed}.txt", "w", encoding="utf-8") as log:
+        done = subprocess.run(
+            [sys.executable, "-m", "papermill", "--kernel", "python3", "--no-progress-bar", "--cwd",
+             str(home()), "-b", workflow.to_papermill(values),
+             workflow.notebook_for_papermill(name), str(executed)],
+            env=dict(env), stdout=log, stderr=subprocess.STDOUT)
+    if done.returncode:
+        print(workflow.explain(executed), file=sys.stderr)
+    return done.returncode
+
+
 def test(given: Mapping[str, str]) -> None:
     """Run the tests."""
     jobs = workflow.whole_number(given.get("JOBS"), "make", "JOBS", least=1)
@@ -180,7 +282,8 @@ def book(given: Mapping[str, str]) -> int:
             str(out / "book" / profile)], surroundings(out))
 
 
-TARGETS = {"figures": figures, "profile": profile, "doctor": doctor, "test": test, "lab": lab,
+TARGETS = {"figures": figures, "profile": profile, "doctor": doctor, "predict": predict,
+           "score": score, "test": test, "lab": lab,
            "bench": bench, "book": book}
 
 

@@ -110,6 +110,25 @@ def brings_weights(source: str) -> bool:
             or find_published(source) is not None)
 
 
+def trained_by(source: str, weights: str, encoder: str) -> tuple[str, str]:
+    """The notebook that makes an encoder's weights, and their folder below ``encoders/``.
+
+    Both are "" where no notebook of ours does.
+
+    Parameters
+    ----------
+    source, weights
+        As 04_embed is given them.
+    encoder
+        Its slug.
+    """
+    made_by = {"pretrained": "03_pretrain", "mmap": "12_mmap", "cmrcnet": "13_cmrcnet"}
+    method, _, built_on = weights.partition(":")
+    if method not in made_by or brings_weights(source):
+        return "", ""
+    return made_by[method], f"{method}-{built_on}" if built_on else encoder
+
+
 def python_file(source: str, folder: str | os.PathLike | None = None) -> tuple[Path, str]:
     """Take ``python:path/file.py:function`` apart.
 

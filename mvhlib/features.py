@@ -27,14 +27,15 @@ TRIDENT: Zhang et al., arXiv 2502.06750. HEST: Jaume et al., NeurIPS 2024.
 """
 
 import os
-import re
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mvhlib import read_outs
 from mvhlib.artifacts import (
     InputError,
     check_sayable,
@@ -42,9 +43,13 @@ from mvhlib.artifacts import (
     h5_attr,
     h5_reader,
     h5_writer,
+    read_attr,
     read_csv,
     read_json,
     reading,
+    sha256_file,
+    sha256_of,
+    write_json,
 )
 from mvhlib.tiles.store import (
     LARGEST_SCALE,
@@ -52,6 +57,8 @@ from mvhlib.tiles.store import (
     check_positive,
     coordinate_names,
     encode_names,
+    pad_places,
+    plain_places,
     read_coords,
     read_names,
     tile_names,
@@ -69,9 +76,6 @@ ATTRS = ("encoder", "width", "tile_px", "tile_um", "mpp", "source_mpp", "working
 
 #: Those that are a scale or an extent.
 _SCALES = ("tile_px", "tile_um", "mpp", "source_mpp", "working_mpp")
-
-#: A place of legacy Spatial Transcriptomics, and as HEST writes it.
-_PLACE, _PADDED = re.compile(r"(0|[1-9]\d{0,2})x(0|[1-9]\d{0,2})"), re.compile(r"\d{3}x\d{3}")
 
 
 @dataclass
@@ -138,9 +142,7 @@ def write_features(path: str | os.PathLike, feats: Features, layout: str = "mvhl
         raise InputError(path, "features", f"are not finite in {rows} of {len(values)} rows",
                          "look at the encoder: its weights or its precision overflow")
     barcodes = list(feats.barcodes)
-    padded = layout == "hest" and bool(barcodes) and all(map(_PLACE.fullmatch, barcodes))
-    if padded:
-        barcodes = ["x".join(part.zfill(3) for part in name.split("x")) for name in barcodes]
+    barcodes, padded = pad_places(barcodes) if layout == "hest" else (barcodes, False)
     names = encode_names(path, barcodes, len(values))
     attrs = {"width": values.shape[1]} | {k: v for k, v in feats.attrs.items() if v is not None}
     for name in _SCALES:
@@ -201,8 +203,7 @@ def read_features(path: str | os.PathLike) -> Features:
         if names is None and "coords" not in stream:
             names = [f"row{index}" for index in range(n)]
         elif names is not None and bool(stream.attrs.get("barcodes_padded", False)):
-            names = ["x".join(part.lstrip("0") or "0" for part in name.split("x"))
-                     if _PADDED.fullmatch(name) else name for name in names]
+            names = plain_places(names)
         if names is not None and len(names) != n:
             raise InputError(path, "barcodes", f"has {len(names)} rows for {n} features",
                              "it is probably truncated: delete it and make it again")
@@ -230,16 +231,65 @@ def read_out(folder: str | os.PathLike) -> str:
     Returns
     -------
     str
-        ``cls``, ``mean``, ``cls+mean``, ``mean+std``, ``-`` for encoders without tokens, and
-        ``unknown`` for features that somebody else made.
+        A name of `mvhlib.read_outs`, ``-`` for encoders without tokens, and ``unknown`` for
+        features that somebody else made.
     """
     path = Path(folder) / "encoder.json"
     if not os.path.lexists(path):
         return "unknown"
     pool = read_json(path).get("pool")
-    if pool not in ("cls", "mean", "cls+mean", "mean+std", "-"):
+    if pool not in (*read_outs.READ_OUTS, read_outs.ALL, "-"):
         raise InputError(path, "pool", f"is {pool!r}", "run 04_embed again")
     return pool
+
+
+def write_about(folder: str | os.PathLike, pretrained_on: Mapping[str, Any] | None,
+                made: Mapping[str, Any]) -> list[Path]:
+    """Write beside features what their encoder has seen, and how it was made and read.
+
+    Parameters
+    ----------
+    pretrained_on
+        ``{"sections": ..., "patients": ..., "studies": ...}``; None: nobody says.
+    made
+        For ``encoder.json``; its ``pool`` is what `read_out` gives.
+    """
+    return [write_json(Path(folder) / "pretrained_on.json", pretrained_on),
+            write_json(Path(folder) / "encoder.json", made)]
+
+
+def write_read_out(folder: str | os.PathLike, target: str | os.PathLike, read_out: str,
+                   sections: Sequence[str]) -> list[dict[str, Any]]:
+    """Write one read-out of features that hold all of them (`mvhlib.read_outs.ALL`).
+
+    Parameters
+    ----------
+    folder, target
+        Where ``<section>.h5`` of the whole stand, and where those of the read-out go; a file that
+        was made of the same whole is kept.
+    read_out
+        One of `mvhlib.read_outs.READ_OUTS`.
+
+    Returns
+    -------
+    list of dict
+        section, n_tiles, width, skipped, seconds, as `mvhlib.encoders.encode_folder` gives them.
+    """
+    rows = []
+    for name in sections:
+        start = time.perf_counter()
+        source, path = Path(folder) / f"{name}.h5", Path(target) / f"{name}.h5"
+        whole = read_features(source)
+        columns = read_outs.columns(read_out, whole.width)
+        key = sha256_of(sha256_file(source), read_out)
+        skipped = read_attr(path, "key") == key
+        if not skipped:
+            attrs = {k: v for k, v in whole.attrs.items() if k != "width"}
+            write_features(path, Features(whole.features[:, columns], whole.coords, whole.barcodes,
+                                          attrs | {"encoder": Path(target).name}), key=key)
+        rows.append({"section": name, "n_tiles": len(whole), "width": len(columns),
+                     "skipped": skipped, "seconds": time.perf_counter() - start})
+    return rows
 
 
 def read_folder(folder: str | os.PathLike,

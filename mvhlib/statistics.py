@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from mvhlib import verdicts
 from mvhlib.artifacts import InputError
 
 #: Up to so many pairs every flip of signs is enumerated.
@@ -138,8 +139,8 @@ def combine(*sources: Interval) -> Interval:
     """The interval of one mean that several independent sources of chance move.
 
     Half-widths add as the root of the sum of their squares, as independent errors do: another
-    seed of the training and another study, say. Either interval alone covers too little, and the
-    wider of the two still does (`benchmarks/coverage.csv`).
+    seed of the training and another study, say. Either interval alone covers too little, and so
+    does the wider of the two where seeds are many (`benchmarks/coverage.csv`).
 
     Parameters
     ----------
@@ -344,7 +345,7 @@ def compare(pairs: Mapping[str, tuple[Sequence[float], Sequence[float]]], *,
 
 #: Columns of a verdict by `judge`.
 JUDGED_COLUMNS = ("claim", "better", "worse", "unit", "n_units", "difference", "ci_low", "ci_high",
-                  "verdict")
+                  "verdict", "why")
 
 
 def judge(units: pd.DataFrame, words: str, better: str, worse: str | None = None, *,
@@ -367,23 +368,23 @@ def judge(units: pd.DataFrame, words: str, better: str, worse: str | None = None
     -------
     dict
         `JUDGED_COLUMNS`: Student's interval of the paired difference, one by one and not corrected
-        for their number; the verdict is ``as claimed`` or ``the other way`` where it leaves zero
-        out, else ``not decided``, and says so where no test is possible at this n.
+        for their number; the verdict is that of `mvhlib.verdicts.judge`, and says so where no test
+        is possible at this n.
     """
     rival = worse or str(units.mean().drop(better).idxmax())
     gap = t_interval(units[better] - units[rival])
-    verdict = ("as claimed" if gap.low > 0 else "the other way" if gap.high < 0
-               else "not decided")
-    if verdict != "not decided":
-        verdict += " on these sections" if unit == "section" else ""
-        few = smallest_p(gap.n) > 0.05
-        verdict += f", {IMPOSSIBLE}" if few else ""
-    values = (words, better, rival, unit, gap.n, gap.mean, gap.low, gap.high, verdict)
+    verdict, why = verdicts.judge(gap.low, gap.high)
+    if verdict != verdicts.UNDECIDED:
+        why = "on these sections" if unit == "section" else ""
+        if smallest_p(gap.n) > 0.05:
+            why = ", ".join(filter(None, [why, IMPOSSIBLE]))
+    values = (words, better, rival, unit, gap.n, gap.mean, gap.low, gap.high, verdict, why)
     return dict(zip(JUDGED_COLUMNS, values, strict=True))
 
 
 def sentence(judged: Mapping[str, Any]) -> str:
     """A row of `judge` to be read."""
-    return (f"{judged['claim']}: {judged['verdict']} ({judged['better']} less {judged['worse']} "
-            f"{judged['difference']:+.3f} [{judged['ci_low']:+.3f}, {judged['ci_high']:+.3f}], "
-            f"{judged['n_units']} {judged['unit']}s)")
+    why = f" ({judged['why']})" if judged["why"] else ""
+    return (f"{judged['claim']}: {judged['verdict']}{why}; {judged['better']} less "
+            f"{judged['worse']} {judged['difference']:+.3f} [{judged['ci_low']:+.3f}, "
+            f"{judged['ci_high']:+.3f}], {judged['n_units']} {judged['unit']}s")

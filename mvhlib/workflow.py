@@ -19,6 +19,8 @@ does. An encoder is its `source` (`mvhlib.encoders` lists them; a relative path 
 ``held_out``    a list of sections: pretrained once without each of them, ``<slug>.no-<section>``;
                 05 and 14 read all of them as one encoder, every fold by the one that did not see
                 it, and notebooks that compare embeddings (07, 08, 11) leave them out
+``read_outs``   a list: embedded once and scored by each of these (see `mvhlib.read_outs`), and by
+                the one that is best on inner folds
 ``if_data``     a path that begins in DATA, ``../glas/images``: without it the encoder is left out
 ==============  ==================================================================================
 """
@@ -36,7 +38,7 @@ from typing import Any
 
 import yaml
 
-from mvhlib import artifacts, encoder_sources, own_tables
+from mvhlib import artifacts, encoder_sources, own_tables, read_outs
 from mvhlib.artifacts import InputError
 from mvhlib.notebook import check_parameters, declared_parameters, read_parameters_cell
 from mvhlib.parameters import check, check_seed, nearest, read_yaml, read_yaml_if_any
@@ -228,9 +230,10 @@ def read_plan(folder: Path, data: str = "") -> dict[str, Any]:
     Returns
     -------
     dict
-        The keys of `PLAN`, and three that follow from them: ``scored`` (encoders as tables name
+        The keys of `PLAN`, and five that follow from them: ``scored`` (encoders as tables name
         them), ``members`` (of those the ones with ``held_out`` -> slugs that stand for it in
-        ``encoders``) and ``left_out`` (slug -> reason).
+        ``features``), ``read_outs`` (encoder -> those of ``scored`` that are its read-outs),
+        ``chosen`` (names of the best of them on inner folds) and ``left_out`` (slug -> reason).
 
     Raises
     ------
@@ -265,8 +268,9 @@ def read_plan(folder: Path, data: str = "") -> dict[str, Any]:
     kept = {slug: {key: value for key, value in options.items() if key != "if_data"}
             for slug, options in plan["encoders"].items() if slug not in plan["left_out"]}
     seeded = _each_seed(path, kept)
-    plan["scored"] = list(seeded)
-    plan["encoders"], plan["members"] = _each_held_out(path, seeded)
+    plan["encoders"], members = _each_held_out(path, seeded)
+    plan["scored"], plan["members"], plan["read_outs"] = _each_read_out(path, seeded, members)
+    plan["chosen"] = [read_outs.slug(slug, read_outs.CHOSEN) for slug in plan["read_outs"]]
     for slug, options in plan["encoders"].items():
         method, _, built_on = options.get("weights", "").partition(":")
         if method in METHODS and built_on not in plan["methods"].get(method, []):
@@ -380,6 +384,31 @@ def _each_held_out(path: Path, encoders: dict[str, dict[str, Any]]
             each[name] = options | {"pretrain": options["pretrain"] | {"exclude": exclude}}
             members.setdefault(slug, []).append(name)
     return each, members
+
+
+def _each_read_out(path: Path, encoders: dict[str, dict[str, Any]], members: dict[str, list[str]]
+                   ) -> tuple[list[str], dict[str, list[str]], dict[str, list[str]]]:
+    """What is scored: every encoder, or each of its read-outs; members and read-outs by name."""
+    scored: list[str] = []
+    grouped: dict[str, list[str]] = {}
+    kinds: dict[str, list[str]] = {}
+    for slug, options in encoders.items():
+        asked = read_outs.check(path, f"encoders: {slug}: read_outs", options.get("read_outs", []))
+        if asked and {"pool", "depths"} & set(options.get("options", {})):
+            raise InputError(path, f"encoders: {slug}: read_outs", "stands beside options of a "
+                             "read-out", "leave `pool` and `depths` out")
+        for each in asked or [""]:
+            name = read_outs.slug(slug, each) if each else slug
+            scored.append(name)
+            if slug in members:
+                grouped[name] = [read_outs.slug(one, each) if each else one
+                                 for one in members[slug]]
+        if asked:
+            kinds[slug] = read_outs.names(slug, asked)
+    if len(set(scored)) < len(scored):
+        twice = next(name for name in scored if scored.count(name) > 1)
+        raise InputError(path, "encoders", f"{twice!r} is the name of two", "rename one of them")
+    return scored, grouped, kinds
 
 
 def read_params(folder: Path, name: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from mvhlib import claims, statistics
 from mvhlib.artifacts import InputError, read_csv, write_csv
 from mvhlib.expression.scores import drop
 from mvhlib.places import home
+from mvhlib.verdicts import AS_CLAIMED, NOT_MET, OTHER_WAY, UNDECIDED
 
 
 def test_what_the_printed_tables_imply():
@@ -55,10 +56,9 @@ def judge(folder, claim=CLAIM, **row):
 
 
 @pytest.mark.parametrize(("low", "high", "sign", "verdict"), [
-    (0.01, 0.2, 1, claims.SEEN), (-0.01, 0.2, 1, claims.NOT_SEEN), (0.01, 0.2, -1, claims.NOT_SEEN),
-    (-0.2, -0.01, -1, claims.SEEN), (np.nan, np.nan, 1, claims.NOT_SEEN)])
-def test_a_direction_is_seen_where_the_whole_interval_lies_there(tmp_path, low, high, sign,
-                                                                 verdict):
+    (0.01, 0.2, 1, AS_CLAIMED), (-0.01, 0.2, 1, UNDECIDED), (0.01, 0.2, -1, OTHER_WAY),
+    (-0.2, -0.01, -1, AS_CLAIMED), (np.nan, np.nan, 1, UNDECIDED)])
+def test_a_verdict_needs_the_whole_interval(tmp_path, low, high, sign, verdict):
     claim = claims.Claim("P", "better", "", lookup=claims.Lookup("t/x.*.csv", "claim == 'better'",
                                                                  sign=sign))
     row = judge(tmp_path, claim, difference=0.1, ci_low=low, ci_high=high)
@@ -68,15 +68,24 @@ def test_a_direction_is_seen_where_the_whole_interval_lies_there(tmp_path, low, 
 
 
 def test_seeds_widen_the_interval_and_one_seed_is_no_claim(tmp_path):
-    row = {"difference": 0.1, "ci_low": 0.05, "ci_high": 0.15, "n_seeds": 8}
-    assert judge(tmp_path, **row, seed_low=-0.01, seed_high=0.2)["verdict"] == claims.NOT_SEEN
-    seen = judge(tmp_path, **row, seed_low=0.01, seed_high=0.12)
-    assert seen["verdict"] == claims.SEEN and (seen["ci_low"], seen["ci_high"]) == (0.01, 0.15)
+    row = {"difference": 0.1, "ci_low": 0.04, "ci_high": 0.16, "n_seeds": 8}
+    wide = judge(tmp_path, **row, seed_low=0.01, seed_high=0.19)
+    assert (wide["verdict"], wide["why"]) == (UNDECIDED,
+                                              "a difference of 0.108 could have been seen")
+    seen = judge(tmp_path, **row, seed_low=0.055, seed_high=0.145)
+    half = np.hypot(0.06, 0.045)
+    assert seen["verdict"] == AS_CLAIMED
+    assert (seen["ci_low"], seen["ci_high"]) == pytest.approx((0.1 - half, 0.1 + half))
     one = judge(tmp_path, **row | {"n_seeds": 1}, seed_low=np.nan, seed_high=np.nan)
-    assert one["verdict"] == "not testable here: one seed, no claim"
+    assert (one["verdict"], one["why"]) == (claims.NOT_TESTABLE, claims.ONE_SEED)
 
 
-def test_files_of_several_seeds_are_one_number_with_the_widest_span(tmp_path):
+def test_a_precondition_goes_before_the_interval(tmp_path):
+    row = judge(tmp_path, difference=0.1, ci_low=0.05, ci_high=0.15, unmet="a: no state")
+    assert (row["verdict"], row["why"]) == (NOT_MET, "a: no state")
+
+
+def test_files_of_several_seeds_are_one_number_with_both_chances(tmp_path):
     trained = claims.Claim("P", "better", "", lookup=claims.Lookup(
         "t/x.*.csv", "claim == 'better'", n_seeds=1))
     gaps = [0.10, 0.12, 0.11]
@@ -86,16 +95,17 @@ def test_files_of_several_seeds_are_one_number_with_the_widest_span(tmp_path):
     row = claims.evaluate(tmp_path, data="toy", command="make", chosen=[trained]).iloc[0]
     low, high = stats.t.interval(0.95, 2, np.mean(gaps), stats.sem(gaps))
     assert row["measured"] == pytest.approx(0.11)
-    assert (row["ci_low"], row["ci_high"]) == pytest.approx((min(0.08, low), max(0.14, high)))
-    assert (row["verdict"], row["data"]) == (claims.SEEN, "toy, 3 seeds, exploratory")
+    half = np.hypot(0.02, (high - low) / 2)
+    assert (row["ci_low"], row["ci_high"]) == pytest.approx((0.11 - half, 0.11 + half))
+    assert (row["verdict"], row["data"]) == (AS_CLAIMED, "toy, 3 seeds, exploratory")
 
 
 def test_one_training_is_no_claim_and_a_threshold_need_not_be_zero(tmp_path):
     trained = claims.Lookup("t/x.*.csv", "claim == 'better'", n_seeds=1)
     row = judge(tmp_path, claims.Claim("P", "better", "", lookup=trained), difference=0.1,
                 ci_low=0.05, ci_high=0.15)
-    assert row["verdict"] == "not testable here: one seed, no claim"
-    for threshold, verdict in ((-10, claims.NOT_SEEN), (-20, claims.SEEN)):
+    assert (row["verdict"], row["why"]) == (claims.NOT_TESTABLE, claims.ONE_SEED)
+    for threshold, verdict in ((-10, OTHER_WAY), (-20, AS_CLAIMED)):
         lookup = claims.Lookup("t/x.*.csv", "claim == 'better'", "a", "a", "a",
                                threshold=threshold)
         row = judge(tmp_path, claims.Claim("P", "better", "", lookup=lookup), a=-16.0)
@@ -103,8 +113,8 @@ def test_one_training_is_no_claim_and_a_threshold_need_not_be_zero(tmp_path):
 
 
 @pytest.mark.parametrize(("n_seeds", "verdict", "data"), [
-    (8, claims.NOT_SEEN, "toy, 8 seeds"), (3, claims.NOT_SEEN, "toy, 3 seeds, exploratory"),
-    (1, "not testable here: one seed, no claim", "toy")])
+    (8, OTHER_WAY, "toy, 8 seeds"), (3, OTHER_WAY, "toy, 3 seeds, exploratory"),
+    (1, claims.NOT_TESTABLE, "toy")])
 def test_a_table_says_itself_how_many_trainings_are_behind_a_row(tmp_path, n_seeds, verdict, data):
     asked = next(c for c in claims.claims() if c.claim == "as above, after a short training")
     rows = [{"encoder": "mvhybrid-dino", "state": state, "n_seeds": n_seeds, "a_min": a}
@@ -117,9 +127,8 @@ def test_a_table_says_itself_how_many_trainings_are_behind_a_row(tmp_path, n_see
 def test_what_no_table_holds_is_not_testable_and_says_why(tmp_path):
     table = claims.evaluate(tmp_path, data="toy", command="make")
     assert tuple(table.columns) == claims.COLUMNS
-    words = (claims.DERIVABLE, claims.NOT_DERIVABLE, claims.SEEN, claims.NOT_SEEN,
-             claims.NOT_TESTABLE + ": ")
-    assert all(verdict.startswith(words) for verdict in table["verdict"])
+    assert set(table["verdict"]) == {claims.NOT_DERIVABLE, claims.NOT_TESTABLE}
+    assert (table.loc[table["verdict"] == claims.NOT_TESTABLE, "why"] != "").all()
     assert table["measured"].isna().all() and (table["data"] == "").all()
     assert table["paper"].value_counts().min() >= 4
 
@@ -135,18 +144,19 @@ def test_an_arm_is_judged_against_the_best_of_the_others():
     assert (row["ci_low"], row["ci_high"]) == pytest.approx((low, high))
     assert statistics.judge(units, "c beats a", "c", "a")["verdict"] == "the other way"
     noisy = units.assign(b=units["a"] + rng.normal(0, 1, 8))
-    assert statistics.judge(noisy, "a beats b", "a", "b")["verdict"] == "not decided"
+    assert statistics.judge(noisy, "a beats b", "a", "b")["verdict"] == UNDECIDED
     few = statistics.judge(units.iloc[:4], "a is best", "a", unit="section")
-    assert few["verdict"] == "as claimed on these sections, no test possible at this n"
-    assert statistics.sentence(row).startswith("a is best: as claimed (a less b +0.")
+    assert few["verdict"] == AS_CLAIMED
+    assert few["why"] == "on these sections, no test possible at this n"
+    assert statistics.sentence(row).startswith("a is best: as claimed; a less b +0.")
 
 
 def test_claims_of_all_profiles_stand_in_one_table(tmp_path):
-    def write(profile, gap):
+    def write(profile, gap, **more):
         row = {"protocol": "loso", "measure": "all", "variant": "mvhybrid-dino",
                "reference": "vit12-dino", "difference": gap, "unit_low": gap - 0.01,
                "unit_high": gap + 0.01, "seed_low": gap - 0.02, "seed_high": gap + 0.02,
-               "n_seeds": 8}
+               "n_seeds": 8, "unmet": ""} | more
         folder = tmp_path / profile
         write_csv(folder / "11_ablations/comparisons.csv", pd.DataFrame([row]))
         write_csv(folder / "14_leaderboard/claims.csv", claims.evaluate(
@@ -159,10 +169,10 @@ def test_claims_of_all_profiles_stand_in_one_table(tmp_path):
     assert set(table["claim"]) == {claim.claim for claim in claims.claims()}
     asked = table[table["claim"] == "higher correlation on an unseen study than a ViT"]
     assert list(asked["data"]) == ["alpha, 8 seeds", "beta, 8 seeds"]  # demo is not committed
-    assert list(asked["verdict"]) == [claims.SEEN, claims.NOT_SEEN]
+    assert list(asked["verdict"]) == [AS_CLAIMED, OTHER_WAY]
     text = claims.page(table)
     assert text.count("\n| MVHybrid |") == (table["paper"] == "MVHybrid").sum()
-    assert "+0.100 [+0.080, +0.120]" in text
+    assert "+0.100 [+0.078, +0.122]" in text
     with pytest.raises(InputError, match="no profile"):
         claims.collect(tmp_path / "demo")
 

@@ -150,7 +150,7 @@ def test_two_processes_and_four_accumulations_are_one_batch(tiles, tmp_path, pre
     untrained = create_model(whole.backbone, **TINY).state_dict()
     moved = [expected[f"student.backbone.{name}"].sub(tensor).abs().max()
              for name, tensor in untrained.items()]
-    assert min(moved) > 1e-5  # every parameter was trained, the mask token too
+    assert min(moved) > 1e-6  # every parameter was trained, the mask token too
 
 
 @pytest.mark.slow

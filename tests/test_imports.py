@@ -11,15 +11,15 @@ import mvhlib
 
 #: From the ground up. A row may import from rows below it and, within the row, from its left.
 FLOORS = (
-    ("files, errors, places",
-     "artifacts places progress parameters tables own_tables encoder_sources"),
-    ("numbers", "standardise lattice statistics power nulls neighbours"),
+    ("files, errors, places", "artifacts places progress parameters tables own_tables"),
+    ("names of encoders and of their read-outs", "encoder_sources read_outs"),
+    ("numbers", "standardise lattice verdicts statistics power nulls neighbours"),
     ("loops and pictures", "training plots"),
     ("pixels", "tiles"),
     ("networks", "backbones dino"),
     ("data sets, and what is known of a spot", "cohort features spots"),
     ("encoders", "encoders"),
-    ("what is predicted, and what follows", "expression frequency downstream"),
+    ("what is predicted, and what follows", "expression prediction frequency downstream"),
     ("a notebook", "notebook explorer"),
     ("a run and its report", "profiles workflow commands gallery claims book doctor"),
 )

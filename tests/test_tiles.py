@@ -728,6 +728,17 @@ def test_the_file_is_hests(tmp_path, tiles):
                                              "downsample": 2, "pixel_size": 0.5}
 
 
+def test_places_of_legacy_arrays_are_padded_for_hest_and_come_back(tmp_path, tiles):
+    names = ["9x12", "10x12", *(f"{n}x1" for n in range(len(tiles) - 2))]
+    write_tiles(tmp_path / "a.h5", tiles, names, layout="hest")
+    with h5py.File(tmp_path / "a.h5") as stream:
+        stored = [name.decode() for name in stream["barcode"][:, 0]]
+    assert stored[:2] == ["009x012", "010x012"] and len(set(map(len, stored))) == 1
+    assert read_tiles(tmp_path / "a.h5").barcodes == names
+    with pytest.raises(InputError, match="layout: 'clam'"):
+        write_tiles(tmp_path / "b.h5", tiles, names, layout="clam")
+
+
 @pytest.mark.parametrize("side", [224, 256])
 def test_hests_own_files_are_read_at_their_size(tmp_path, side):
     img = np.zeros((2, side, side, 3), np.uint8)

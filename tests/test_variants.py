@@ -27,6 +27,12 @@ def table(gaps, n_seeds=8, n_units=6, seed_sd=0.01, unit_sd=0.01, seed=0):
     return pd.DataFrame(rows)
 
 
+def named(variant, reference, claimed="higher", protocol="loso", measure="all"):
+    """A comparison that was named in advance."""
+    return dict(zip(variants.PRIMARY, (variant, reference, protocol, measure, claimed),
+                    strict=True))
+
+
 def test_slugs_are_split_into_variant_and_seed():
     assert variants.split_slug("vit12-dino.s11") == ("vit12-dino", 11)
     assert variants.split_slug("vit12-dino") == ("vit12-dino", 0)
@@ -35,7 +41,7 @@ def test_slugs_are_split_into_variant_and_seed():
 
 def test_both_intervals_by_hand():
     scores = table({"a": 0.05, "b": 0.0})
-    row = variants.compare(scores, [["a", "b"]], advance=1).iloc[0]
+    row = variants.compare(scores, [["a", "b"]], primary=[named("a", "b")]).iloc[0]
     cube = scores.groupby(["variant", "seed", "patient"])["value"].mean()
     gap = (cube["a"] - cube["b"]).unstack("patient")
     for part, low, high in ((gap.mean(axis=1), "seed_low", "seed_high"),
@@ -43,6 +49,9 @@ def test_both_intervals_by_hand():
         bounds = stats.t.interval(0.95, len(part) - 1, part.mean(), stats.sem(part))
         assert (row[low], row[high]) == pytest.approx(bounds)
     assert row["difference"] == pytest.approx(gap.to_numpy().mean())
+    half = np.hypot(row["seed_high"] - row["seed_low"], row["unit_high"] - row["unit_low"]) / 2
+    assert (row["ci_low"], row["ci_high"]) == pytest.approx(
+        (row["difference"] - half, row["difference"] + half))
     assert row["p_seeds"] == pytest.approx(stats.wilcoxon(gap.mean(axis=1)).pvalue)
     assert row["n_seeds"] == 8 and row["n_units"] == 6 and row["reading"] == "higher"
 
@@ -67,7 +76,9 @@ def test_the_drop_is_taken_section_by_section_and_compared_like_a_score():
     ({"seed_sd": 0.3}, 1, "no difference shown")])
 def test_a_finding_needs_seeds_units_and_to_be_named_in_advance(options, advance, reading):
     scores = table({"a": 0.05, "b": 0.0}, **options)
-    assert variants.compare(scores, [["a", "b"]], advance=advance)["reading"].iloc[0] == reading
+    primary = [named("a", "b")] * advance
+    assert variants.compare(scores, [["a", "b"]],
+                            primary=primary)["reading"].iloc[0] == reading
 
 
 def test_a_row_is_read_with_its_seeds_or_as_one():
@@ -75,13 +86,14 @@ def test_a_row_is_read_with_its_seeds_or_as_one():
     assert "8 seeds +0.0" in variants.sentence(many) and "nan" not in variants.sentence(many)
     one = next(variants.compare(table({"a": 0.05, "b": 0.0}, n_seeds=1),
                                 [["a", "b"]]).itertuples())
-    assert "(one seed; patients +0.0" in variants.sentence(one)
+    assert "(one seed; 6 patients +0.0" in variants.sentence(one)
     assert variants.sentence(one).endswith("one seed, no claim")
 
 
 def test_holm_covers_the_pairs_named_in_advance_only():
     scores = table({"a": 0.05, "b": 0.0, "c": 0.01})
-    found = variants.compare(scores, [["a", "b"], ["c", "b"], ["a", "c"]], advance=2)
+    found = variants.compare(scores, [["a", "b"], ["c", "b"], ["a", "c"]],
+                             primary=[named("a", "b"), named("c", "b", "lower")])
     assert found["p_holm"].notna().tolist() == [True, True, False]
     assert found["p_holm"].iloc[0] == pytest.approx(min(1, 2 * found["p_seeds"].iloc[0]))
 
@@ -92,11 +104,51 @@ def test_a_reference_without_seeds_meets_every_seed_and_absent_ones_are_left_out
     assert len(found) == 1 and found["n_seeds"].iloc[0] == 8
 
 
+@pytest.mark.parametrize(("gap", "claimed", "unmet", "verdict"), [
+    (0.05, "higher", {}, "as claimed"), (0.05, "lower", {}, "the other way"),
+    (-0.05, "lower", {"c": ["never"]}, "as claimed"), (0.0, "higher", {}, "undecided"),
+    (0.05, "higher", {"b": ["no state"]}, "precondition not met")])
+def test_a_comparison_named_in_advance_gets_a_verdict(gap, claimed, unmet, verdict):
+    primary = [named("a", "b", claimed), named("a", "absent")]
+    scores = table({"a": gap, "b": 0.0}, unit_sd=0.001, seed_sd=0.005)
+    found = variants.compare(scores, [["a", "b"]], primary=primary, unmet=unmet)
+    row, = variants.judge(found, primary).to_dict("records")
+    assert row["verdict"] == verdict and row["difference"] == found["difference"].iloc[0]
+    half = (row["ci_high"] - row["ci_low"]) / 2
+    assert row["why"] == {"undecided": f"a difference of {half:.3f} could have been seen",
+                          "precondition not met": "b: no state"}.get(verdict, "")
+    few = variants.compare(table({"a": gap, "b": 0.0}, n_seeds=3), [["a", "b"]], primary=primary)
+    assert variants.judge(few, primary)["why"].iloc[0].startswith("exploratory, 3 seeds")
+
+
+def test_the_effect_of_training_is_paired_with_the_twin_of_the_same_seed():
+    scores = pd.concat([table({"a-dino.cls": 0.05}, seed=1), table({"a-random.cls": 0.0}, seed=2),
+                        table({"b": 0.0})])
+    found = variants.effects(scores, {"a-dino": "a-random"})
+    keys = ["seed", "section"]
+    own, twin = (scores[scores["variant"] == name].set_index(keys)["value"]
+                 for name in ("a-dino.cls", "a-random.cls"))
+    assert found.set_index(keys)["value"].to_dict() == pytest.approx((own - twin).to_dict())
+    assert set(found["variant"]) == {"a-dino.cls"} and set(found["protocol"]) == {"effect"}
+    assert variants.effects(scores, {}).empty
+
+
 def test_spread_separates_seeds_from_units():
     found = variants.spread(table({"a": 0.0}, seed_sd=0.0, unit_sd=0.05)).iloc[0]
     assert found["sd_seeds"] == pytest.approx(0, abs=1e-12) and found["sd_units"] > 0.02
     found = variants.spread(table({"a": 0.0}, seed_sd=0.05, unit_sd=0.0)).iloc[0]
     assert found["sd_units"] == pytest.approx(0, abs=1e-12) and found["sd_seeds"] > 0.02
+
+
+def test_signal_and_slow_less_fine_follow_from_the_programs(tmp_path):
+    values = {"slow_along": 0.5, "slow_across": 0.3, "fine_along": 0.2, "fine_across": 0.0,
+              "gland": 0.9, "noise": 0.0, "artefact": 0.4, "study_offset": -0.1}
+    frame = pd.DataFrame({"control": "none", "panel": "hvg", "study": "s", "patient": "p",
+                          "section": "x", "program": values.keys(), "pcc": values.values()})
+    write_csv(tmp_path / "loso/ridge/a/scores.csv", frame)
+    found = variants.read_scores(tmp_path, ["loso"], ["a"]).set_index("measure")["value"]
+    assert found[variants.SIGNAL] == pytest.approx((0.5 + 0.3 + 0.2 + 0 + 0.9) / 5)
+    assert found[variants.SLOW_LESS_FINE] == pytest.approx(0.3)
 
 
 def test_scores_are_read_per_program_and_a_missing_encoder_is_named(tmp_path):
@@ -105,7 +157,8 @@ def test_scores_are_read_per_program_and_a_missing_encoder_is_named(tmp_path):
                           "pcc": [0.0, 0.2, 0.7]})
     write_csv(tmp_path / "loso/ridge/a.s3/scores.csv", frame)
     found = variants.read_scores(tmp_path, ["loso"], ["a.s3"]).set_index("measure")
-    assert found["value"].to_dict() == pytest.approx({"all": 0.3, "noise": 0.1, "slow": 0.7})
+    assert found["value"].to_dict() == pytest.approx(
+        {"all": 0.3, "noise": 0.1, "slow": 0.7, variants.SIGNAL: 0.7})
     assert found["seed"].unique() == [3] and found["variant"].unique() == ["a"]
     with pytest.raises(InputError, match="05_expression"):
         variants.read_scores(tmp_path, ["loso"], ["b"])
@@ -125,3 +178,22 @@ def test_costs_count_parameters_and_flops(tmp_path):
     # The MLPs alone: 3 blocks, 2 layers of 96 x 384, two FLOPs per weight and token.
     tokens = 2 * 65 + 4 * 17
     assert row["gflops_per_tile"] > 3 * 2 * 96 * 384 * 2 * tokens / 1e9
+
+
+def test_preconditions_are_named(tmp_path):
+    """No state, hardly trained, and not apart from its twin: each is said, and no other."""
+    scores = pd.concat([table({"a": 0.1, "b": 0.0, "v": 0.1, "w": 0.0}, unit_sd=0.002,
+                              seed_sd=0.002)])
+    twins = {"a": "b", "v": "w", "b": "w"}
+    scores = pd.concat([scores, variants.effects(scores, twins)])
+    states = pd.DataFrame([(f"a.s{seed}", block, share) for seed in range(8)
+                           for block, share in ((0, 0.0004), (1, 0.5), (2, 0.01))],
+                          columns=["encoder", "block", "share"])
+    initial = {f"{name}.s{seed}": left for name, left in (("a", 0.01), ("b", 0.35), ("v", 0.0))
+               for seed in range(8)}
+    found = variants.preconditions(scores, states, initial, twins).set_index("variant")
+    assert found.loc["a", "state_share"] == pytest.approx(0.01)  # the median of the layers
+    assert found.loc["a", "unmet"] == "states add 1.00% to the skip path, less than 5%"
+    assert found.loc["v", "unmet"] == "" and np.isnan(found.loc["v", "state_share"])
+    assert found.loc["b", "unmet"] == ("35% of its weights are initial, more than 5%; "
+                                       "not apart from its untrained twin")

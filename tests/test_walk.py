@@ -139,6 +139,7 @@ def test_wrong_call_is_one_clear_error(tmp_path, words, said):
     assert done.returncode != 0 and said in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_killed_and_called_again(walked, tmp_path):
     assert faults.main("test", kills=2, seed=0, out=tmp_path, known=walked[2]) == 0
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import mvhlib
+from mvhlib import read_outs
 from mvhlib.artifacts import (
     InputError,
     atomic,
@@ -36,13 +37,8 @@ from mvhlib.artifacts import (
     write_json,
 )
 from mvhlib.backbones.channel import EinFFT, Mlp
-from mvhlib.backbones.mixers import (
-    Attention,
-    BidirectionalMamba,
-    HydraMixer,
-    MambaVisionMixer,
-    init_dt_proj,
-)
+from mvhlib.backbones.initial import initialise
+from mvhlib.backbones.mixers import Attention, BidirectionalMamba, HydraMixer, MambaVisionMixer
 
 #: Statistics of H&E tiles that the published models normalise with (Kang et al. 2023, "Lunit").
 LUNIT_MEAN = (0.70322989, 0.53606487, 0.66096631)
@@ -54,7 +50,10 @@ MIXERS: dict[str, Callable[..., nn.Module]] = {
 CHANNEL_MIXERS: dict[str, Callable[..., nn.Module]] = {"einfft": EinFFT, "mlp": Mlp}
 #: What is made of the tokens of an image -> its width, in widths of a token. `std` is over patches,
 #: by n and not n - 1.
-READ_OUTS = {"cls": 1, "mean": 1, "cls+mean": 2, "mean+std": 2}
+READ_OUTS = {name: name.count("+") + 1 for name in (*read_outs.READ_OUTS, read_outs.ALL)}
+#: A file that asks for more is not what it says it is, and would take all memory before it fails.
+LARGEST = {"img_size": 1 << 16, "patch_size": 1 << 12, "in_chans": 1 << 10, "embed_dim": 1 << 15,
+           "depth": 1000, "num_heads": 1 << 12}
 CHOICES = {
     "mixer": tuple(MIXERS), "channel_mixer": tuple(CHANNEL_MIXERS),
     "attention_channel_mixer": tuple(CHANNEL_MIXERS),
@@ -62,6 +61,7 @@ CHOICES = {
     "cls_position": ("first", "middle"), "pos_embed": ("learned", "none"),
     "norm": ("layer", "rms"), "drop_path_schedule": ("uniform", "linear"),
     "init": ("vit", "mvhybrid", "vim", "hydra"), "dt_init": ("released", "mamba"),
+    "projections": ("family", "mamba"),
     "no_decay": ("dinov2-names", "mamba"), "pool": tuple(READ_OUTS),
 }
 
@@ -228,17 +228,22 @@ class Backbone(nn.Module):
     dt_init
         ``"released"``: the published code overwrites Mamba's time-step initialisation (every
         step is ln 2; in Vim those of the backward direction); ``"mamba"``: it is kept.
+    projections
+        ``"family"``: the linear layers of state-space mixers are drawn as `init` says;
+        ``"mamba"``: as Mamba's authors draw them (see `mvhlib.backbones.initial`).
     dt_bias_count
         How often MambaVision's mixer adds its time-step bias.
     no_decay
         Rule of `no_weight_decay`: ``"dinov2-names"`` or ``"mamba"``.
     pool
         What `forward` returns: ``"cls"`` or ``"mean"`` `(B, D)`, ``"cls+mean"`` or
-        ``"mean+std"`` `(B, 2 D)`; mean and standard deviation are those of the patch tokens.
+        ``"mean+std"`` `(B, 2 D)`, ``"cls+mean+std"`` `(B, 3 D)`; mean and
+        standard deviation are those of the patch tokens.
     scan_backend
         See `mvhlib.backbones.scan`; never stored with a model.
     seed
-        Of the initial weights. The global random state is left alone.
+        Of the initial weights, which are drawn below it by name: models that share a part share
+        its weights. The global random state is left alone.
 
     Attributes
     ----------
@@ -266,7 +271,8 @@ class Backbone(nn.Module):
                  cls_position: str = "middle", pos_embed: str = "none",
                  layer_scale: float | None = None, norm: str = "layer", norm_eps: float = 1e-5,
                  drop_path: float = 0.0, drop_path_schedule: str = "linear",
-                 init: str = "mvhybrid", dt_init: str = "released", dt_bias_count: int = 2,
+                 init: str = "mvhybrid", dt_init: str = "released",
+                 projections: str = "family", dt_bias_count: int = 2,
                  no_decay: str = "dinov2-names", pool: str = "cls", scan_backend: str = "auto",
                  seed: int = 0):
         super().__init__()
@@ -306,8 +312,7 @@ class Backbone(nn.Module):
                 options["dt_bias_count"] = dt_bias_count
             return _build(MIXERS[mixer], "mixer_options", embed_dim, **options)
 
-        with torch.random.fork_rng(devices=[]):
-            torch.random.manual_seed(seed)
+        with torch.random.fork_rng(devices=[]):  # what is drawn here is drawn again, by name
             self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, embed_dim)
             self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
             self.mask_token = nn.Parameter(torch.zeros(1, embed_dim))
@@ -323,7 +328,7 @@ class Backbone(nn.Module):
                       ramp[i] if drop_path_schedule == "linear" else drop_path)
                 for i, is_ssm in enumerate(ssm_positions(depth, split, order)))
             self.norm = make_norm()
-            _initialise(self, init, dt_init)
+        initialise(self, seed, init=init, dt_init=dt_init, projections=projections)
 
     def _embed(self, x: Tensor, masks: Tensor | None) -> Tensor:
         """Tokens `(B, 1 + N, D)` that enter the first block."""
@@ -573,7 +578,7 @@ def read_out(cls: Tensor | None, patches: Tensor, pool: str) -> Tensor:
     Returns
     -------
     Tensor
-        `(B, D)` or `(B, 2 D)`.
+        `(B, D)`, `(B, 2 D)` or `(B, 3 D)`.
 
     Raises
     ------
@@ -614,6 +619,11 @@ def _check(args: dict[str, Any]) -> None:
         if args[name] not in choices:
             raise InputError("backbone", name, f"is {args[name]!r}",
                              f"choose one of {', '.join(choices)}")
+    for name, largest in LARGEST.items():
+        least = 0 if name == "depth" else 1
+        if not (isinstance(args[name], int) and least <= args[name] <= largest):
+            raise InputError("backbone", name, f"is {args[name]!r}",
+                             f"choose a whole number from {least} to {largest}")
     if not 0 <= args["split"] <= args["depth"]:
         raise InputError("backbone", "split", f"is {args['split']} of {args['depth']} blocks",
                          "choose between 0 and depth")
@@ -627,49 +637,3 @@ def _check(args: dict[str, Any]) -> None:
             "Mamba's time-step initialisation with a bias that enters twice lets the median step "
             "fall from 1e-2 to 1e-4", 'use preset="corrected" (dt_bias_count=1) or '
             'preset="released" (dt_init="released")')
-
-
-def _initialise(model: Backbone, init: str, dt_init: str) -> None:
-    """Give `model` the initial weights of a family; what is not named keeps PyTorch's default.
-
-    Convolutions inside mixers, A, D and EinFFT always keep what their class gave them.
-    """
-    depth = len(model.blocks)
-    # The time-step projections that hold Mamba's initialisation and are to keep it.
-    kept = set()
-    for block in model.blocks:
-        for name in ("dt_proj", "dt_proj_b"):
-            module = getattr(block.mixer, name, None)
-            if module is not None and (dt_init == "mamba"
-                                       or (init in ("vim", "hydra") and name == "dt_proj")):
-                kept.add(module)
-    for name, module in model.named_modules():
-        if not isinstance(module, nn.Linear):
-            continue
-        if module in kept:
-            init_dt_proj(module)
-            continue
-        if init in ("vit", "mvhybrid"):
-            # Published as truncated at +-2, a hundred standard deviations: a plain normal.
-            nn.init.normal_(module.weight, std=0.02)
-        elif name.endswith(("dt_proj", "dt_proj_b")):
-            module.reset_parameters()
-        if module.bias is not None and init != "hydra":
-            nn.init.zeros_(module.bias)
-        if init == "vim" and name.endswith(("out_proj", "fc2")):
-            with torch.no_grad():
-                module.weight /= math.sqrt(depth)
-    if init == "vim":
-        conv = model.patch_embed.proj
-        fan_in = conv.weight[0].numel()
-        # lecun_normal: a truncated normal whose variance is 1 / fan_in after truncation.
-        nn.init.trunc_normal_(conv.weight, std=1, a=-2, b=2)
-        with torch.no_grad():
-            conv.weight *= math.sqrt(1 / fan_in) / 0.87962566103423978
-        nn.init.zeros_(conv.bias)
-    if init == "vit":
-        nn.init.normal_(model.cls_token, std=1e-6)
-    else:
-        nn.init.normal_(model.cls_token, std=0.02)
-    if model.pos_embed is not None:
-        nn.init.normal_(model.pos_embed, std=0.02)

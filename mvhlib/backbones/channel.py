@@ -248,10 +248,16 @@ class EinFFT(nn.Module):
         self.formulation, self.transform = formulation, transform
         width = dim // n_blocks
         # Index 0 is the real, 1 the imaginary part.
-        self.complex_weight_1 = nn.Parameter(0.02 * torch.randn(2, n_blocks, width, width))
-        self.complex_weight_2 = nn.Parameter(0.02 * torch.randn(2, n_blocks, width, width))
-        self.complex_bias_1 = nn.Parameter(0.02 * torch.randn(2, n_blocks, width))
-        self.complex_bias_2 = nn.Parameter(0.02 * torch.randn(2, n_blocks, width))
+        self.complex_weight_1 = nn.Parameter(torch.empty(2, n_blocks, width, width))
+        self.complex_weight_2 = nn.Parameter(torch.empty(2, n_blocks, width, width))
+        self.complex_bias_1 = nn.Parameter(torch.empty(2, n_blocks, width))
+        self.complex_bias_2 = nn.Parameter(torch.empty(2, n_blocks, width))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw all weights and biases from a normal of standard deviation 0.02."""
+        for parameter in self.parameters():
+            nn.init.normal_(parameter, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, N, D)` to `(B, N, D)`, real float32 (float64 where `x` is)."""

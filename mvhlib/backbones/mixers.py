@@ -165,6 +165,12 @@ class MambaVisionMixer(nn.Module):
             y = (y + self._scan(*(t.flip(2) for t in given)).flip(2)) / 2
         return self.out_proj(torch.cat([y.transpose(1, 2), z], dim=-1))  # -> (B, N, D)
 
+    def state_and_skip(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The two parts of the scan's output on `x`: of its states, and of its skip path D."""
+        u, dt, b, c = (t.transpose(1, 2) for t in self._branches(x)[:4])
+        skip = u * self.D[:, None]
+        return self._scan(u, dt, b, c) - skip, skip
+
     def _scan(self, u: Tensor, dt: Tensor, b: Tensor, c: Tensor) -> Tensor:
         return selective_scan(u, dt, self.A, b, c, self.D, delta_bias=self.dt_proj.bias,
                               backend=self.scan_backend)
@@ -242,6 +248,12 @@ class BidirectionalMamba(nn.Module):
                            delta_bias=getattr(self, f"dt_proj{suffix}").bias)
         return y.transpose(1, 2)
 
+    def state_and_skip(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The two parts of the forward scan's output on `x`: of its states, and of its skip D."""
+        sequence, _ = self.in_proj(x).chunk(2, dim=-1)
+        skip = self._inputs(sequence, "")[0] * self.D
+        return self._scan(sequence, "") - skip, skip
+
     def delta(self, x: Tensor, backward: bool = False) -> Tensor:
         """Time steps `(B, N, D)` of one direction, in the order of that direction."""
         sequence, _ = self.in_proj(x).chunk(2, dim=-1)
@@ -297,12 +309,18 @@ class HydraMixer(nn.Module):
         n_conv = inner + 4 * d_state
         self.in_proj = nn.Linear(dim, inner + n_conv + 2 * self.n_heads, bias=False)
         self.conv1d = nn.Conv1d(n_conv, n_conv, d_conv, groups=n_conv)
-        self.dt_bias = nn.Parameter(inverse_softplus_steps(self.n_heads))
+        self.dt_bias = nn.Parameter(torch.empty(self.n_heads))
         self.A_log = nn.Parameter(torch.zeros(self.n_heads))
         self.D = nn.Parameter(torch.ones(self.n_heads))
         self.fc_D = nn.Linear(inner, self.n_heads, bias=False)
         self.norm = nn.RMSNorm(inner, eps=1e-5)
         self.out_proj = nn.Linear(inner, dim, bias=False)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw the bias of the time steps, as Mamba does."""
+        self.dt_bias.copy_(inverse_softplus_steps(self.n_heads))
 
     @property
     def A(self) -> Tensor:
@@ -314,8 +332,19 @@ class HydraMixer(nn.Module):
         dt = self.in_proj(x)[..., -2 * self.n_heads:]
         return F.softplus(_wide(dt) + _wide(self.dt_bias).repeat(2))
 
+    def state_and_skip(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The two parts of what enters the norm: of the states of both directions, and of D."""
+        return self._parts(x)[:2]
+
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, N, D)` to `(B, N, D)`."""
+        states, skip, z = self._parts(x)
+        with torch.autocast(x.device.type, enabled=False):
+            y = self.norm((states + skip).flatten(2))
+        return self.out_proj(y.to(z.dtype) * F.silu(z))  # (B, N, D') -> (B, N, D)
+
+    def _parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the states and of the diagonal `(B, N, H, P)`, and the gate's input `(B, N, D')`."""
         n_batch, n, _ = x.shape
         s, heads = self.d_state, self.n_heads
         z, xbc, dt = self.in_proj(x).split(
@@ -337,9 +366,7 @@ class HydraMixer(nn.Module):
             y = ssd(both(v, v), both(dt[..., :heads], dt[..., heads:]), self.A,
                     bc[..., :s], bc[..., s:], chunk=self.chunk, backend=self.scan_backend)
             y = F.pad(y[:, :-1], (0, 0, 0, 0, 1, 0))  # token t takes the state of t - 1
-            y = y[:n_batch] + y[n_batch:].flip(1) + v * _wide(diagonal)[..., None]
-            y = self.norm(y.reshape(n_batch, n, self.inner))
-        return self.out_proj(y.to(z.dtype) * F.silu(z))  # (B, N, D') -> (B, N, D)
+            return y[:n_batch] + y[n_batch:].flip(1), v * _wide(diagonal)[..., None], z
 
 
 class Attention(nn.Module):

@@ -7,9 +7,11 @@ gives a mapping, not one tensor, and weights come by `from_pretrained`. They are
 
 A name is ``<family>_<size>_patch<P>_<R>``: patch P and image R [px], as in
 ``mvhybrid_small_patch16_256``. It means the published model; with the suffix ``.corrected`` (or
-``preset="corrected"``) the one whose state-space layers are initialised and decayed as Mamba's
-authors meant. Sizes: ``small`` is the paper's, ``tiny`` has half its depth and width, ``micro``
-is for tests and demonstrations.
+``preset="corrected"``) the one whose time steps are initialised and whose state-space layers are
+decayed as Mamba's authors meant; with ``.mamba`` their projections are, too: the published 0.02
+for every linear layer leaves the state a thousandth of the skip path beside it.
+Sizes: ``small`` is the paper's, ``tiny`` has half its depth and width, ``micro`` is for tests and
+demonstrations.
 
 =============  =============================================================================
 family         blocks at size small
@@ -39,8 +41,11 @@ from mvhlib.backbones.backbone import Backbone
 
 #: Switches of the state-space parts; see `Backbone`.
 PRESETS: dict[str, dict[str, Any]] = {
-    "released": {"dt_init": "released", "dt_bias_count": 2, "no_decay": "dinov2-names"},
-    "corrected": {"dt_init": "mamba", "dt_bias_count": 1, "no_decay": "mamba"},
+    "released": {"dt_init": "released", "projections": "family", "dt_bias_count": 2,
+                 "no_decay": "dinov2-names"},
+    "corrected": {"dt_init": "mamba", "projections": "family", "dt_bias_count": 1,
+                  "no_decay": "mamba"},
+    "mamba": {"dt_init": "mamba", "projections": "mamba", "dt_bias_count": 1, "no_decay": "mamba"},
 }
 
 _VIT = {"split": 0, "cls_position": "first", "pos_embed": "learned", "norm_eps": 1e-6,
@@ -119,7 +124,7 @@ def create_model(name: str, preset: str | None = None, **options: Any) -> Backbo
     name
         Registry name, with or without a preset as suffix (``.corrected``).
     preset
-        ``"released"`` (default) or ``"corrected"``.
+        ``"released"`` (default), ``"corrected"`` or ``"mamba"``.
     options
         ``num_classes=0`` and ``pretrained=False``, which change nothing, as in timm. Arguments of
         `Backbone` that differ from the name's, for example `order`, `split`,

@@ -49,7 +49,10 @@ log = logging.getLogger(__name__)
 MARKERS = Path(__file__).with_name("markers.csv")
 COMPUTED = ("hvg", "hmhvg", "heg")
 PANEL_COLUMNS = ("panel", "protocol", "fold", "rank", "gene")
-NORMALIZATIONS = ("log1p_cp10k", "log1p", "mmap")
+#: What values are after each of `normalize`'s ways.
+UNITS = {"log1p_cp10k": "ln(1 + counts per 10,000 of the spot)", "log1p": "ln(1 + counts)",
+         "mmap": "log10(1 + counts per 10,000 of the panel)"}
+NORMALIZATIONS = tuple(UNITS)
 #: What spreadsheets make of genes such as SEPT2 and MARCH1.
 _MONTHS = "(jan|feb|mar|m[äa]r|apr|may|mai|jun|jul|aug|sep|sept|oct|okt|nov|dec|dez)"
 _DATE = rf"\d{{1,2}}[-.]\s?{_MONTHS}|{_MONTHS}-\d{{2}}|\d{{4}}-\d{{2}}-\d{{2}}( 00:00:00)?"

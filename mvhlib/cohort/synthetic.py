@@ -62,7 +62,9 @@ CLASSES = ("lumen", "gland", "stroma", "tumour", "lymphocytes")
 BANDS = {"slow": (0.5, 2.0), "middle": (4.0, 8.0), "fine": (16.0, 64.0)}
 FREQUENCY_PROGRAMS = tuple(f"{band}_{way}" for band in BANDS for way in ("along", "across"))
 PROGRAMS = (*CLASSES, "density", *FREQUENCY_PROGRAMS, "study_offset", "artefact", "noise")
-ROLES = {"evaluation": ("S", 0), "pretraining": ("U", 1)}
+#: Programs whose genes follow nothing that tissue shows.
+WITHOUT_SIGNAL = ("study_offset", "artefact", "noise")
+ROLES = {"evaluation": ("S", 0), "pretraining": ("U", 1), "prediction": ("V", 4)}
 
 _CAUSES = {
     **{name: f"share of {name} in the spot's tile" for name in CLASSES},
@@ -557,8 +559,8 @@ def make_cohort(folder: str | Path, *, seed: int = 0, version: str = VERSION,
     version
         Of the generator, part of the cohort's identity.
     role
-        ``"evaluation"`` (studies S1...) or ``"pretraining"`` (studies U1...): no study, patient
-        or section of the one is in the other.
+        ``"evaluation"`` (studies S1...), ``"pretraining"`` (studies U1...) or ``"prediction"``
+        (studies V1...): no study, patient or section of the one is in another.
     n_studies, patients_per_study, sections_per_patient
         A section is a specimen of its own: none is a replicate of another.
     spots_per_side

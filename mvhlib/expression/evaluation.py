@@ -7,7 +7,9 @@ Files, below ``expression/<protocol>/<method>/<encoder>/``::
     pooled.csv  penalties.csv    pooled correlations with their floor; the penalty of each fold
     members.csv                  fold, member: of an encoder that was pretrained several times, each
                                  time without one section, the one that did not see what is tested
-    predictions/<section>.h5ad   layers measured and predicted, of the first panel without control
+    predictions/<section>.h5ad   X and layers measured and predicted, of the first panel without
+                                 control; scanpy and squidpy draw it as it is; of several seeds
+                                 those of the first
 """
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -302,16 +304,17 @@ class Evaluation:
         own = self.scores[self.scores["panel"] == self.scores["panel"].iloc[0]]
         return statistics.unit_means(own, unit, over=over)
 
-    def write(self, folder: str | Path) -> list[Path]:
+    def write(self, folder: str | Path, *, predictions: bool = True) -> list[Path]:
         """Write the files that the module's head lists; return the tables' paths."""
         folder = Path(folder)
         tables = {"folds": self.job.folds, "scores": self.scores, "pooled": self.pooled,
                   "penalties": self.penalties}
         if self.members:
             tables["members"] = pd.DataFrame(self.members.items(), columns=["fold", "member"])
-        for section, prediction in self.predictions.items():
+        for section, prediction in self.predictions.items() if predictions else ():
             with artifacts.atomic(folder / "predictions" / f"{section}.h5ad") as temporary:
-                prediction.to_adata().write_h5ad(temporary)
+                prediction.to_adata(model=f"{self.method} on {self.job.encoder}",
+                                    protocol=self.job.protocol).write_h5ad(temporary)
         return [artifacts.write_csv(folder / f"{name}.csv", frame)
                 for name, frame in tables.items()]
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 KEYS = ("section", "gene")
+#: Method of other systems' predictions (`mvhlib.expression.given`), each an encoder of its own.
+GIVEN = "given"
 SCORE_COLUMNS = ("system", "method", "encoder", "encoder_saw_test_images", "study", "patient",
                  *KEYS, "program", "pcc")
 TABLE_COLUMNS = ("system", "method", "encoder", "encoder_saw_test_images", "unit", "n_units",
@@ -37,13 +39,14 @@ def read(folder: str | Path, protocol: str, encoders: Iterable[str] | None = Non
     protocol
         "" where 05 could score nothing (see `mvhlib.expression.evaluation.scored`): no row then.
     encoders
-        Slugs to keep; None keeps all that are there.
+        Slugs to keep, beside predictions of other systems; None keeps all that are there.
 
     Returns
     -------
     pd.DataFrame
-        Columns system (``encoder`` for ridge, else ``method on encoder``), method, encoder,
-        encoder_saw_test_images, study, patient, section, program, gene, pcc; controls left out.
+        Columns system (``encoder`` for ridge and for predictions of other systems, else ``method on
+        encoder``), method, encoder, encoder_saw_test_images, study, patient, section, program,
+        gene, pcc; controls left out.
 
     Raises
     ------
@@ -53,11 +56,11 @@ def read(folder: str | Path, protocol: str, encoders: Iterable[str] | None = Non
     parts = []
     for path in sorted(Path(folder, protocol).glob("*/*/scores.csv")):
         method, encoder = path.parts[-3], path.parts[-2]
-        if encoders is not None and encoder not in set(encoders):
+        if encoders is not None and encoder not in set(encoders) and method != GIVEN:
             continue
         table = artifacts.read_csv(path, ("control", "panel", *SCORE_COLUMNS[1:]))
         table = table[(table["control"] == "none") & (table["panel"] == table["panel"].iloc[0])]
-        system = encoder if method == "ridge" else f"{method} on {encoder}"
+        system = encoder if method in ("ridge", GIVEN) else f"{method} on {encoder}"
         parts.append(table.assign(system=system))
     if not parts and protocol:
         raise InputError(folder, protocol, "holds no scores", "run 05_expression first")

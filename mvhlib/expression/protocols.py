@@ -16,6 +16,7 @@ import pandas as pd
 
 from mvhlib import lattice, spots, statistics
 from mvhlib.artifacts import InputError, sha256_of
+from mvhlib.cohort.genes import UNITS
 from mvhlib.cohort.genes import normalize as normalized
 from mvhlib.cohort.splits import LEAKS, spot_folds
 from mvhlib.expression import ridge
@@ -71,6 +72,9 @@ APART = {"loso": ("study", "patient"), "patient": ("patient",), "hest_bench": ("
 #: From fine to coarse; where a training set holds one unit only, the next finer one serves.
 FINER = {"study": "patient", "patient": "section", "section": "block"}
 
+#: Longest side of the thumbnail in a file of predictions [px].
+SMALL_PX = 250
+
 #: Strips that a section is cut into where it is the whole training set.
 STRIPS = 4
 
@@ -117,6 +121,24 @@ class Estimator(Protocol):
 
 
 @dataclass(frozen=True)
+class LinearFit:
+    """A ridge regression that was fitted.
+
+    Attributes
+    ----------
+    coef, intercept
+        `(D, G)` and `(G,)`, for features as they are.
+    """
+
+    coef: np.ndarray = field(repr=False)
+    intercept: np.ndarray = field(repr=False)
+
+    def __call__(self, rows: "_Rows", chosen: np.ndarray) -> np.ndarray:
+        """Predict the chosen spots of a section, `(T, G)`."""
+        return ridge.predict(rows.X[chosen], self.coef, self.intercept)
+
+
+@dataclass(frozen=True)
 class Prediction:
     """Truth and prediction of one section, ready for layers of an AnnData.
 
@@ -132,6 +154,10 @@ class Prediction:
         `(T, 2)` spot centres, or None where the section has none.
     fold
         The fold that tested it; several are joined by a comma (spot-level folds).
+    unit
+        What the values are.
+    drawn
+        The section's entry of ``uns["spatial"]`` with a small thumbnail, or None.
     """
 
     measured: np.ndarray
@@ -140,18 +166,29 @@ class Prediction:
     barcodes: list[str]
     coords: np.ndarray | None
     fold: str
+    unit: str = ""
+    drawn: Mapping[str, Any] | None = field(default=None, repr=False)
 
-    def to_adata(self):
-        """AnnData with layers ``measured`` and ``predicted`` and ``obsm["spatial"]``."""
+    def to_adata(self, **about: str):
+        """AnnData that scanpy and squidpy can draw as it is.
+
+        X and the layer ``predicted`` are the prediction, the layer ``measured`` the truth;
+        ``obsm["spatial"]`` and ``uns["spatial"]`` say where, and ``uns["mvh"]`` holds the unit of
+        both and what is given as `about`, such as the model's name.
+        """
         import anndata
 
-        adata = anndata.AnnData(obs=pd.DataFrame(index=pd.Index(self.barcodes, dtype=str)),
-                                var=pd.DataFrame(index=pd.Index(self.genes, dtype=str)))
+        obs, var = (pd.DataFrame(index=pd.Index(names, dtype=str))
+                    for names in (self.barcodes, self.genes))
+        adata = anndata.AnnData(X=self.predicted, obs=obs, var=var)
         adata.layers["measured"] = self.measured
         adata.layers["predicted"] = self.predicted
         if self.coords is not None:
             adata.obsm["spatial"] = np.asarray(self.coords, dtype=np.float64)
         adata.uns["fold"] = self.fold
+        adata.uns["mvh"] = {"unit": self.unit, **about}
+        if self.drawn:
+            adata.uns["spatial"] = dict(self.drawn)
         return adata
 
 
@@ -202,6 +239,8 @@ class _Rows:
     counts: np.ndarray | None
     library: np.ndarray
     parts: np.ndarray  # label per spot where folds or inner folds cut through the section
+    unit: str = ""
+    drawn: Mapping[str, Any] | None = None  # uns["spatial"], the thumbnail cut down
 
 
 def run(sections: Iterable[Any], features: "Mapping[str, Features | np.ndarray]",
@@ -363,6 +402,62 @@ def run(sections: Iterable[Any], features: "Mapping[str, Features | np.ndarray]"
         predictions = {name: _assemble(parts, data[name]) for name, parts in pieces.items()}
     return Result(scores, predictions,
                   pd.DataFrame(penalties, columns=list(PENALTY_COLUMNS)), pooled, notes)
+
+
+def fit_on(sections: Iterable[Any], features: "Mapping[str, Features | np.ndarray]",
+           train: Sequence[str], protocol: str, genes: Sequence[str], *,
+           method: "str | Estimator" = "ridge", normalize: str | None = None, fold: str = "all",
+           alphas: Sequence[float] = ridge.DEFAULT_ALPHAS, seed: int = 0
+           ) -> "LinearFit | Estimator":
+    """Fit on the named sections as `run` fits a fold of a protocol, and keep the fit.
+
+    Parameters
+    ----------
+    sections, features, method, normalize, alphas, seed
+        As in `run`.
+    train
+        Sections in the order in which the folds name them.
+    protocol
+        Says what inner folds leave out together.
+    genes
+        All of which every training section has measured.
+    fold
+        What an estimator's state is kept under.
+
+    Returns
+    -------
+    LinearFit or Estimator
+        With `train` and `genes` of a fold it gives that fold's predictions.
+
+    Raises
+    ------
+    InputError
+        As `run`.
+    """
+    estimator = None if isinstance(method, str) else method
+    name = method_name(method)
+    if estimator is None:
+        _check_choice("method", name, METHODS)
+    if normalize is None:
+        normalize = "log1p" if name == "hest_ridge" else "log1p_cp10k"
+    plan, columns = {fold: (list(train), [])}, {fold: list(range(len(genes)))}
+    members = {section.name: section for section in sections if section.name in set(train)}
+    _check_members(set(train), members, features, {}, "section")
+    data = {name_: _read(section, features[name_], list(genes), set(genes), normalize, "none",
+                         keep_counts=False, seed=seed, as_hest=name == "hest_ridge",
+                         flat=estimator is None) for name_, section in members.items()}
+    if len(data) == 1:
+        for rows in data.values():
+            rows.parts = _strips(rows.coords, len(rows.Y))
+    _check_widths(data, name)
+    if estimator is not None:
+        _fit_estimator(estimator, plan, data, columns, {fold: list(genes)}, seed)(fold)
+        return estimator
+    if name == "ridge":
+        return _fit_ridge(plan, data, columns, protocol, False, ridge.check_alphas(alphas), None,
+                          "pcc", 8)(fold)[0]
+    return LinearFit(*ridge.hest_linear(np.concatenate([data[n].X for n in train]),
+                                        np.concatenate([data[n].Y for n in train])))
 
 
 def joined(results: Sequence[Result], folds: Sequence[Hashable]) -> Result:
@@ -570,7 +665,21 @@ def _read(section, features, genes: list[str], needed: set[str], normalize: str,
          else normalized(panel, normalize, library))
     return _Rows(section.name, str(section.study), str(section.patient), X, Y, names,
                  None if coords is None else np.asarray(coords, dtype=np.float64)[kept],
-                 panel if keep_counts else None, library, np.zeros(len(names), dtype=np.int64))
+                 panel if keep_counts else None, library, np.zeros(len(names), dtype=np.int64),
+                 UNITS[normalize], _drawn(section.name, adata))
+
+
+def _drawn(name: str, adata: Any) -> dict[str, Any] | None:
+    """``uns["spatial"]`` of one section, its thumbnail cut down: every prediction carries it."""
+    place = next(iter(adata.uns.get("spatial", {}).values()), None)
+    image = None if place is None else place.get("images", {}).get("hires")
+    if image is None:
+        return None
+    step = max(1, -(-max(image.shape[:2]) // SMALL_PX))
+    scales = dict(place["scalefactors"])
+    scales["tissue_hires_scalef"] = float(scales["tissue_hires_scalef"]) / step
+    return {name: {"images": {"hires": np.ascontiguousarray(image[::step, ::step])},
+                   "scalefactors": scales, "metadata": {}}}
 
 
 def _stream(seed: int, purpose: str, name: str) -> np.random.Generator:
@@ -657,7 +766,7 @@ def _fit_ridge(plan, data: Mapping[str, _Rows], columns, protocol: str, by_spot:
                            else np.nanmin(choice.curve)))
         record = {"alpha": choice.alpha, "at_edge": choice.at_edge, "inner_unit": level,
                   "n_inner": choice.n_inner, "criterion": criterion, "best": best}
-        return lambda rows, chosen: ridge.predict(rows.X[chosen], coef, intercept), record
+        return LinearFit(coef, intercept), record
 
     return fit
 
@@ -723,7 +832,7 @@ def _assemble(parts: list[tuple], rows: _Rows) -> Prediction:
         columns = [place[gene] for gene in genes]
         measured[where], predicted[where] = truth[:, columns], guess[:, columns]
     return Prediction(measured, predicted, genes, rows.barcodes, rows.coords,
-                      ",".join(str(part[0]) for part in parts))
+                      ",".join(str(part[0]) for part in parts), rows.unit, rows.drawn)
 
 
 def _pool(pieces: Mapping[str, list[tuple]], programs: Mapping[str, str],

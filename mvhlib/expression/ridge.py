@@ -669,24 +669,47 @@ def hest_ridge(X_train: np.ndarray, y_train: np.ndarray, X_test: np.ndarray, *,
     ----------
     Jaume et al., "HEST-1k", NeurIPS 2024, benchmark code.
     """
+    X_train, X_test, y_train = np.asarray(X_train), np.asarray(X_test), np.asarray(y_train)
+    if X_train.shape[1] != X_test.shape[1]:
+        raise InputError("hest_ridge", "features", f"are {X_test.shape[1]} wide in the test and "
+                         f"{X_train.shape[1]} in the training set", "use features of one encoder")
+    _check_finite("hest_ridge", X_test.sum(axis=0), y_train.sum(axis=0))
+    reduce, ridge = _hest_fit(X_train, y_train, n_components, random_state, solver, tol)
+    return ridge.predict(_components(reduce.transform(X_test)))
+
+
+def hest_linear(X_train: np.ndarray, y_train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`hest_ridge` as coefficients `(D, G)` and intercept `(G,)` for features as they are.
+
+    Its predictions are those of `hest_ridge` but for the rounding of the components to float32.
+    """
+    reduce, ridge = _hest_fit(np.asarray(X_train), np.asarray(y_train), 256, 1, "lsqr", 1e-4)
+    scaler, pca = reduce.steps[0][1], reduce.steps[1][1]
+    coef = pca.components_.astype(np.float64).T @ ridge.coef_.T  # (D, K) (K, G)
+    scale = scaler.scale_.astype(np.float64)
+    intercept = -(scaler.mean_ / scale + pca.mean_) @ coef
+    return coef / scale[:, None], intercept
+
+
+def _hest_fit(X: np.ndarray, y: np.ndarray, n_components: int, random_state: int, solver: str,
+              tol: float):
+    """Scaler with PCA, and the ridge regression behind them, fitted."""
     from sklearn.decomposition import PCA
     from sklearn.linear_model import Ridge
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    X_train, X_test, y_train = np.asarray(X_train), np.asarray(X_test), np.asarray(y_train)
-    if X_train.shape[1] != X_test.shape[1]:
-        raise InputError("hest_ridge", "features", f"are {X_test.shape[1]} wide in the test and "
-                         f"{X_train.shape[1]} in the training set", "use features of one encoder")
-    for values in (X_train, X_test):
-        _check_finite("hest_ridge", values.sum(axis=0), y_train.sum(axis=0))
-    n_components = min(n_components, *X_train.shape)
+    _check_finite("hest_ridge", X.sum(axis=0), y.sum(axis=0))
+    n_components = min(n_components, *X.shape)
     reduce = make_pipeline(StandardScaler(), PCA(n_components, random_state=random_state))
-    # HEST keeps the components as float32 tensors, which scikit-learn turns into float64: lsqr
-    # stops by a tolerance, and in float32 it stops elsewhere.
-    Z_train = reduce.fit_transform(X_train).astype(np.float32).astype(np.float64)
-    Z_test = reduce.transform(X_test).astype(np.float32).astype(np.float64)
-    y_train = y_train.astype(np.float64)
-    ridge = Ridge(solver=solver, tol=tol, alpha=100 / (n_components * y_train.shape[1]),
+    Z = _components(reduce.fit_transform(X))
+    y = y.astype(np.float64)
+    ridge = Ridge(solver=solver, tol=tol, alpha=100 / (n_components * y.shape[1]),
                   random_state=0, fit_intercept=False, max_iter=1000)
-    return ridge.fit(Z_train, y_train).predict(Z_test)
+    return reduce, ridge.fit(Z, y)
+
+
+def _components(Z: np.ndarray) -> np.ndarray:
+    """HEST keeps the components as float32 tensors, which scikit-learn turns into float64: lsqr
+    stops by a tolerance, and in float32 it stops elsewhere."""
+    return Z.astype(np.float32).astype(np.float64)

@@ -1,9 +1,9 @@
 """Variants of an encoder, several seeds each, compared pair by pair.
 
 A variant is a group of encoders whose slugs differ in their seed alone (``vit12-dino.s0``,
-``vit12-dino.s1``, ...; see `mvhlib.workflow.read_plan`). Two sources of chance stand side by side:
-another seed of the weights and the training, and another patient or study. A difference that is
-larger than both is a finding; one seed allows none.
+``vit12-dino.s1``, ...; see `mvhlib.workflow.read_plan`). Two sources of chance move a difference:
+another seed of the weights and the training, and another patient or study. One that is larger than
+both together is a finding; one seed allows none.
 """
 
 import json
@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from mvhlib import artifacts, statistics
+from mvhlib import artifacts, statistics, verdicts
 from mvhlib.artifacts import InputError
+from mvhlib.cohort import synthetic
 from mvhlib.expression import site
 
 if TYPE_CHECKING:
@@ -28,8 +29,19 @@ SEEDED = re.compile(r"(?P<variant>.+)\.s(?P<seed>\d+)")
 SEEDS_FOR_A_CLAIM = 8
 
 COMPARISON_COLUMNS = ("protocol", "measure", "variant", "reference", "kind", "mean",
-                      "reference_mean", "difference", "seed_low", "seed_high", "n_seeds",
-                      "unit_low", "unit_high", "unit", "n_units", "p_seeds", "p_holm", "reading")
+                      "reference_mean", "difference", "ci_low", "ci_high", "seed_low", "seed_high",
+                      "n_seeds", "unit_low", "unit_high", "unit", "n_units", "p_seeds", "p_holm",
+                      "unmet", "reading")
+#: Measures that `read_scores` puts together of programs: genes that the image shows, and how much
+#: better slow morphology is read than fine texture.
+SIGNAL, SLOW_LESS_FINE = "signal", "slow_less_fine"
+#: Below this share of the skip path's norm a model hardly uses its states; above this share of
+#: initial weights it was hardly trained.
+LEAST_STATE, MOST_INITIAL = 0.05, 0.05
+#: Keys of a comparison that is named in advance.
+PRIMARY = ("variant", "reference", "protocol", "measure", "claimed")
+VERDICT_COLUMNS = (*PRIMARY, "difference", "ci_low", "ci_high", "n_seeds", "unit", "n_units",
+                   "p_seeds", "p_holm", "verdict", "why")
 
 
 def split_slug(slug: str) -> tuple[str, int]:
@@ -50,8 +62,8 @@ def read_scores(folder: str | Path, protocols: Sequence[str], encoders: Sequence
     Returns
     -------
     pd.DataFrame
-        Columns protocol, variant, seed, study, patient, section, measure (``all`` or a program),
-        value (mean Pearson r over genes).
+        Columns protocol, variant, seed, study, patient, section, measure (``all``, a program,
+        `SIGNAL` or `SLOW_LESS_FINE`), value (mean Pearson r over genes).
 
     Raises
     ------
@@ -68,15 +80,64 @@ def read_scores(folder: str | Path, protocols: Sequence[str], encoders: Sequence
             table = artifacts.read_csv(path)
             table = table[(table["control"] == "none")
                           & (table["panel"] == table["panel"].iloc[0])]
-            table = pd.concat([table.assign(measure="all"),
-                               table[table["program"].fillna("") != ""].assign(
-                                   measure=lambda rows: rows["program"])])
             variant, seed = split_slug(slug)
-            means = table.groupby(["study", "patient", "section", "measure"], sort=False,
-                                  as_index=False)["pcc"].mean()
-            parts.append(means.rename(columns={"pcc": "value"}).assign(
-                protocol=protocol, variant=variant, seed=seed))
+            parts.append(_by_measure(table).assign(protocol=protocol, variant=variant, seed=seed))
     return pd.concat(parts, ignore_index=True)
+
+
+def _by_measure(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean over the genes of each measure, section by section."""
+    named = table[table["program"].fillna("") != ""]
+    with_signal = named[~named["program"].isin(synthetic.WITHOUT_SIGNAL)]
+    keys = ["study", "patient", "section"]
+    measures = [table.assign(measure="all"), named.assign(measure=named["program"])]
+    if len(with_signal) < len(named):  # only the synthetic cohort knows which genes have none
+        measures.append(with_signal.assign(measure=SIGNAL))
+    means = pd.concat(measures).groupby([*keys, "measure"], sort=False,
+                                        as_index=False)["pcc"].mean()
+    wide = means.pivot(index=keys, columns="measure", values="pcc")
+    bands = {band: wide.filter(regex=f"^{band}_(along|across)$") for band in ("slow", "fine")}
+    if all(part.shape[1] == 2 for part in bands.values()):
+        gap = bands["slow"].mean(axis=1) - bands["fine"].mean(axis=1)
+        means = pd.concat([means, gap.rename("pcc").reset_index().assign(measure=SLOW_LESS_FINE)])
+    return means.rename(columns={"pcc": "value"})
+
+
+def effects(scores: pd.DataFrame, twins: Mapping[str, str], protocol: str = "loso") -> pd.DataFrame:
+    """What training added, seed by seed and section by section, in the columns of `read_scores`.
+
+    Parameters
+    ----------
+    scores
+        From `read_scores`.
+    twins
+        Variant -> its untrained twin; a read-out of the one belongs to the same of the other.
+    protocol
+        Whose scores are compared.
+
+    Returns
+    -------
+    pd.DataFrame
+        ``protocol`` is ``effect``, ``value`` the score less that of the twin with the same seed.
+    """
+    keys = ["study", "patient", "section", "measure", "seed"]
+    own = scores[scores["protocol"] == protocol]
+    parts = []
+    for variant, rows in own.groupby("variant", sort=False):
+        twin = twin_of(variant, twins)
+        other = own[own["variant"] == twin]
+        if twin and len(other):
+            both = rows.merge(other[[*keys, "value"]], on=keys, suffixes=("", "_twin"))
+            parts.append(both.assign(value=both["value"] - both["value_twin"], protocol="effect"))
+    return (pd.concat(parts, ignore_index=True) if parts else scores.iloc[:0])[list(scores.columns)]
+
+
+def twin_of(variant: str, twins: Mapping[str, str]) -> str:
+    """The untrained twin of a variant or of one of its read-outs; empty where it has none."""
+    for trained, twin in twins.items():
+        if variant == trained or variant.startswith(f"{trained}."):
+            return twin + variant[len(trained):]
+    return ""
 
 
 def drops(scores: pd.DataFrame, random: str = "random10_section", loso: str = "loso"
@@ -113,9 +174,10 @@ def tissue_scores(features: "Mapping[str, Mapping[str, Features]]", sections: It
     return pd.concat(parts, ignore_index=True)
 
 
-def compare(scores: pd.DataFrame, pairs: Iterable[Sequence[str]], *, advance: int = 0,
-            unit: str = "patient") -> pd.DataFrame:
-    """Every pair of variants, with the interval over seeds and the one over units.
+def compare(scores: pd.DataFrame, pairs: Iterable[Sequence[str]], *,
+            primary: Sequence[Mapping[str, str]] = (), unit: str = "patient",
+            unmet: Mapping[str, Sequence[str]] | None = None) -> pd.DataFrame:
+    """Every pair of variants, with the interval over seeds, the one over units, and that of both.
 
     Parameters
     ----------
@@ -123,22 +185,24 @@ def compare(scores: pd.DataFrame, pairs: Iterable[Sequence[str]], *, advance: in
         From `read_scores`; or any table with its columns.
     pairs
         ``[variant, reference]`` each. Of the seeds of both the common ones are paired.
-    advance
-        The first so many pairs were named in advance: they are the confirmatory family, corrected
-        by Holm's method within a protocol over their measure ``all``; the others are exploratory.
+    primary
+        Comparisons that were named in advance, `PRIMARY` each: they are the confirmatory family,
+        corrected by Holm's method; the others are exploratory.
     unit
         ``patient`` or ``study``: seeds are averaged within it.
+    unmet
+        Variant -> its preconditions that were not met, in words; see `preconditions`.
 
     Returns
     -------
     pd.DataFrame
         Columns `COMPARISON_COLUMNS`; ``seed_low`` to ``seed_high`` is Student's interval of the
-        mean over seeds, ``unit_low`` to ``unit_high`` that over units, ``p_seeds`` Wilcoxon's over
+        mean over seeds, ``unit_low`` to ``unit_high`` that over units, ``ci_low`` to ``ci_high``
+        that of both sources together (`mvhlib.statistics.combine`), ``p_seeds`` Wilcoxon's over
         seeds, ``reading`` the difference in words. Pairs of which a side was not run are left out.
     """
     rows = []
-    for number, (variant, reference) in enumerate(pairs):
-        kind = "named in advance" if number < advance else "exploratory"
+    for variant, reference in pairs:
         both = scores[scores["variant"].isin([variant, reference])]
         for (protocol, measure), part in both.groupby(["protocol", "measure"], sort=False):
             values = statistics.unit_means(part, unit, by=["variant", "seed"], value="value")
@@ -151,33 +215,119 @@ def compare(scores: pd.DataFrame, pairs: Iterable[Sequence[str]], *, advance: in
             gap = a.loc[seeds] - b.loc[seeds]
             over_seeds = statistics.t_interval(gap.mean(axis=1))
             over_units = statistics.t_interval(gap.mean(axis=0))
+            over_both = statistics.combine(over_seeds, over_units)
             test = statistics.compare({"pair": (a.loc[seeds].mean(axis=1).to_numpy(),
                                                 b.loc[seeds].mean(axis=1).to_numpy())})
             rows.append({
                 "protocol": protocol, "measure": measure, "variant": variant,
-                "reference": reference, "kind": kind, "mean": a.loc[seeds].to_numpy().mean(),
+                "reference": reference, "mean": a.loc[seeds].to_numpy().mean(),
                 "reference_mean": b.loc[seeds].to_numpy().mean(), "difference": over_seeds.mean,
+                "ci_low": over_both.low, "ci_high": over_both.high,
                 "seed_low": over_seeds.low, "seed_high": over_seeds.high, "n_seeds": len(seeds),
                 "unit_low": over_units.low, "unit_high": over_units.high, "unit": unit,
                 "n_units": over_units.n, "p_seeds": test["p_wilcoxon"].iloc[0]})
     table = pd.DataFrame(rows, columns=[name for name in COMPARISON_COLUMNS
-                                        if name not in ("p_holm", "reading")])
+                                        if name not in ("kind", "p_holm", "unmet", "reading")])
+    named = {tuple(each[key] for key in PRIMARY[:4]) for each in primary}
+    first = pd.Series([tuple(row) in named for row in table[list(PRIMARY[:4])].to_numpy()],
+                      table.index, dtype=bool)
+    table["kind"] = np.where(first, "named in advance", "exploratory")
     table["p_holm"] = np.nan
-    first = (table["kind"] == "named in advance") & (table["measure"] == "all")
-    for _, part in table[first].groupby("protocol"):
-        table.loc[part.index, "p_holm"] = statistics.holm(part["p_seeds"])
+    table.loc[first, "p_holm"] = statistics.holm(table.loc[first, "p_seeds"])
+    table["unmet"] = ["; ".join(f"{side}: {reason}" for side in (row.variant, row.reference)
+                                for reason in (unmet or {}).get(side, ()))
+                      for row in table.itertuples()]
     table["reading"] = [_read(row) for row in table.itertuples()]
     return table[list(COMPARISON_COLUMNS)]
 
 
+def judge(table: pd.DataFrame, primary: Sequence[Mapping[str, str]]) -> pd.DataFrame:
+    """Verdicts of the comparisons that were named in advance (`mvhlib.verdicts.judge`).
+
+    Parameters
+    ----------
+    table
+        From `compare`.
+    primary
+        As there; ``claimed`` is ``higher`` or ``lower``.
+
+    Returns
+    -------
+    pd.DataFrame
+        Columns `VERDICT_COLUMNS`. With fewer than `SEEDS_FOR_A_CLAIM` seeds ``why`` says that the
+        row is exploratory. Comparisons of which a side was not scored are left out.
+    """
+    rows = []
+    for each in primary:
+        own = table[np.logical_and.reduce([table[key] == each[key] for key in PRIMARY[:4]])]
+        for row in own.to_dict("records"):
+            verdict, why = verdicts.judge(row["ci_low"], row["ci_high"],
+                                          unmet=[row["unmet"]] if row["unmet"] else [],
+                                          sign=1 if each["claimed"] == "higher" else -1)
+            if row["n_seeds"] < SEEDS_FOR_A_CLAIM:
+                why = "; ".join(filter(None, [f"exploratory, {row['n_seeds']} seeds", why]))
+            rows.append(row | {"claimed": each["claimed"], "verdict": verdict, "why": why})
+    return pd.DataFrame(rows, columns=list(VERDICT_COLUMNS))
+
+
+def preconditions(scores: pd.DataFrame, states: pd.DataFrame, initial: Mapping[str, float],
+                  twins: Mapping[str, str], *, measure: str = "all", unit: str = "patient"
+                  ) -> pd.DataFrame:
+    """Whether each trained variant is what a comparison of trained models takes it for.
+
+    Parameters
+    ----------
+    scores
+        From `read_scores`, with `effects`.
+    states, initial
+        State over skip of each state-space layer, and encoder -> share of initial weights in what
+        was exported, from `mvhlib.dino.trained.examine`.
+    twins
+        As in `effects`.
+    measure, unit
+        Of the effect of training.
+
+    Returns
+    -------
+    pd.DataFrame
+        variant, state_share (median of the layers, mean of the seeds; NaN without such layers),
+        initial_weights_left, effect, ci_low, ci_high (over seeds and units), unmet: what is below
+        `LEAST_STATE`, above `MOST_INITIAL`, or not apart from its twin.
+    """
+    rows = []
+    groups = states["encoder"].map(lambda slug: split_slug(slug)[0])
+    for variant in [name for name in scores["variant"].unique() if twin_of(name, twins)]:
+        base = next(trained for trained in twins if twin_of(variant, {trained: "x"}))
+        own = states[groups == base]
+        share = own.groupby("encoder")["share"].median().mean() if len(own) else np.nan
+        effect = scores[(scores["protocol"] == "effect") & (scores["variant"] == variant)
+                        & (scores["measure"] == measure)]
+        found = statistics.Interval(np.nan, np.nan, np.nan, 0, "")
+        if len(effect):
+            values = statistics.unit_means(effect, unit, by=["seed"], value="value").unstack(unit)
+            found = statistics.combine(statistics.t_interval(values.mean(axis=1)),
+                                       statistics.t_interval(values.mean(axis=0)))
+        left = max((value for slug, value in initial.items() if split_slug(slug)[0] == base),
+                   default=np.nan)
+        unmet = []
+        if share < LEAST_STATE:
+            unmet.append(f"states add {share:.2%} to the skip path, less than {LEAST_STATE:.0%}")
+        if left > MOST_INITIAL:
+            unmet.append(f"{left:.0%} of its weights are initial, more than {MOST_INITIAL:.0%}")
+        if not (found.low > 0 or found.high < 0):
+            unmet.append("not apart from its untrained twin")
+        rows.append((variant, share, left, found.mean, found.low, found.high, "; ".join(unmet)))
+    return pd.DataFrame(rows, columns=["variant", "state_share", "initial_weights_left", "effect",
+                                       "ci_low", "ci_high", "unmet"])
+
+
 def _read(row: Any) -> str:
-    """A difference in fixed words; both intervals must leave zero out."""
+    """A difference in fixed words; the interval of both sources of chance must leave zero out."""
     if row.n_seeds < 2:
         return "one seed, no claim"
-    lows, highs = (row.seed_low, row.unit_low), (row.seed_high, row.unit_high)
-    if not np.isfinite([*lows, *highs]).all():
+    if not np.isfinite([row.ci_low, row.ci_high]).all():
         return "no interval"
-    seen = ("higher" if min(lows) > 0 else "lower" if max(highs) < 0 else "no difference shown")
+    seen = ("higher" if row.ci_low > 0 else "lower" if row.ci_high < 0 else "no difference shown")
     if row.kind == "exploratory" or row.n_seeds < SEEDS_FOR_A_CLAIM:
         return f"{seen}, exploratory"
     return seen
@@ -188,8 +338,9 @@ def sentence(row: Any) -> str:
     over_seeds = (f"{row.n_seeds} seeds {row.seed_low:+.3f} to {row.seed_high:+.3f}"
                   if row.n_seeds > 1 else "one seed")
     return (f"{row.variant} against {row.reference}, {row.measure}: {row.difference:+.3f} "
-            f"({over_seeds}; {row.unit}s {row.unit_low:+.3f} to {row.unit_high:+.3f}): "
-            f"{row.reading}")
+            f"[{row.ci_low:+.3f}, {row.ci_high:+.3f}] "
+            f"({over_seeds}; {row.n_units} {row.unit}s {row.unit_low:+.3f} to "
+            f"{row.unit_high:+.3f}): {row.reading}")
 
 
 def spread(scores: pd.DataFrame, *, measure: str = "all", unit: str = "patient") -> pd.DataFrame:

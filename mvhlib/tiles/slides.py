@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from mvhlib import artifacts
 from mvhlib.artifacts import InputError, check_file, reading
 from mvhlib.tiles import tiff
 
@@ -48,6 +49,10 @@ _FOREIGN = {".czi": "a Zeiss CZI file", ".dcm": "a DICOM file", ".lif": "a Leica
             ".kfb": "a KFBIO file", ".sdpc": "an SDPC file", ".qptiff": "an Akoya file"}
 _CONVERT = ("convert it to a pyramidal tiff in RGB, for example by bfconvert (Bio-Formats), QuPath "
             "or vips")
+
+#: Where files say which scanner made them.
+SCANNERS = ("aperio.ScanScope ID", "hamamatsu.Product", "leica.device-model",
+            "ventana.ScannerModel", "philips.DICOM_MANUFACTURERS_MODEL_NAME")
 
 #: A pixel whose brightest channel is below this may be black background [0-255].
 BLACK = 40
@@ -104,6 +109,11 @@ class Slide:
     def size_um(self) -> tuple[float, float] | None:
         """Width and height in micrometres, or None where the scale is unknown."""
         return None if self.mpp is None else (self.width * self.mpp, self.height * self.mpp)
+
+    @property
+    def scanner(self) -> str:
+        """Maker and model of the scanner, as far as the file says it; "" where it does not."""
+        return self._source.scanner
 
     def region(self, x: float, y: float, width: float, height: float,
                out_px: tuple[int, int] | None = None) -> tuple[np.ndarray, float]:
@@ -291,6 +301,7 @@ class _Plain:
     """An image that is decoded as a whole, at the first read."""
 
     kind = "plain image"
+    scanner = ""
 
     def __init__(self, path: str | os.PathLike, image: Any = None, *,
                  max_pixels: int = MAX_PIXELS, plan: tiff.Plan | None = None):
@@ -431,6 +442,11 @@ class _Pyramid:
     @property
     def vendor(self) -> str:
         return self._slide().properties.get("openslide.vendor", "")
+
+    @property
+    def scanner(self) -> str:
+        found = [self.vendor] + [self._slide().properties.get(name, "") for name in SCANNERS]
+        return artifacts.one_line(" ".join(dict.fromkeys(filter(None, found))), 80)
 
     @property
     def mpp(self) -> float | None:

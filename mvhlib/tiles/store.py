@@ -19,6 +19,7 @@ are finite and above 0, and those that a file states twice agree. Anything else 
 """
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -49,8 +50,13 @@ if TYPE_CHECKING:
 MANIFEST_COLUMNS = ("section", "n_tiles", "tile_px", "tile_um", "mpp", "source_mpp", "padded_max",
                     "sha256")
 
+#: A place of legacy Spatial Transcriptomics, and as HEST writes it.
+_PLACE, _PADDED = re.compile(r"(0|[1-9]\d{0,2})x(0|[1-9]\d{0,2})"), re.compile(r"\d{3}x\d{3}")
+LAYOUTS = ("mvhlib", "hest")
+
+
 def write_tiles(path: str | os.PathLike, tiles: Tiles, barcodes: Sequence[str] | None = None,
-                key: str = "") -> None:
+                key: str = "", layout: str = "mvhlib") -> None:
     """Write the tiles of one section; equal tiles give equal bytes.
 
     Parameters
@@ -63,6 +69,10 @@ def write_tiles(path: str | os.PathLike, tiles: Tiles, barcodes: Sequence[str] |
         One unique name per tile; None takes those of `tiles`.
     key
         Hash of what the tiles were made from, for resuming.
+    layout
+        ``mvhlib``, or ``hest`` to hand the file to HEST's own code: places of legacy arrays get
+        three digits a side (``009x012``), since its writer needs names of one length. Datasets are
+        HEST's in both.
 
     Raises
     ------
@@ -70,7 +80,13 @@ def write_tiles(path: str | os.PathLike, tiles: Tiles, barcodes: Sequence[str] |
         If names are missing, blank, repeated, or not as many as the tiles, or what is written
         would not be read: pixels of another kind, corners or scales that are no numbers.
     """
-    names = encode_names(path, tiles.barcodes if barcodes is None else barcodes, len(tiles))
+    if layout not in LAYOUTS:
+        raise InputError(path, "layout", f"{layout!r} is not among {list(LAYOUTS)}",
+                         "use one of these names")
+    barcodes, padded = tiles.barcodes if barcodes is None else list(barcodes), False
+    if layout == "hest" and barcodes is not None:
+        barcodes, padded = pad_places(barcodes)
+    names = encode_names(path, barcodes, len(tiles))
     pixels = np.asarray(tiles.img)
     shape = (len(pixels), tiles.tile_px, tiles.tile_px, 3)
     if pixels.dtype != np.uint8 or pixels.shape != shape:
@@ -94,6 +110,8 @@ def write_tiles(path: str | os.PathLike, tiles: Tiles, barcodes: Sequence[str] |
         for name in ("tile_px", "tile_um", "mpp", "source_mpp"):
             stream.attrs[name] = getattr(tiles, name)
         stream.attrs["key"] = key
+        if padded:
+            stream.attrs["barcodes_padded"] = True
 
 
 def read_tiles(path: str | os.PathLike, tile_um: float | None = None) -> Tiles:
@@ -158,7 +176,10 @@ def open_tiles(path: str | os.PathLike, tile_um: float | None = None
             if "outside" in stream:
                 outside = h5_array(stream, "outside", ndim=1)
                 _check_outside(path, outside, n)
-            names = tile_names(path, read_names(stream), coords)
+            stored = read_names(stream)
+            if stored is not None and bool(stream.attrs.get("barcodes_padded", False)):
+                stored = plain_places(stored)
+            names = tile_names(path, stored, coords)
             extent, source_mpp = _scale(path, stream, img, side, tile_um)
         yield (TileHead(coords, outside, names, n, side, extent, extent / side, source_mpp),
                _Pixels(path, img))
@@ -343,6 +364,20 @@ def encode_names(path: Any, names: Sequence[str] | None, n: int) -> np.ndarray:
         raw = [name.encode() for name in names]
     width = max((len(name) for name in raw), default=1)
     return np.array(raw, dtype=f"S{max(1, width)}").reshape(n, 1)
+
+
+def pad_places(names: Sequence[str]) -> tuple[list[str], bool]:
+    """Names such as ``9x12`` as HEST writes them, ``009x012``, and whether they are such names."""
+    names = [str(name) for name in names]
+    if not names or not all(map(_PLACE.fullmatch, names)):
+        return names, False
+    return ["x".join(part.zfill(3) for part in name.split("x")) for name in names], True
+
+
+def plain_places(names: Sequence[str]) -> list[str]:
+    """The names that `pad_places` was given."""
+    return ["x".join(part.lstrip("0") or "0" for part in name.split("x"))
+            if _PADDED.fullmatch(name) else name for name in names]
 
 
 def read_names(stream: Any) -> list[str] | None:

@@ -2,8 +2,8 @@
 
 import copy
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from mvhlib.artifacts import InputError, atomic
 from mvhlib.backbones.backbone import Backbone
 from mvhlib.encoders import PatchEncoder
 from mvhlib.expression.cmrcnet.losses import mask_of, reconstruction_error
-from mvhlib.expression.cmrcnet.network import Network, TileTokens, embed_rows
+from mvhlib.expression.cmrcnet.network import FrozenTokens, Network, TileTokens, embed_rows
 from mvhlib.expression.cmrcnet.samples import MeanTokens
+from mvhlib.expression.cmrcnet.settings import Settings
 from mvhlib.training import Fit
 
 
@@ -96,6 +97,37 @@ class Fitted:
                                  "give one row per spot with a tile, in their order")
             stored.append(values[rows.to_numpy()])
         return _mean_of_rows(np.concatenate(stored), self.retrieve(X, k)[1])
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """What `restore` needs: settings as JSON, and tensors, the stored expression among them."""
+        image = self.network.image
+        tensors = {f"network.{name}": tensor.detach().cpu().contiguous().clone()
+                   for name, tensor in self.network.state_dict().items()}
+        tensors["expression"] = torch.from_numpy(np.ascontiguousarray(self.expression))
+        trained = isinstance(image, TileTokens)
+        return {"settings": asdict(self.network.settings), "trained": trained,
+                "grid": image.grid if trained else 0,
+                "width": 0 if trained else image.resize.in_features}, tensors
+
+    @classmethod
+    def restore(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor],
+                genes: Sequence[str], encoder: PatchEncoder | None, device: str = "cpu"
+                ) -> "Fitted":
+        """A model from `state`, for prediction alone: who is in its gallery is not kept."""
+        chosen = Settings(**settings["settings"])
+        if settings["trained"]:
+            image = TileTokens(copy.deepcopy(encoder.model), encoder.eval_transforms,
+                               settings["grid"])
+        else:
+            image = FrozenTokens(torch.zeros(2, 1, settings["width"]), chosen.width)
+        network = Network(image, len(genes), chosen)
+        network.load_state_dict({name.removeprefix("network."): tensor for name, tensor
+                                 in tensors.items() if name.startswith("network.")})
+        network.to(device).eval()
+        expression = tensors["expression"].numpy()
+        stored = neighbours.build(embed_rows(network.embed_spots, expression, network))
+        return cls(network, list(genes), pd.DataFrame(), expression, stored, Fit([], 0, 0), {},
+                   {}, encoder)
 
     def match(self, X: np.ndarray, Y: np.ndarray) -> pd.DataFrame:
         """How well a section's images and spots find each other among its own spots.

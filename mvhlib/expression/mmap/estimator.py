@@ -398,22 +398,39 @@ class MMAP:
         """
         return self._predict(sample.X, sample.name)[0]
 
-    @torch.no_grad()
     def _predict(self, X: np.ndarray, where: str) -> tuple[np.ndarray, ...]:
         """Prediction, fused tokens, centres, chosen prototypes and the attention paid to them."""
+        return self._ask(*self.first_stage(X, where), where)
+
+    def first_stage(self, X: np.ndarray, where: str = "slide") -> tuple[np.ndarray, np.ndarray]:
+        """Stage 1 of some spots: prediction `(T, G)` and fused token `(T, D)`.
+
+        No spot needs another one, so that a slide may come in parts.
+
+        Raises
+        ------
+        InputError
+            Before `fit`, or on another shape.
+        """
         if self.spot_model is None:
             raise InputError(self.name, "model", "is not fitted", "call fit first")
-        X = self._check(X, where)
-        if self.prototype_model is not None:
-            n_prototypes(len(X), self.prototypes_asked, where)
-        predicted, tokens = self._spots(X)
+        return self._spots(self._check(X, where))
+
+    def second_stage(self, predicted: np.ndarray, tokens: np.ndarray, where: str = "slide"
+                     ) -> np.ndarray:
+        """Expression `(T, G)` of all spots of one slide, from what `first_stage` gave of them."""
+        return self._ask(predicted, tokens, where)[0]
+
+    @torch.no_grad()
+    def _ask(self, predicted: np.ndarray, tokens: np.ndarray, where: str) -> tuple[np.ndarray, ...]:
         if self.prototype_model is None:
             return predicted, tokens, None, None, None
+        n_prototypes(len(tokens), self.prototypes_asked, where)
         centres, near = self._slide(tokens)
         bank, padded = torch.from_numpy(centres).to(self.device), self._padded(near)
         self.prototype_model.eval()
         found, paid = [], []
-        for start in range(0, len(X), EVAL_BATCH):
+        for start in range(0, len(tokens), EVAL_BATCH):
             part = slice(start, start + EVAL_BATCH)
             token = torch.from_numpy(tokens[part]).to(self.device)
             chosen, mask = self._gather(bank, padded[part])
@@ -425,9 +442,57 @@ class MMAP:
             paid.append(self.prototype_model.fusion.weights(whole, mask).mean(dim=1).cpu().numpy())
         return np.concatenate(found), tokens, centres, near, np.concatenate(paid)
 
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """What `restore` needs of the fit made last: settings as JSON, and tensors.
+
+        Raises
+        ------
+        InputError
+            Before `fit`.
+        """
+        if self.spot_model is None:
+            raise InputError(self.name, "model", "is not fitted", "call fit first")
+        parts = {"spots": self.spot_model}
+        if self.prototype_model is not None:
+            parts["slide"] = self.prototype_model
+        settings = {"zooms": list(self.zooms), "prototypes": self.prototypes_asked,
+                    "selected": self.selected, "mask_padding": self.mask_padding,
+                    "attention": self.attention, "seed": self._seed, "name": self.name,
+                    "width": self.spot_model.head_query.in_features,
+                    "adapted": None if self.encoder is None else [
+                        self.rank, self.alpha, self.first_block]}
+        return settings, {f"{part}.{name}": tensor.detach().cpu().contiguous()
+                          for part, model in parts.items()
+                          for name, tensor in model.state_dict().items()}
+
+    @classmethod
+    def restore(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor],
+                genes: Sequence[str], encoder: PatchEncoder | None, device: str = "cpu") -> "MMAP":
+        """A fitted model from `state`; `encoder` is needed where it was adapted."""
+        adapted = settings["adapted"]
+        own = cls(None if adapted is None else encoder, zooms=settings["zooms"],
+                  prototypes=settings["prototypes"], selected=settings["selected"],
+                  mask_padding=settings["mask_padding"], device=device, name=settings["name"],
+                  **settings["attention"])
+        own.genes, own._seed = list(genes), settings["seed"]
+        if adapted is not None:
+            own.rank, own.alpha, own.first_block = adapted
+        copies = None if adapted is None else adapted_copies(
+            encoder.model, len(own.zooms), *adapted)
+        own.spot_model = SpotModel(settings["width"], len(genes), len(own.zooms), copies,
+                                   **own.attention)
+        if own.prototypes_asked != "none":
+            own.prototype_model = PrototypeModel(settings["width"], len(genes), **own.attention)
+        for part, model in (("spots", own.spot_model), ("slide", own.prototype_model)):
+            if model is not None:
+                model.load_state_dict({name.removeprefix(f"{part}."): tensor for name, tensor
+                                       in tensors.items() if name.startswith(f"{part}.")})
+                model.to(own.device).eval()
+        return own
+
     def fused(self, X: np.ndarray, where: str = "slide") -> np.ndarray:
         """Fused tokens `(T, D)` of stage 1; no spot needs another one."""
-        return self._spots(self._check(X, where))[1]
+        return self.first_stage(X, where)[1]
 
     def prototypes(self, X: np.ndarray, n_nearest: int = 4, where: str = "slide") -> Prototypes:
         """The prototypes of one slide by the model fitted last.

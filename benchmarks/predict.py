@@ -1,0 +1,127 @@
+# ruff: noqa: E402
+"""`make predict` on a large synthetic pyramid: peak memory, and tiles per second of the encoder.
+
+A tiff of `--side` px a side (0.5 um/px, tiles of 512 px by JPEG, three levels) is drawn, a model
+of hand-made features is fitted on a small synthetic cohort, and the slide is predicted in this
+process. Baseline is the encoder alone on tiles in memory, in the same process before and after;
+candidate is the whole way, cutting included. `peak_mb` is the largest resident size of the process,
+with all libraries in it.
+
+    python benchmarks/predict.py --out DIR [--quick] [--side 60000] [--tile-um 256]
+"""
+
+import argparse
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+# numba asks for the package coverage, and would find the benchmark of that name beside this file.
+sys.path[:] = [place for place in sys.path if Path(place) != Path(__file__).resolve().parent]
+
+import numpy as np
+import pandas as pd
+import tifffile
+import torch
+
+from mvhlib import artifacts, cohort, encoders, features, notebook
+from mvhlib.expression import evaluation
+from mvhlib.prediction import apply, keep, model, slides
+from mvhlib.tiles import cut, store
+from mvhlib.tiles.slides import open_slide
+
+COLUMNS = ("what", "baseline", "candidate", "baseline_s", "candidate_s", "ratio", "peak_mb",
+           "threads", "device", "dtype", "note")
+SIDE, TILE, MPP = 512, 512, 0.5
+
+
+def draw(path: Path, side: int, pattern: np.ndarray) -> None:
+    """A pyramid whose every tile is a piece of `pattern`, turned and shifted."""
+    rng = np.random.default_rng(0)
+
+    def tiles(n: int) -> Iterator[np.ndarray]:
+        for _ in range(n):
+            y, x = rng.integers(0, pattern.shape[0] - SIDE, 2)
+            yield np.ascontiguousarray(np.rot90(pattern[y:y + SIDE, x:x + SIDE],
+                                                rng.integers(4)))
+
+    with tifffile.TiffWriter(path, bigtiff=True) as stream:
+        for level, factor in enumerate((1, 4, 16)):
+            px = max(SIDE, side // factor)
+            n = (-(-px // SIDE)) ** 2
+            stream.write(tiles(n), shape=(px, px, 3), dtype=np.uint8, tile=(SIDE, SIDE),
+                         photometric="rgb", compression="jpeg", compressionargs={"level": 85},
+                         subfiletype=1 if level else 0, metadata=None)
+
+
+def fit(folder: Path, tile_um: float) -> tuple[Path, np.ndarray]:
+    """A model of hand-made features, and pixels to draw a slide from."""
+    run = notebook.Run("predict", {"profile": "bench", "out": str(folder), "data": "", "seed": 0,
+                                   "device": "cpu"})
+    people = cohort.read("synthetic", run.path("cohort"), seed=0, n_studies=3, mpp=MPP,
+                         tile_px=TILE // 4, patients_per_study=1, sections_per_patient=1,
+                         spots_per_side=8)
+    for section in people:
+        with section.slide as slide:
+            tiles = cut.cut_spots(slide, section.centers, tile_um=tile_um, tile_px=128)
+        store.write_tiles(run.path("tiles", f"{section.name}.h5"), tiles,
+                          [str(name) for name in section.adata.obs_names])
+    encoders.encode_folder(encoders.create_encoder("handmade"), run.path("tiles"),
+                           run.path("features/handmade"))
+    read = features.read_folder(run.path("features/handmade"))
+    panels = evaluation.choose_panels(people, ["loso"], ["hvg"], 100)
+    (job,), _ = evaluation.jobs(people.manifest, ["loso"], {"handmade": None})
+    result = evaluation.evaluate(job, people, read, panels, controls=["none"], ceiling_splits=0)
+    keep.keep(run, [result], people, read, panels, recipe={
+        "source": "handmade", "weights": "", "options": {}, "seed": 0})
+    image = people[next(iter(people.sections))].image()
+    middle = image[image.shape[0] // 6:-image.shape[0] // 6, image.shape[1] // 6:]
+    return run.path("models/ridge/handmade"), np.tile(middle, (2, 2, 1))
+
+
+def encoder_s(fitted: model.Model, path: Path, n: int) -> float:
+    """Time that the encoder alone takes for a tile [s]."""
+    with open_slide(path, mpp=MPP) as slide:
+        corners = np.random.default_rng(1).integers(0, slide.width // 2, (n, 2))
+        tiles = cut.cut_at(slide, corners, tile_um=fitted.tile_um, tile_px=fitted.tile_px)
+    began = time.perf_counter()
+    fitted.encoder.encode(tiles.img, tile_mpp=tiles.mpp)
+    return (time.perf_counter() - began) / n
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--quick", action="store_true", help="8,000 px a side")
+    parser.add_argument("--side", type=int, default=60_000)
+    parser.add_argument("--tile-um", type=float, default=256.0)
+    options = parser.parse_args()
+    side = 8_000 if options.quick else options.side
+    with tempfile.TemporaryDirectory() as folder:
+        place, pattern = fit(Path(folder), options.tile_um)
+        path = Path(folder) / "slides" / "large.tif"
+        path.parent.mkdir()
+        draw(path, side, pattern)
+        fitted = model.read(place)
+        before = encoder_s(fitted, path, 256)
+        began = time.perf_counter()
+        (outcome,) = apply.predict(slides.find(path, MPP), fitted, Path(folder) / "out",
+                                   apply.Wish(zarr=False))
+        whole = (time.perf_counter() - began) / max(outcome.n_tiles, 1)
+        after = encoder_s(fitted, path, 256)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        size = path.stat().st_size / 1e6
+    alone = (before + after) / 2
+    row = {"what": f"slide of {side} px a side, {outcome.n_tiles} tiles",
+           "baseline": "the encoder alone, s per tile", "candidate": "make predict, s per tile",
+           "baseline_s": alone, "candidate_s": whole, "ratio": alone / whole, "peak_mb": peak,
+           "threads": torch.get_num_threads(), "device": "cpu", "dtype": "float32",
+           "note": f"file of {size:.0f} MB, {outcome.error or 'done'}; writing of files included"}
+    artifacts.write_csv(options.out / "predict.csv", pd.DataFrame([row])[list(COLUMNS)])
+    print(row)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,352 @@
+"""Predictions of any other system, scored as ours are: ``make score``.
+
+A folder holds a file per section, and a few words about who made them::
+
+    <section>.h5ad      X (or layers["predicted"]), names of spots and genes, obsm["spatial"]
+    <section>.csv       a row per spot: `barcode`, or `x` and `y` [level-0 px]; a column per gene
+    predictor.yaml      name: STPath
+                        saw: nothing            # or unknown, or lists of what it was trained on:
+                        saw: {studies: [her2st], patients: [C], sections: [C3, C4]}
+
+Spots are joined by name where names agree, else by place: a prediction counts for the spot whose
+centre it lies nearest to, at most half the distance of neighbouring spots away. Folds, genes,
+normalisation, ceilings and scorer are those of our own methods; genes that a panel asks for and
+the predictions lack are left out and counted. What nobody states of a predictor's training is
+called unknown and stands so in every table.
+"""
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from mvhlib import artifacts, cohort, tables
+from mvhlib.artifacts import InputError
+from mvhlib.cohort.base import entries
+from mvhlib.expression import evaluation, protocols
+from mvhlib.expression.leaderboard import GIVEN
+from mvhlib.expression.scores import dense
+from mvhlib.features import Features
+from mvhlib.parameters import check, read_yaml_if_any
+
+if TYPE_CHECKING:
+    from mvhlib.cohort import Cohort, Section
+
+#: Stands in the column ``method``, and for the folder below ``expression/<protocol>``.
+METHOD = GIVEN
+ABOUT = "predictor.yaml"
+#: A prediction belongs to the nearest spot up to this share of the spots' distance.
+NEAR = 0.5
+LEVELS = ("sections", "patients", "studies")
+#: Protocols under which sections are cut, or which have groups of their own.
+NOT_SCORED = {"random10_spot": "it cuts sections", "transfer": "it has folds for every pair of "
+              "groups", "within": "it is a ceiling of transfer"}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Predictions of one section, joined to its spots.
+
+    Attributes
+    ----------
+    values
+        `(T, G)`, rows in the order of `barcodes`.
+    genes, barcodes
+        Names of columns, and of the section's spots that have a prediction.
+    joined_by
+        ``name`` or ``place``.
+    """
+
+    values: np.ndarray = field(repr=False)
+    genes: list[str] = field(repr=False)
+    barcodes: list[str] = field(repr=False)
+    joined_by: str
+
+
+@dataclass
+class Given:
+    """An `Estimator` that learns nothing and gives what stands in tables.
+
+    Its features are places in the tables, one number per spot.
+    """
+
+    tables: Mapping[str, Table]
+    name: str = METHOD
+    genes: list[str] = field(default_factory=list)
+
+    def fit(self, samples: Sequence[Any], genes: Sequence[str], fold: str, seed: int) -> None:
+        """Remember which genes are asked for."""
+        self.genes = list(genes)
+
+    def predict(self, sample: Any) -> np.ndarray:
+        """The table's rows of a section, `(T, G)`."""
+        table = self.tables[sample.name]
+        place = {gene: number for number, gene in enumerate(table.genes)}
+        rows = sample.X[:, 0].astype(np.int64)
+        return table.values[rows][:, [place[gene] for gene in self.genes]]
+
+
+def about(folder: Path) -> tuple[str, dict[str, list[str]] | None]:
+    """Name of a predictor, and what it has seen; None where nobody says.
+
+    Raises
+    ------
+    InputError
+        If ``predictor.yaml`` holds anything else.
+    """
+    path = folder / ABOUT
+    given = read_yaml_if_any(path)
+    saw = given.pop("saw", "unknown")
+    check(path, {"name": "str"}, given, noun="key of predictor.yaml")
+    title = given.get("name", folder.name)
+    name = re.sub(r"[^a-z0-9_.-]+", "-", title.lower()).strip("-.")
+    artifacts.safe_name(name, path, "name")
+    if isinstance(saw, dict):
+        check(path, dict.fromkeys(LEVELS, "list[str]"), saw, noun="key of saw")
+        return name, {level: list(saw.get(level, [])) for level in LEVELS}
+    if saw not in ("unknown", "nothing"):
+        raise InputError(path, "saw", f"is {saw!r}", "write nothing, unknown, or "
+                         "{studies: [...], patients: [...], sections: [...]}")
+    return name, dict.fromkeys(LEVELS, []) if saw == "nothing" else None
+
+
+def read(folder: Path, people: "Cohort") -> dict[str, Table]:
+    """Section -> its predictions, joined to its spots; sections without a file are left out.
+
+    Raises
+    ------
+    InputError
+        If no file is named after a section, or a file cannot be joined to it.
+    """
+    found: dict[str, Table] = {}
+    files = [path for path in [*entries(folder), *(p for d in entries(folder) if d.is_dir()
+                                                   for p in entries(d))]
+             if path.suffix in (".h5ad", ".csv") and path.stem in people.sections]
+    for path in files:
+        if path.stem in found:
+            raise InputError(path, "section", f"{path.stem} has two files", "keep one")
+        found[path.stem] = _joined(path, people[path.stem])
+    if not found:
+        first = next(iter(people.sections))
+        raise InputError(folder, "PREDICTIONS", "holds no file that is named after a section, such "
+                         f"as {first}.h5ad or {first}.csv", "name files after the sections of the "
+                         "profile's cohort")
+    return found
+
+
+def _joined(path: Path, section: "Section") -> Table:
+    values, genes, names, places = (_read_csv if path.suffix == ".csv" else _read_h5ad)(path)
+    if not np.isfinite(values).all():
+        raise InputError(path, "predictions", "hold NaN or infinity", "leave such spots out")
+    twice = sorted({gene for gene in genes if genes.count(gene) > 1}) if (
+        len(set(genes)) < len(genes)) else []
+    if twice:
+        raise InputError(path, "genes", f"{twice[:3]} stand more than once", "keep one column each")
+    own = [str(name) for name in section.adata.obs_names]
+    row = {} if names is None else {name: number for number, name in enumerate(names)}
+    if names is not None and len(row) < len(names):
+        raise InputError(path, "barcode", "stands more than once", "keep one row per spot")
+    shared = [name for name in own if name in row]
+    if shared:
+        return Table(values[[row[name] for name in shared]], genes, shared, "name")
+    if places is None:
+        raise InputError(path, "barcode", f"{(names or ['none'])[0]!r} and so on are no spots of "
+                         f"{section.name} ({own[0]!r}), and no places are given",
+                         "name spots as the cohort does, or give x and y [level-0 px]")
+    rows, spots = _nearest(path, places, section.centers)
+    return Table(values[rows], genes, [own[spot] for spot in spots], "place")
+
+
+def _nearest(path: Path, places: np.ndarray, centres: np.ndarray) -> tuple[list[int], list[int]]:
+    """Rows of `places` and the spots that they belong to: each spot's nearest, if it is near."""
+    from scipy.spatial import cKDTree
+
+    pitch = np.median(cKDTree(centres).query(centres, k=2)[0][:, 1])
+    distance, row = cKDTree(places).query(centres)
+    near = np.flatnonzero(distance <= NEAR * pitch)
+    if len(near) == 0:
+        raise InputError(path, "x, y", "lie near no spot of the section",
+                         "give centres (x, y) in level-0 pixels of its image")
+    return row[near].tolist(), near.tolist()
+
+
+def _read_csv(path: Path):
+    frame = tables.read_table(path)
+    keys = [name for name in ("barcode", "x", "y") if name in frame]
+    if not ("barcode" in keys or {"x", "y"} <= set(keys)):
+        raise InputError(path, "columns", f"are {list(frame)[:4]}...",
+                         "give barcode, or x and y, beside a column per gene")
+    genes = [name for name in frame if name not in keys]
+    try:
+        values = frame[genes].to_numpy().astype(np.float64)
+    except ValueError:  # another decimal sign, or no number: named by its cell
+        values = np.stack([tables.numbers(frame, gene, path).to_numpy() for gene in genes], axis=1)
+    names = list(tables.names(frame, "barcode", path)) if "barcode" in keys else None
+    places = np.stack([tables.numbers(frame, axis, path, unit="px").to_numpy() for axis in "xy"],
+                      axis=1) if {"x", "y"} <= set(keys) else None
+    return values, genes, names, places
+
+
+def _read_h5ad(path: Path):
+    import anndata
+
+    with artifacts.h5_reader(path) as stream:
+        artifacts.h5_sizes(stream)
+    with artifacts.reading(path, fix="write it again by anndata"):
+        adata = anndata.read_h5ad(path)
+        layer = adata.layers["predicted"] if "predicted" in adata.layers else adata.X
+        if layer is None:
+            raise InputError(path, "X", "is missing", "store predictions in X")
+        values = np.asarray(dense(layer), dtype=np.float64)
+        places = np.asarray(adata.obsm["spatial"], float)[:, :2] if (
+            "spatial" in adata.obsm) else None
+    return values, [str(gene) for gene in adata.var_names], list(map(str, adata.obs_names)), places
+
+
+def score(run: Path, folder: Path, *, data: str = "", unit: str = "patient", seed: int = 0,
+          normalize: str = "log1p_cp10k", n_draws: int = 49) -> list[str]:
+    """Score a folder of predictions under every protocol of a profile that has been run.
+
+    Parameters
+    ----------
+    run
+        ``runs/<profile>``.
+    folder
+        See the head of this module.
+    unit, normalize, seed
+        As 05_expression was given them.
+    n_draws
+        Of the nulls.
+
+    Returns
+    -------
+    list of str
+        What was scored and what was left out, a sentence each.
+
+    Raises
+    ------
+    InputError
+        If the profile was not run, or nothing of the predictions can be scored.
+    """
+    if not (run / "cohort" / "manifest.csv").exists():
+        raise InputError(run, "PROFILE", "was not run yet", "run make figures with it first")
+    people = cohort.read("run", run / "cohort", data=data or None)
+    panels = artifacts.read_csv(run / "cohort" / "panels.csv")
+    name, saw = about(folder)
+    found = read(folder, people)
+    by = sorted({table.joined_by for table in found.values()})
+    said = [f"{name}: {len(found)} of {len(people)} sections, joined by {' and '.join(by)}"]
+    scored = 0
+    for protocol in dict.fromkeys(panels["protocol"]):
+        known = sorted((run / "expression" / protocol).glob("*/*/folds.csv"))
+        known = [path for path in known if path.parent.parent.name != METHOD]
+        why = NOT_SCORED.get(protocol, "" if known else "05_expression has not scored it")
+        if why:
+            said.append(f"{protocol} is left out: {why}")
+            continue
+        folds = artifacts.read_csv(known[0])
+        result, notes = _evaluate(people, found, folds, protocol, panels, name, saw, unit=unit,
+                                  seed=seed, normalize=normalize, tiles=run / "tiles")
+        if result is None:
+            said.append(f"{protocol} is left out: {notes}")
+            continue
+        place = run / "expression" / protocol / METHOD / name
+        result.write(place)
+        artifacts.write_csv(place / "nulls.csv", evaluation.nulls(result, n_draws=n_draws,
+                                                                  seed=seed))
+        whole = result.summary.query("program == 'all' and metric == 'pcc'").iloc[0]
+        said.append(f"{protocol}: mean r {whole['mean']:.3f} over {whole['n_units']} "
+                    f"{whole['unit']}s, {notes}; saw test images: "
+                    f"{result.scores['encoder_saw_test_images'].iloc[0]}")
+        scored += 1
+    if not scored:
+        raise InputError(folder, "PREDICTIONS", "; ".join(said[1:]) or "match no protocol",
+                         "predict whole test sections of a protocol")
+    return said
+
+
+def _evaluate(people: "Cohort", found: Mapping[str, Table], folds: pd.DataFrame, protocol: str,
+              panels: pd.DataFrame, name: str, saw: Mapping[str, Sequence[str]] | None, *,
+              unit: str, seed: int, normalize: str, tiles: Path):
+    """An evaluation and a remark; None and the reason where nothing can be scored."""
+    kept = folds[(folds["role"] != "test") | folds["section"].isin(found)]
+    tested = kept.loc[kept["role"] == "test", ["fold", "section"]]
+    kept = kept[kept["fold"].isin(tested["fold"])]
+    if kept.empty:
+        return None, "none of its test sections has predictions"
+    predicted = {fold: set.intersection(*(set(found[s].genes) for s in sections))
+                 for fold, sections in tested.groupby("fold")["section"]}
+    own = panels[(panels["protocol"] == protocol) & panels["fold"].isin(predicted)]
+    cut = own[[gene in predicted[fold] for fold, gene in zip(own["fold"], own["gene"],
+                                                             strict=True)]]
+    if set(cut["fold"]) < set(predicted):
+        return None, "a fold has no gene that is predicted"
+    features, missing = {}, 0
+    for section in kept["section"].unique():
+        table = found.get(section)
+        spots = table.barcodes if table else list(map(str, people[section].adata.obs_names))
+        place = {spot: number for number, spot in enumerate(spots)}
+        wanted = _with_tile(tiles / f"{section}.h5", people[section].adata.obs_names)
+        chosen = [spot for spot in spots if spot in wanted]
+        missing += len(wanted) - len(chosen)
+        rows = np.array([[place[spot]] for spot in chosen], dtype=np.float64).reshape(-1, 1)
+        features[section] = Features(rows, np.zeros((len(rows), 2), np.int64), chosen)
+    claim, seen = "unknown", None
+    if saw is not None:
+        owners = [people[s] for s in tested["section"].unique()]
+        unseen = protocols.unseen_units(
+            protocol, sections=[s.name for s in owners], patients=[s.patient for s in owners],
+            studies=[s.study for s in owners])
+        claim, seen = ("yes" if protocols.overlap(saw, **unseen) else "no"), saw
+    result = evaluation.evaluate(
+        evaluation.Job(protocol, name, kept), people, features, cut, method=Given(found),
+        controls=["none"], unit=unit, seed=seed, encoder_saw_test_images=claim,
+        pretrained_on=seen, **({} if protocol in protocols.BENCHMARKS else
+                               {"normalize": normalize}))
+    lacking = len(set(own["gene"]) - set(cut["gene"]))
+    remarks = [f"{cut['gene'].nunique()} genes"]
+    remarks += [f"{lacking} of the panel are not predicted"] if lacking else []
+    remarks += [f"{missing} spots that ours are scored on have no prediction"] if missing else []
+    return result, ", ".join(remarks)
+
+
+def _with_tile(path: Path, spots: Sequence[str]) -> set[str]:
+    """Spots that our own methods are scored on: those with a tile, where tiles were cut."""
+    from mvhlib.tiles.store import open_tiles
+
+    names = {str(spot) for spot in spots}
+    if not path.exists():
+        return names
+    with open_tiles(path) as (head, _):
+        return names & set(head.barcodes)
+
+
+def main(words: Sequence[str]) -> int:
+    """``python -m mvhlib.expression.given``: score, and print what was said."""
+    parser = argparse.ArgumentParser(prog="python -m mvhlib.expression.given")
+    parser.add_argument("--run", required=True, help="runs/<profile>")
+    parser.add_argument("--predictions", required=True, help="a folder of predictions")
+    parser.add_argument("--data", default="")
+    parser.add_argument("--options", default="{}", help="json: unit, normalize, seed")
+    given = parser.parse_args(words)
+    try:
+        for line in score(Path(given.run), Path(given.predictions), data=given.data,
+                          **json.loads(given.options)):
+            print(line, flush=True)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,130 @@
+"""What can be believed of a prediction, in sentences that stand at the top of its page.
+
+Three things are told apart. What the slide is: a scale, a stain, an organ, a scanner that the
+model has seen or not. Where it is: tiles that lie outside the training distribution. Which gene it
+is: how well each was predicted on sections that were left out, and of whom that speaks.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mvhlib.prediction.card import PROTOCOLS, plural
+from mvhlib.prediction.domain import INSIDE
+from mvhlib.prediction.model import Model
+from mvhlib.prediction.slides import Asked
+from mvhlib.prediction.stream import Predicted
+from mvhlib.tiles.slides import Slide
+
+#: Expected r below which a gene is greyed out, where the user says nothing else.
+LEAST_R = 0.2
+#: Share of a slide's tiles outside the training distribution that is said at the top.
+MANY_OUTSIDE = 0.1
+
+
+@dataclass(frozen=True)
+class Belief:
+    """What to believe of one slide's predictions.
+
+    Attributes
+    ----------
+    warnings
+        What speaks against believing them, the slide as a whole first.
+    remarks
+        What else a reader must know.
+    outside
+        Which tiles lie outside the training distribution, `(T,)` bool.
+    genes
+        Columns `expected.COLUMNS` and ``believed``: whether the expected r reaches `least_r`.
+    least_r
+        The stated least expected r.
+    facts
+        Numbers behind the sentences.
+    """
+
+    warnings: list[str]
+    remarks: list[str]
+    outside: np.ndarray = field(repr=False)
+    genes: pd.DataFrame = field(repr=False)
+    least_r: float
+    facts: dict[str, Any]
+
+    @property
+    def verdict(self) -> str:
+        """One line for tables and consoles."""
+        n = int(self.genes["believed"].sum())
+        return (f"{n} of {len(self.genes)} genes reach r {self.least_r:g}, "
+                f"{self.facts['share_outside']:.0%} of the tiles lie outside the training "
+                f"distribution, {len(self.warnings)} warnings")
+
+
+def judge(asked: Asked, slide: Slide, model: Model, predicted: Predicted,
+          least_r: float = LEAST_R) -> Belief:
+    """Compare a slide with what its model has seen."""
+    record, domain = model.record, model.domain
+    outside = predicted.distance > domain.bound
+    share = float(outside.mean())
+    mpp = model.effective_mpp(slide.mpp)
+    scale, colour = domain.new_scale(mpp), domain.new_colour(predicted.colour)
+    facts = {"slide_mpp": slide.mpp, "seen_at_mpp": mpp, "scale_factor": scale,
+             "colour_times_bound": colour, "share_outside": share, "scanner": slide.scanner}
+    warnings = []
+    if scale > 1:
+        warnings.append(f"Scale never seen: the encoder sees this slide at {mpp:.3g} um/px, and "
+                        f"the training sections at {domain.mpp.min():.3g} to "
+                        f"{domain.mpp.max():.3g}.")
+    if colour is not None and colour > 1:
+        warnings.append("Stain never seen: the mean colour of this slide lies "
+                        f"{colour:.1f} times as far from the nearest training section as training "
+                        "sections of different origin may lie from each other.")
+    warnings += _origin(asked, slide, record["seen"])
+    if share > MANY_OUTSIDE:
+        warnings.append(f"Tissue never seen: {share:.0%} of the tiles lie outside the training "
+                        f"distribution; of held-out training tiles {1 - INSIDE:.0%} do.")
+    genes = model.genes.set_index("gene").loc[predicted.genes].reset_index()
+    genes["believed"] = (genes["expected_r"] >= least_r).to_numpy()
+    remarks = _remarks(record, genes, least_r, colour)
+    return Belief(warnings, remarks, outside, genes, least_r, facts)
+
+
+def _origin(asked: Asked, slide: Slide, seen: Mapping[str, Any]) -> list[str]:
+    """Organ and scanner against those that the model has seen."""
+    found = []
+    for what, said in (("organ", asked.organ), ("scanner", asked.scanner or slide.scanner)):
+        known = seen[what]
+        if said and known and said.lower() == known.lower():
+            continue
+        this = f"this slide's is {said}" if said else "nobody stated this slide's"
+        model = f"the model has seen {known}" if known else "nobody stated the training sections'"
+        verb = "never seen" if said and known else "unseen, as far as anybody knows"
+        found.append(f"{what.capitalize()} {verb}: {this}, {model}.")
+    return found
+
+
+def _remarks(record: Mapping[str, Any], genes: pd.DataFrame, least_r: float,
+             colour: float | None) -> list[str]:
+    expected, seen = record["expected"], record["seen"]
+    where = PROTOCOLS.get(expected["protocol"], f"protocol {expected['protocol']}")
+    n = int(genes["n_units"].max()) if len(genes) else 0
+    found = [f"Expected r comes from {where} (protocol {expected['protocol']}): "
+             f"{plural(expected['unit'], n)} left out in turn. Its interval is one for a new "
+             "section" + (", and there is none with one unit." if n < 2 else ".")]
+    if expected["unit"] != "study":
+        found.append(f"All training sections are of {plural('study', len(seen['studies']))} "
+                     f"({', '.join(seen['studies'][:4])}), and the folds left out "
+                     f"{expected['unit']}s: of another laboratory's slides expect less, by an "
+                     "amount that nobody measured.")
+    if expected["note"]:
+        found.append(f"Of these folds: {expected['note']}.")
+    weak = int((~genes["believed"]).sum())
+    found.append(f"{weak} of {len(genes)} genes have an expected r below {least_r:g} and are "
+                 "greyed out: their maps are no evidence.")
+    if colour is None:
+        found.append("The model knows no training colours, so that the stain was not compared.")
+    found.append(f"Values are {record['expression']['unit']}. They are smoother than measured "
+                 "expression and say nothing of single cells.")
+    return found
+

@@ -1,0 +1,60 @@
+"""What correlation to expect of each gene on a section that was never seen, from the folds.
+
+The interval is one for a new section, not for a mean: it holds where one more section of a unit
+that was left out would be found, and is as wide as sections differ. Units (studies, patients) are
+few, so that Student's t at their number gives its width.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+
+#: From the hardest question to the easiest: the first that was asked says what to expect.
+PROTOCOLS = ("loso", "patient", "section", "random10_section", "mvhybrid_bench", "hest_bench")
+#: What a protocol leaves out, and the next finer where it left out one alone.
+UNITS = {"loso": ("study", "patient", "section"), "random10_section": ("patient", "section")}
+COLUMNS = ("gene", "expected_r", "ci_low", "ci_high", "n_sections", "n_units")
+CONFIDENCE = 0.95
+
+
+def choose(protocols: Iterable[str]) -> str:
+    """The protocol whose folds say what to expect; "" where none of them does."""
+    there = set(protocols)
+    return next((name for name in PROTOCOLS if name in there), "")
+
+
+def table(scores: pd.DataFrame, protocol: str) -> tuple[pd.DataFrame, str]:
+    """Expected correlation per gene, in order of the scores' genes, and the unit of inference.
+
+    Parameters
+    ----------
+    scores
+        Rows of one panel without control: section, patient, study, gene, pcc.
+
+    Returns
+    -------
+    DataFrame, str
+        Columns `COLUMNS`. The interval is NaN where a gene was scored on fewer than two units;
+        correlations that are not known (constant genes) are left out.
+    """
+    from scipy import stats
+
+    levels = UNITS.get(protocol, ("patient", "section"))
+    unit = next((level for level in levels if scores[level].nunique() > 1), "section")
+    known = scores[np.isfinite(scores["pcc"])]
+    rows = []
+    by_gene = dict(tuple(known.groupby("gene", sort=False)))
+    for gene in dict.fromkeys(scores["gene"]):
+        if gene not in by_gene:
+            rows.append((gene, np.nan, np.nan, np.nan, 0, 0))
+            continue
+        part = by_gene[gene].groupby([unit, "section"])["pcc"].mean()
+        means = part.groupby(level=0).mean()
+        n, mean, half = len(means), float(means.mean()), np.nan
+        if n > 1:
+            spread = float(np.sqrt(((part - mean) ** 2).sum() / (len(part) - 1)))
+            half = stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1) * spread * np.sqrt(1 + 1 / n)
+        rows.append((gene, mean, max(-1.0, mean - half) if n > 1 else np.nan,
+                     min(1.0, mean + half) if n > 1 else np.nan, len(part), n))
+    return pd.DataFrame(rows, columns=list(COLUMNS)), unit

@@ -1,0 +1,143 @@
+"""Which slides a user means, and what is said of each.
+
+==================================  ========================================================
+beside a slide                      what it is
+==================================  ========================================================
+``slides.csv``                      in the slides' folder: ``slide`` (file name, or without its
+                                    ending), and any of ``mpp`` [um/px], ``organ``, ``scanner``
+``<slide>.spots.csv``               predict at these places, not on a grid: columns ``x`` and ``y``
+                                    (centre [level-0 px]), and ``barcode`` if they have names
+``<slide>.spots.h5ad``              the same from an AnnData: ``obsm["spatial"]`` and its names
+==================================  ========================================================
+
+A link to a slide is read as the slide; files of other kinds are passed over.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mvhlib import artifacts, tables
+from mvhlib.artifacts import InputError, safe_name
+from mvhlib.cohort.base import check_mpp, entries
+from mvhlib.tiles.slides import TIFF, WHOLE_SLIDE
+
+#: Endings of images; whole slides first.
+ENDINGS = (*WHOLE_SLIDE, *TIFF, ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".jp2")
+STATED = ("mpp", "organ", "scanner")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A slide, and what the user says of it.
+
+    Attributes
+    ----------
+    path, name
+        The file; its name without the ending, which is the folder of its predictions.
+    mpp
+        Micrometres per level-0 pixel, or None for what the file states.
+    organ, scanner
+        "" where nobody said it.
+    spots
+        The file of places, or None for a grid.
+    """
+
+    path: Path
+    name: str
+    mpp: float | None = None
+    organ: str = ""
+    scanner: str = ""
+    spots: Path | None = None
+
+
+def find(where: str | os.PathLike, mpp: float | None = None) -> list[Asked]:
+    """The slides of a file or folder, in the order of their names.
+
+    Parameters
+    ----------
+    where
+        A slide, or a folder of them; folders inside are not entered.
+    mpp
+        Of all slides; `slides.csv` goes before it.
+
+    Raises
+    ------
+    InputError
+        If there is none, two have one name but for the ending, or ``slides.csv`` names one that is
+        not there.
+    """
+    where = Path(where)
+    folder = where if where.is_dir() else artifacts.check_file(where, "SLIDES").parent
+    mpp = None if mpp is None else check_mpp(mpp, where, "MPP")
+    paths = [p for p in entries(folder) if p.suffix.lower() in ENDINGS
+             ] if where.is_dir() else [where]
+    if not paths:
+        raise InputError(where, "SLIDES", "holds no slide", f"name a slide or a folder of slides "
+                         f"({', '.join(e[1:] for e in ENDINGS[:4])}, ..., png, jpg)")
+    names = [safe_name(path.stem, folder, "name") for path in paths]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError(folder, "name", f"{twice[0]!r} is the name of two slides, whose "
+                         "predictions would share a folder", "rename one of them")
+    said = _stated(folder, paths, one=not where.is_dir())
+    return [Asked(path, name, **({"mpp": mpp} | said.get(path.name, {})), spots=_spots(path))
+            for path, name in zip(paths, names, strict=True)]
+
+
+def _stated(folder: Path, paths: list[Path], one: bool) -> dict[str, dict]:
+    """What ``slides.csv`` says: file name -> columns."""
+    path = folder / "slides.csv"
+    if not os.path.lexists(path):
+        return {}
+    frame = tables.read_table(path, ("slide",))
+    names = tables.names(frame, "slide", path, unique=True)
+    known = {key: p.name for p in (paths if not one else entries(folder)) for key in
+             (p.name, p.stem)}
+    strange = [name for name in names if name not in known]
+    if strange:
+        raise InputError(path, "slide", f"{strange[0]!r} is no slide in this folder",
+                         "write the file's name")
+    columns = {key: frame[key] for key in ("organ", "scanner") if key in frame}
+    if "mpp" in frame:
+        columns["mpp"] = tables.numbers(frame, "mpp", path, above=0, missing=True, unit="um/px")
+    return {known[name]: {key: values.loc[row] for key, values in columns.items()
+                          if not (key == "mpp" and np.isnan(values.loc[row]))}
+            for row, name in names.items()}
+
+
+def _spots(path: Path) -> Path | None:
+    found = [path.with_name(f"{path.stem}.spots{ending}") for ending in (".csv", ".h5ad")]
+    found = [each for each in found if os.path.lexists(each)]
+    if len(found) > 1:
+        raise InputError(found[0], "spots", f"stand in {found[1].name} as well", "keep one file")
+    return found[0] if found else None
+
+
+def read_spots(path: Path) -> tuple[np.ndarray, list[str]]:
+    """Centres `(T, 2)` float64 [level-0 px] and names of the places of a file.
+
+    Raises
+    ------
+    InputError
+        If it holds none, they are no finite numbers, or names repeat.
+    """
+    if path.suffix == ".csv":
+        frame = tables.read_table(path, ("x", "y"))
+        centres = np.stack([tables.numbers(frame, axis, path, unit="px") for axis in "xy"], axis=1)
+        names = list(tables.names(frame, "barcode", path, unique=True)) if "barcode" in frame else (
+            [f"x{x:g}_y{y:g}" for x, y in centres])
+    else:
+        with artifacts.h5_reader(path) as stream:
+            centres = artifacts.h5_array(stream, "obsm/spatial", ndim=(2,)).astype(float)[:, :2]
+            key = stream["obs"].attrs.get("_index", "_index")
+            names = [str(name) for name in artifacts.h5_array(stream, f"obs/{key}", kind="text",
+                                                              ndim=(1,))]
+    if len(centres) == 0 or not np.isfinite(centres).all():
+        raise InputError(path, "spots", "are none, or not finite", "give one place (x, y) per spot")
+    if len(names) != len(centres) or len(set(names)) != len(names):
+        raise InputError(path, "barcode", "stands more than once, or not for every spot",
+                         "give every spot a name of its own")
+    return centres, names

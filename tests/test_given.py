@@ -1,0 +1,170 @@
+"""Predictions that another program wrote, scored as ours are."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.linear_model import Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from mvhlib import artifacts, cohort
+from mvhlib.artifacts import InputError
+from mvhlib.cohort import base
+from mvhlib.expression import evaluation, given, leaderboard
+
+TINY = {"n_studies": 3, "patients_per_study": 1, "sections_per_patient": 1, "spots_per_side": 5,
+        "n_genes_per_program": 2}
+
+
+class Sklearn:
+    """Scikit-learn's ridge as an estimator of ours: the oracle."""
+
+    name = "sklearn"
+
+    def fit(self, samples, genes, fold, seed):
+        self.model = make_pipeline(StandardScaler(), Ridge(30.0)).fit(
+            np.concatenate([s.X for s in samples]), np.concatenate([s.Y for s in samples]))
+
+    def predict(self, sample):
+        return self.model.predict(sample.X)
+
+
+class World:
+    """A run folder with a cohort that was scored, and what scikit-learn predicts of it."""
+
+    def __init__(self, folder):
+        self.run = folder / "runs/test"
+        self.people = cohort.read("synthetic", self.run / "cohort", seed=0, **TINY)
+        for section in self.people:
+            base.write_section(section, self.run / "cohort")
+        artifacts.write_csv(self.run / "cohort/manifest.csv", self.people.manifest)
+        self.panels = evaluation.choose_panels(self.people, ["loso", "random10_section"], ["hvg"],
+                                               12)
+        artifacts.write_csv(self.run / "cohort/panels.csv", self.panels)
+        rng = np.random.default_rng(0)
+        self.X = {s.name: np.log1p(s.adata.layers["counts"].toarray()[:, ::3])
+                  + rng.standard_normal((s.adata.n_obs, 1)) for s in self.people}
+        (self.job,), _ = evaluation.jobs(self.people.manifest, ["loso"], {"ours": None})
+        self.result = evaluation.evaluate(self.job, self.people, self.X, self.panels,
+                                          method=Sklearn(), controls=["none"])
+        self.result.write(self.run / "expression/loso/ridge/ours")
+
+    def frames(self):
+        """Section -> what scikit-learn and pandas alone make of it: a table by barcode."""
+        genes = self.panels.query("protocol == 'loso'")
+        for fold, part in self.job.folds.groupby("fold"):
+            chosen = list(genes[genes["fold"].astype(str) == str(fold)]["gene"])
+            targets = {}
+            for section in part["section"]:
+                counts = self.people[section].adata.to_df("counts").astype(np.float64)
+                targets[section] = np.log1p(
+                    counts[chosen].mul(1e4 / counts.sum(axis=1), axis=0)).astype(np.float32)
+            train = list(part.loc[part["role"] == "train", "section"])
+            fitted = make_pipeline(StandardScaler(), Ridge(30.0)).fit(
+                np.concatenate([self.X[s] for s in train]),
+                np.concatenate([targets[s] for s in train]))
+            for section in part.loc[part["role"] == "test", "section"]:
+                yield section, pd.DataFrame(fitted.predict(self.X[section]), columns=chosen,
+                                            index=targets[section].index)
+
+    def write(self, folder, **about):
+        folder.mkdir()
+        for section, frame in self.frames():
+            frame.rename_axis("barcode").to_csv(folder / f"{section}.csv", float_format="%.17g")
+        if about:
+            artifacts.write_json(folder / "predictor.yaml", about)  # JSON is YAML
+        return folder
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return World(tmp_path_factory.mktemp("world"))
+
+
+def scores(world, name, protocol="loso"):
+    return artifacts.read_csv(world.run / "expression" / protocol / "given" / name / "scores.csv")
+
+
+def test_another_programs_predictions_get_the_scores_that_ours_get(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(artifacts, "FLOAT_FORMAT", "%.17g")
+    said = given.score(world.run, world.write(tmp_path / "Other Model"))
+    assert said[0] == "other-model: 3 of 3 sections, joined by name"
+    assert "saw test images: unknown" in said[1]
+    assert "random10_section is left out: 05_expression has not scored it" in said[2]
+    keys = ["section", "gene"]
+    theirs = scores(world, "other-model").set_index(keys)
+    ours = world.result.scores.set_index(keys).loc[theirs.index]
+    assert len(ours) == len(theirs) == len(world.result.scores)
+    for metric in ("pcc", "mae", "mse", "ceiling"):
+        np.testing.assert_allclose(theirs[metric], ours[metric], atol=1e-12, rtol=0)
+    assert (world.run / "expression/loso/given/other-model/nulls.csv").exists()
+
+
+def test_they_stand_in_the_leaderboard_with_their_mark(world, tmp_path):
+    given.score(world.run, world.write(tmp_path / "p", name="Said", saw={"studies": ["S1"]}))
+    table = leaderboard.table(leaderboard.read(world.run / "expression", "loso", ["ours"]))
+    row = table.set_index("system").loc["said"]
+    assert row["encoder_saw_test_images"] == "yes" and row["method"] == "given"
+    ours = table.set_index("system").loc["ours"]
+    assert row["mean"] == pytest.approx(ours["mean"], abs=1e-7)
+
+
+@pytest.mark.parametrize("saw, mark", [("nothing", "no"), ("unknown", "unknown"),
+                                       ({"studies": ["elsewhere"]}, "no"),
+                                       ({"sections": ["S2P1A"]}, "yes")])
+def test_what_a_predictor_saw_is_marked(world, tmp_path, saw, mark):
+    given.score(world.run, world.write(tmp_path / "p", name=f"m-{mark}", saw=saw), n_draws=1)
+    assert set(scores(world, f"m-{mark}")["encoder_saw_test_images"]) == {mark}
+
+
+def test_anndata_is_joined_by_place_where_names_differ(world, tmp_path):
+    import anndata
+
+    folder = tmp_path / "by-place"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for section, frame in world.frames():
+        order = rng.permutation(len(frame))
+        adata = anndata.AnnData(frame.to_numpy()[order], obs=pd.DataFrame(
+            index=[f"cell{n}" for n in range(len(frame))]), var=pd.DataFrame(index=frame.columns))
+        adata.obsm["spatial"] = world.people[section].centers[order] + rng.uniform(-9, 9, (
+            len(frame), 2))
+        adata.write_h5ad(folder / f"{section}.h5ad")
+    assert "joined by place" in given.score(world.run, folder, n_draws=1)[0]
+    theirs = scores(world, "by-place").set_index(["section", "gene"])["pcc"]
+    ours = world.result.scores.set_index(["section", "gene"])["pcc"].loc[theirs.index]
+    np.testing.assert_allclose(theirs, ours, atol=1e-6)
+
+
+def test_fewer_genes_and_sections_are_counted(world, tmp_path):
+    folder = world.write(tmp_path / "few")
+    (folder / "S3P1A.csv").unlink()
+    for path in folder.glob("*.csv"):
+        pd.read_csv(path).drop(columns=pd.read_csv(path).columns[1]).iloc[1:].to_csv(
+            path, index=False)
+    said = given.score(world.run, folder, n_draws=1)
+    assert "few: 2 of 3 sections" in said[0]
+    assert "of the panel are not predicted" in said[1]
+    assert "spots that ours are scored on have no prediction" in said[1]
+    assert set(scores(world, "few")["section"]) == {"S1P1A", "S2P1A"}
+
+
+def test_what_cannot_be_scored_is_one_line(world, tmp_path):
+    folder = tmp_path / "bad"
+    folder.mkdir()
+    with pytest.raises(InputError, match="PREDICTIONS: holds no file that is named after a sec"):
+        given.score(world.run, folder)
+    (folder / "S1P1A.csv").write_text("barcode,gland-01\nnobody,1\n")
+    with pytest.raises(InputError, match=r"S1P1A.csv: barcode: 'nobody' and so on are no spots"):
+        given.score(world.run, folder)
+    (folder / "S1P1A.csv").write_text("spot,gland-01\nnobody,1\n")
+    with pytest.raises(InputError, match="columns: are .*give barcode, or x and y"):
+        given.score(world.run, folder)
+    (folder / "S1P1A.csv").write_text("x,y,gland-01\n1e7,1e7,1\n")
+    with pytest.raises(InputError, match="x, y: lie near no spot"):
+        given.score(world.run, folder)
+    (folder / "predictor.yaml").write_text("saw: everything\n")
+    with pytest.raises(InputError, match="predictor.yaml: saw: is 'everything'"):
+        given.score(world.run, folder)
+    with pytest.raises(InputError, match="PROFILE: was not run yet"):
+        given.score(tmp_path, folder)
