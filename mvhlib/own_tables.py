@@ -48,7 +48,8 @@ def check_filled(path: str | os.PathLike) -> None:
 _FIXES = {
     "patient": "write who gave the tissue, alike for all rows of one person or animal",
     "study": "write which study it is of, alike for all rows of one laboratory's series",
-    "mpp": "write micrometres per pixel of the image, such as 0.5"}
+    "mpp": "write micrometres per pixel of the full image, the one that positions speak of, "
+           "such as 0.5"}
 
 
 def write_template(path: str | os.PathLike, columns: Sequence[str],

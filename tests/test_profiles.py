@@ -201,6 +201,7 @@ def write_classes(root, n=3):
                 root / label / f"{label}{k}.png")
 
 
+@pytest.mark.slow
 def test_a_folder_per_class_without_patients_says_so_to_the_end(tmp_path, params, capsys):
     data = tmp_path / "data"
     write_classes(data, 12)

@@ -193,6 +193,8 @@ def _sections(found: Found, samples: Path | None) -> dict[str, list[tuple[str, s
     tile_um = LEGACY_TILE_UM if found.source in ("her2st", "mob", "legacy_st") else TILE_UM
     scales = [row.facts["mpp"] for row in imaged if isinstance(row.facts.get("mpp"), float)]
     finest, coarsest = min(scales, default=0.5), max(scales, default=0.5)
+    if len(scales) < len(imaged):  # of unknown scale, perhaps a coarse one
+        tile_um = LEGACY_TILE_UM
     options = ""
     if coarsest > UNLIKE * finest:
         options = f", options: {{mpp: {float(f'{coarsest:.3g}') + 0.01:.3g}}}"
