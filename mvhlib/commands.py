@@ -36,7 +36,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mvhlib import artifacts, workflow
+from mvhlib import artifacts, read_outs, workflow
 from mvhlib.artifacts import InputError
 from mvhlib.places import home
 
@@ -171,7 +171,8 @@ def score(given: Mapping[str, str]) -> int:
         return done.returncode
     values = workflow.read_params(folder / call.profile, "14_leaderboard") | {
         "profile": call.profile, "out": str(out), "data": call.data, "seed": call.seed,
-        "encoders": plan["scored"]}
+        "encoders": [*plan["scored"], *(read_outs.slug(encoder, read_outs.CHOSEN)
+                                        for encoder in plan["read_outs"])]}
     failed = _notebook("14_leaderboard", values, out, env)
     if not failed:
         print(f"{out / 'figures' / call.profile / '14_leaderboard' / 'leaderboard.csv'} "
