@@ -1,4 +1,5 @@
-# make figures [PROFILE=demo] [DATA=dir] [OUT=.] [SEED=0] [JOBS=2] [PYTHON=python3]
+# make figures [PROFILE=demo] [PARAMS=dir] [DATA=dir] [OUT=.] [SEED=0] [JOBS=2] [PYTHON=python3]
+# make profile PROFILE=mine DATA=dir [PARAMS=dir] | doctor [DATA=dir]
 # make predict SLIDES=file|dir MODEL=dir OUT=dir [MPP=um] [STRIDE_UM=um] [GENES=A,B|file] [JOBS=2]
 # make score PREDICTIONS=dir PROFILE=name [DATA=dir] [OUT=.]
 # make test [SLOW=1] [JOBS=2] | lab | bench [OUT=dir] | book [PROFILE=demo] [OUT=.] | clean | clean-all
@@ -7,6 +8,7 @@
 
 PYTHON  ?= python3
 PROFILE ?= demo
+PARAMS  ?=
 DATA    ?=
 OUT     ?= .
 SEED    ?= 0
@@ -23,6 +25,7 @@ PREDICTIONS ?=
 # recipes through the environment alone. Nothing below writes one into a recipe's text.
 override PYTHON  := $(value PYTHON)
 override PROFILE := $(value PROFILE)
+override PARAMS  := $(value PARAMS)
 override DATA    := $(value DATA)
 override OUT     := $(value OUT)
 override SEED    := $(value SEED)
@@ -34,11 +37,11 @@ override MPP     := $(value MPP)
 override STRIDE_UM := $(value STRIDE_UM)
 override GENES   := $(value GENES)
 override PREDICTIONS := $(value PREDICTIONS)
-export PYTHON PROFILE DATA OUT SEED JOBS SLOW SLIDES MODEL MPP STRIDE_UM GENES PREDICTIONS
+export PYTHON PROFILE PARAMS DATA OUT SEED JOBS SLOW SLIDES MODEL MPP STRIDE_UM GENES PREDICTIONS
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
-.PHONY: figures predict score test lab bench book clean clean-all
+.PHONY: figures profile doctor predict score test lab bench book clean clean-all
 .DEFAULT_GOAL := figures
 
 # The stamp holds the interpreter's version: another Python makes a new environment.
@@ -65,7 +68,7 @@ endif
 # mvhlib/commands.py reads the variables, refuses what they cannot mean, and puts all caches below
 # OUT/.cache: nothing is written to the home directory. `book`: of real data the pages hold tissue,
 # so that book/ is never committed.
-figures predict score test lab bench book: .venv/.installed
+figures profile doctor predict score test lab bench book: .venv/.installed
 	@PYTHONDONTWRITEBYTECODE=1 MVH_HOME="$$PWD" .venv/bin/python -m mvhlib.commands $@
 
 # Works without .venv. An OUT that is not there has nothing to delete.

@@ -7,9 +7,11 @@ backticks and cuts at quotes. So the Makefile exports its variables, and every r
 ============  ===================================================  ==============================
 variable      what it is                                           refused
 ============  ===================================================  ==============================
-PROFILE       folder below ``params/``                             other than letters, digits,
+PROFILE       folder below PARAMS                                  other than letters, digits,
                                                                    ``.-_``; a profile that there
                                                                    is not; a broken file in it
+PARAMS        folder of profiles; or empty, for ``params/`` of     no directory, a line break
+              the clone; `profile` makes it
 DATA          the data set's directory, may be read-only; or       no directory, a line break
               empty
 OUT           where ``runs/``, ``figures/`` and                    blank, the root, a file, a line
@@ -24,7 +26,7 @@ GENES         predict: ``A,B``, or a file, a gene in each line     genes that th
 PREDICTIONS   score: a folder (`mvhlib.expression.given`)          nothing there
 ============  ===================================================  ==============================
 
-Everything is refused before anything is written or run.
+Everything is refused before anything is written or run. ``profile`` and ``doctor`` look into DATA.
 """
 
 import fcntl
@@ -36,13 +38,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mvhlib import artifacts, read_outs, workflow
+from mvhlib import artifacts, profiles, workflow
 from mvhlib.artifacts import InputError
 from mvhlib.places import home
 
 #: Variables of the Makefile; they are meant for this module and not for what it starts.
-VARIABLES = ("PROFILE", "DATA", "OUT", "SEED", "JOBS", "SLOW", "PYTHON", "SLIDES", "MODEL", "MPP",
-             "STRIDE_UM", "GENES", "PREDICTIONS")
+VARIABLES = ("PROFILE", "PARAMS", "DATA", "OUT", "SEED", "JOBS", "SLOW", "PYTHON", "SLIDES",
+             "MODEL", "MPP", "STRIDE_UM", "GENES", "PREDICTIONS")
 
 
 def out_folder(given: Mapping[str, str]) -> Path:
@@ -89,8 +91,7 @@ def become(words: Sequence[str], env: Mapping[str, str]) -> None:
 
 def figures(given: Mapping[str, str]) -> None:
     """Run a profile's notebooks by Snakemake."""
-    call = workflow.read_call({"profile": given.get("PROFILE"), "data": _absolute(given),
-                               "seed": given.get("SEED")})
+    call = _call(given)
     jobs = workflow.whole_number(given.get("JOBS"), "make", "JOBS", least=1)
     workflow.prepare(call)
     out = out_folder(given)
@@ -101,9 +102,41 @@ def figures(given: Mapping[str, str]) -> None:
             workflow.to_jobs(call)], surroundings(out))
 
 
-def _absolute(given: Mapping[str, str]) -> str:
-    """DATA as an absolute path; links in it stay, since names may be read off it."""
-    return os.path.abspath(given["DATA"]) if given.get("DATA") else ""
+def _call(given: Mapping[str, str]) -> workflow.Call:
+    return workflow.read_call({
+        "profile": given.get("PROFILE"), "data": _absolute(given, "DATA"),
+        "seed": given.get("SEED"), "params": _absolute(given, "PARAMS")})
+
+
+def _absolute(given: Mapping[str, str], name: str) -> str:
+    """A folder as an absolute path; links in it stay, since names may be read off it."""
+    return os.path.abspath(given[name]) if given.get(name) else ""
+
+
+def doctor(given: Mapping[str, str]) -> None:
+    """Say what lies in DATA, and write nothing; without DATA, what this machine has."""
+    if not given.get("DATA"):
+        become([sys.executable, "-m", "mvhlib.doctor"], os.environ)
+    print("\n".join(profiles.look(_data(given, "doctor")).lines()))
+
+
+def profile(given: Mapping[str, str]) -> None:
+    """Say what lies in DATA, and write a profile that runs on it."""
+    name = workflow.profile_name(given.get("PROFILE"), "make")
+    params = workflow.params_folder(_absolute(given, "PARAMS"))
+    profiles.check_free(params, name)
+    found = profiles.look(_data(given, "profile"))
+    print("\n".join(found.lines()))
+    written = profiles.write(found, params, name)
+    print("\n".join(["", *profiles.what_next(found, written, own=bool(given.get("PARAMS")))]))
+
+
+def _data(given: Mapping[str, str], target: str) -> Path:
+    """DATA of a command that looks into it."""
+    if not given.get("DATA"):
+        raise InputError("make", "DATA", "is not given", f"run make {target} DATA=<directory>")
+    return Path(workflow.folder_text(_absolute(given, "DATA"), "make", "DATA",
+                                     "name the data set's folder"))
 
 
 def _wait_for_others(run: Path) -> None:
@@ -154,14 +187,13 @@ def predict(given: Mapping[str, str]) -> int:
 def score(given: Mapping[str, str]) -> int:
     """Score predictions of another system, and redraw 14's leaderboard with them in it."""
     predictions = _there(given, "PREDICTIONS")
-    call = workflow.read_call({"profile": given.get("PROFILE"), "data": _absolute(given),
-                               "seed": given.get("SEED")})
+    call = _call(given)
     plan = workflow.prepare(call)
     out = out_folder(given)
-    env, run, folder = surroundings(out), out / "runs" / call.profile, home() / "params"
+    env, run = surroundings(out), out / "runs" / call.profile
     env.setdefault("OMP_NUM_THREADS", "1")
     _wait_for_others(run)
-    scored = workflow.read_params(folder / call.profile, "05_expression")
+    scored = workflow.read_params(call.folder, "05_expression")
     options = {key: scored[key] for key in ("unit", "normalize") if key in scored}
     done = subprocess.run(
         [sys.executable, "-m", "mvhlib.expression.given", "--run", str(run), "--predictions",
@@ -169,10 +201,9 @@ def score(given: Mapping[str, str]) -> int:
          json.dumps(options | {"seed": call.seed})], env=env)
     if done.returncode or "14_leaderboard" not in plan["notebooks"]:
         return done.returncode
-    values = workflow.read_params(folder / call.profile, "14_leaderboard") | {
+    values = workflow.read_params(call.folder, "14_leaderboard") | {
         "profile": call.profile, "out": str(out), "data": call.data, "seed": call.seed,
-        "encoders": [*plan["scored"], *(read_outs.slug(encoder, read_outs.CHOSEN)
-                                        for encoder in plan["read_outs"])]}
+        "encoders": [*plan["scored"], *plan["chosen"]]}
     failed = _notebook("14_leaderboard", values, out, env)
     if not failed:
         print(f"{out / 'figures' / call.profile / '14_leaderboard' / 'leaderboard.csv'} "
@@ -251,7 +282,8 @@ def book(given: Mapping[str, str]) -> int:
             str(out / "book" / profile)], surroundings(out))
 
 
-TARGETS = {"figures": figures, "predict": predict, "score": score, "test": test, "lab": lab,
+TARGETS = {"figures": figures, "profile": profile, "doctor": doctor, "predict": predict,
+           "score": score, "test": test, "lab": lab,
            "bench": bench, "book": book}
 
 

@@ -28,7 +28,7 @@ TRIDENT: Zhang et al., arXiv 2502.06750. HEST: Jaume et al., NeurIPS 2024.
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +49,7 @@ from mvhlib.artifacts import (
     reading,
     sha256_file,
     sha256_of,
+    write_json,
 )
 from mvhlib.tiles.store import (
     LARGEST_SCALE,
@@ -240,6 +241,21 @@ def read_out(folder: str | os.PathLike) -> str:
     if pool not in (*read_outs.READ_OUTS, read_outs.ALL, "-"):
         raise InputError(path, "pool", f"is {pool!r}", "run 04_embed again")
     return pool
+
+
+def write_about(folder: str | os.PathLike, pretrained_on: Mapping[str, Any] | None,
+                made: Mapping[str, Any]) -> list[Path]:
+    """Write beside features what their encoder has seen, and how it was made and read.
+
+    Parameters
+    ----------
+    pretrained_on
+        ``{"sections": ..., "patients": ..., "studies": ...}``; None: nobody says.
+    made
+        For ``encoder.json``; its ``pool`` is what `read_out` gives.
+    """
+    return [write_json(Path(folder) / "pretrained_on.json", pretrained_on),
+            write_json(Path(folder) / "encoder.json", made)]
 
 
 def write_read_out(folder: str | os.PathLike, target: str | os.PathLike, read_out: str,

@@ -1,7 +1,8 @@
 """What the workflow asks about a profile: its plan, its parameters, its code, what is unfinished.
 
 ``workflow/Snakefile`` holds the rules; this module holds the questions that they put, so that they
-can be tested without running anything. A profile is a folder ``params/<profile>``::
+can be tested without running anything. A profile is a folder ``params/<profile>``, or
+``<PARAMS>/<profile>`` where the user keeps profiles elsewhere::
 
     workflow.yaml             notebooks, encoders, methods (mmap and cmrcnet: the encoders that they
                               are built on), threads
@@ -37,7 +38,7 @@ from typing import Any
 
 import yaml
 
-from mvhlib import artifacts, encoder_sources, read_outs
+from mvhlib import artifacts, encoder_sources, own_tables, read_outs
 from mvhlib.artifacts import InputError
 from mvhlib.notebook import check_parameters, declared_parameters, read_parameters_cell
 from mvhlib.parameters import check, check_seed, nearest, read_yaml, read_yaml_if_any
@@ -53,6 +54,8 @@ ENCODER = {"pretrain": "dict", "seeds": "int", "held_out": "list[str]", "if_data
 #: Parameters that the workflow gives by itself.
 GIVEN = ("profile", "out", "data", "encoder")
 MOST_SEEDS = 1000
+#: What Snakemake takes by ``--config``.
+CONFIG = ("profile", "data", "seed", "params")
 #: Types of the keys of workflow.yaml.
 PLAN_TYPES = {"needs_data": "bool", "notebooks": "list[str]", "encoders": "dict",
               "methods": "dict", "threads": "dict", "gpus": "int"}
@@ -68,16 +71,24 @@ class Call:
     Attributes
     ----------
     profile
-        Folder below ``params/``.
+        Folder below `params`.
     data
         The data set's directory, as it was given; empty for the synthetic cohort.
     seed
         Of the whole run.
+    params
+        Folder of profiles, as it was given; empty for ``params/`` of the clone.
     """
 
     profile: str = "demo"
     data: str = ""
     seed: int = 0
+    params: str = ""
+
+    @property
+    def folder(self) -> Path:
+        """The profile's own folder."""
+        return params_folder(self.params) / self.profile
 
 
 def read_call(values: Mapping[str, Any], where: str = "make") -> Call:
@@ -90,17 +101,34 @@ def read_call(values: Mapping[str, Any], where: str = "make") -> Call:
         no whole number from 0.
     """
     profile = profile_name(values.get("profile", "demo"), where)
-    data = values.get("data") or ""
-    if not isinstance(data, str):
-        raise InputError(where, "DATA", f"is {data!r}, not text", "write it in quotes")
-    if data:
-        artifacts.safe_path(data, where, "DATA")
-        with artifacts.reading(data, "DATA", "cannot be read", "change its permissions"):
-            if not resolve(data).is_dir():
-                raise InputError(f"DATA={data}", "DATA", "is not a directory",
-                                 "name the data set's folder")
-            os.scandir(resolve(data)).close()
-    return Call(profile, data, whole_number(values.get("seed", 0), where, "SEED"))
+    data = folder_text(values.get("data"), where, "DATA", "name the data set's folder")
+    params = folder_text(values.get("params"), where, "PARAMS", "name the folder of your profiles")
+    return Call(profile, data, whole_number(values.get("seed", 0), where, "SEED"), params)
+
+
+def folder_text(given: Any, where: str, field: str, fix: str) -> str:
+    """The name of a folder that can be read, as it was given; empty where none was.
+
+    Raises
+    ------
+    InputError
+        If it is no text, or there is no such folder.
+    """
+    if not given:
+        return ""
+    if not isinstance(given, str):
+        raise InputError(where, field, f"is {given!r}, not text", "write it in quotes")
+    artifacts.safe_path(given, where, field)
+    with artifacts.reading(given, field, "cannot be read", "change its permissions"):
+        if not resolve(given).is_dir():
+            raise InputError(f"{field}={given}", field, "is not a directory", fix)
+        os.scandir(resolve(given)).close()
+    return given
+
+
+def params_folder(params: str = "") -> Path:
+    """The folder of profiles: the user's, else ``params/`` of the clone."""
+    return resolve(params) if params else home() / "params"
 
 
 def profile_name(profile: Any, where: str) -> str:
@@ -142,9 +170,9 @@ def given_to_snakemake(config: Mapping[str, Any], entries: Sequence[str] | None)
                 return Call(**json.loads(base64.urlsafe_b64decode(text)))
         values[key] = text
     for key in values:
-        if key not in ("profile", "data", "seed"):
+        if key not in CONFIG:
             raise InputError("--config", str(key), "is nothing that the workflow takes",
-                             nearest(key, ("profile", "data", "seed")))
+                             nearest(key, CONFIG))
     return read_call(values, "--config")
 
 
@@ -167,11 +195,25 @@ def notebook_for_papermill(name: str) -> str:
 
 def prepare(call: Call) -> dict[str, Any]:
     """`read_plan` of a call, after a look into every parameter file of its profile."""
-    folder = home() / "params" / call.profile
-    plan = read_plan(folder, data=call.data)
+    plan = read_plan(call.folder, data=call.data)
     for name in notebooks():
-        read_params(folder, name)
+        for path in tables_of(read_params(call.folder, name)):
+            own_tables.check_filled(path)
     return plan
+
+
+def tables_of(values: Mapping[str, Any]) -> list[Path]:
+    """Tables of the user's that a notebook's parameters name, and that are there."""
+    found = []
+    for value in (*values.values(), *(values.get("options") or {}).values()):
+        if isinstance(value, str) and value.endswith(".csv") and resolve(value).is_file():
+            found.append(resolve(value))
+    return found
+
+
+def tables_hash(values: Mapping[str, Any]) -> str:
+    """sha256 of those tables: a patient that was corrected makes the notebook run again."""
+    return " ".join(artifacts.sha256_file(path) for path in tables_of(values))
 
 
 def notebooks() -> list[str]:
@@ -188,10 +230,10 @@ def read_plan(folder: Path, data: str = "") -> dict[str, Any]:
     Returns
     -------
     dict
-        The keys of `PLAN`, and four that follow from them: ``scored`` (encoders as tables name
+        The keys of `PLAN`, and five that follow from them: ``scored`` (encoders as tables name
         them), ``members`` (of those the ones with ``held_out`` -> slugs that stand for it in
-        ``features``), ``read_outs`` (encoder -> those of ``scored`` that are its read-outs) and
-        ``left_out`` (slug -> reason).
+        ``features``), ``read_outs`` (encoder -> those of ``scored`` that are its read-outs),
+        ``chosen`` (names of the best of them on inner folds) and ``left_out`` (slug -> reason).
 
     Raises
     ------
@@ -228,6 +270,7 @@ def read_plan(folder: Path, data: str = "") -> dict[str, Any]:
     seeded = _each_seed(path, kept)
     plan["encoders"], members = _each_held_out(path, seeded)
     plan["scored"], plan["members"], plan["read_outs"] = _each_read_out(path, seeded, members)
+    plan["chosen"] = [read_outs.slug(slug, read_outs.CHOSEN) for slug in plan["read_outs"]]
     for slug, options in plan["encoders"].items():
         method, _, built_on = options.get("weights", "").partition(":")
         if method in METHODS and built_on not in plan["methods"].get(method, []):

@@ -80,7 +80,7 @@ def test_what_is_committed_is_small_and_shows_no_tissue():
 def test_every_link_of_a_committed_gallery_leads_somewhere():
     files = set(tracked())
     pages = [p for p in files if p.name == "FIGURES.md"]
-    assert len(pages) >= 8
+    assert len(pages) >= 7
     for page in pages:
         links = re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8"))
         assert links and not [link for link in links if page.parent / link not in files], page

@@ -33,27 +33,33 @@ SOURCES = {
     "visium": "mvhlib.cohort.visium:read",
     "visium_hd": "mvhlib.cohort.visium:read_hd",
     "xenium": "mvhlib.cohort.visium:read_xenium",
+    "segmented": "mvhlib.cohort.segmented:read",
     "hest": "mvhlib.cohort.hest:read",
     "joined": "mvhlib.cohort.joined:read",
     "run": "mvhlib.cohort.base:read_run",
-    "h5ad": "mvhlib.cohort.base:read_run",
+    "h5ad": "mvhlib.cohort.anndata_files:read",
+    "spatialdata": "mvhlib.cohort.spatial_data:read",
 }
 
 
 def read(source: str, path: str | Path | None = None, *, seed: int | None = None,
-         **options) -> Cohort:
+         keep: str | Path | None = None, **options) -> Cohort:
     """Read a cohort.
 
     Parameters
     ----------
     source
         One of `SOURCES`: ``synthetic``, ``her2st``, ``mob``, ``legacy_st``, ``visium``,
-        ``visium_hd``, ``xenium``, ``hest``, ``joined`` for several of them as one cohort, or
-        ``run`` (alias ``h5ad``) for the cohort folder that a run wrote.
+        ``visium_hd``, ``segmented``, ``xenium``, ``hest``, ``h5ad``, ``spatialdata``,
+        ``joined`` for several of them as one cohort, or ``run`` for the cohort folder that a run
+        wrote.
     path
         Directory of the data set; the synthetic source takes the folder that it writes into.
     seed
         Of the synthetic source; real tissue has none, and the others ignore it.
+    keep
+        Folder for images that lie inside files of counts (``h5ad``, ``spatialdata``): the run's
+        cohort folder; the other sources ignore it.
     options
         Passed to the reader.
 
@@ -77,13 +83,17 @@ def read(source: str, path: str | Path | None = None, *, seed: int | None = None
     if source == "synthetic":
         # Its options are many and checked by itself.
         return reader(path, **options, **({} if seed is None else {"seed": seed}))
-    known = [name for name in inspect.signature(reader).parameters if name != "path"]
+    known = [name for name in inspect.signature(reader).parameters if name not in ("path", "keep")]
+    if keep is not None and "keep" in inspect.signature(reader).parameters:
+        given = {"keep": keep}
+    else:
+        given = {}
     unknown = [name for name in options if name not in known]
     if unknown:
         raise InputError(f"cohort source {source}", ", ".join(unknown), "is no option of it",
                          f"use {', '.join(known)}")
     try:
-        return reader(path, **options)
+        return reader(path, **options, **given)
     except InputError as error:
         if error.where != "cohort" and not error.where.startswith("section "):
             raise

@@ -90,6 +90,34 @@ def aggregate_bins(counts: "csr_matrix", um: np.ndarray, spot_um: float, bin_um:
     return (summing @ counts).tocsr()[keep], cells[keep]
 
 
+def aggregate_cells(counts: "csr_matrix", um: np.ndarray, spot_um: float, min_counts: float
+                    ) -> tuple["csr_matrix", np.ndarray]:
+    """Sum cells into the squares that hold their centres.
+
+    Parameters
+    ----------
+    counts
+        `(n, G)` per cell.
+    um
+        Centres `(n, 2)` [µm].
+    min_counts
+        Squares with fewer counts are left out.
+
+    Returns
+    -------
+    counts, cells
+        `(T, G)` and raster positions `(T, 2)`.
+    """
+    from scipy import sparse
+
+    index, cells = squares(um, spot_um)
+    summing = sparse.csr_matrix((np.ones(len(index), counts.dtype),
+                                 (index, np.arange(len(index)))), shape=(len(cells), len(index)))
+    summed = (summing @ counts).tocsr()
+    keep = np.asarray(summed.sum(axis=1)).ravel() >= min_counts
+    return summed[keep], cells[keep]
+
+
 def aggregate_points(feature: np.ndarray, um: np.ndarray, n_features: int, spot_um: float,
                      min_counts: int) -> tuple["csr_matrix", np.ndarray]:
     """Count transcripts per square.

@@ -42,6 +42,7 @@ from mvhlib.artifacts import InputError, check_file, reading, safe_name
 from mvhlib.cohort import pseudospots
 from mvhlib.cohort.base import MPP_RANGE, Cohort, ImageRef, Section, check_inside, check_mpp
 from mvhlib.cohort.feature_matrix import GeneNames, open_packed, read_lines, read_matrix
+from mvhlib.places import resolve
 from mvhlib.tiles.slides import open_slide
 
 if TYPE_CHECKING:
@@ -74,6 +75,9 @@ TRANSCRIPT_FILES = ("transcripts.parquet", "transcripts.csv.gz", "transcripts.cs
 _FLAT = re.compile(r".+[_.-](filtered|raw)_feature_bc_matrix(\.h5|\.tar\.gz)?$|"
                    r".+[_.-](matrix\.mtx|features\.tsv|barcodes\.tsv|scalefactors_json\.json|"
                    r"tissue_positions(_list)?\.(csv|parquet)|transcripts\.(csv|parquet))(\.gz)?$")
+_FLAT_OWN = re.compile(r"(filtered|raw)_feature_bc_matrix|matrix\.mtx|features\.tsv|barcodes\.tsv|"
+                       r"scalefactors_json|tissue_positions|tissue_hires|tissue_lowres|"
+                       r"transcripts\.")
 _COPY_SPATIAL = "copy spatial/ of the Space Ranger output as a whole"
 _TRUNCATED = "it is probably truncated: copy it again from its source"
 
@@ -113,14 +117,14 @@ def read(path: str | Path, *, samples: str | Path | pd.DataFrame | None = None,
         not the one that positions speak of, or several outputs stand there without a table that
         names their patients.
     """
-    pitch_um = _option("pitch_um", pitch_um, above=0.0)
+    pitch_um = number_option("pitch_um", pitch_um, above=0.0)
     outputs = _outputs(Path(path), _is_spots, "visium")
     names = _names(outputs)
 
     def make(name: str, folder: Path, root: Path, row: dict[str, Any]) -> Section:
         return _visium_section(name, folder, root, row, names, pitch_um, transposed)
 
-    return _cohort(Path(path), outputs, samples, study, patient, image, mpp, make)
+    return make_cohort(Path(path), outputs, samples, study, patient, image, mpp, make)
 
 
 def read_hd(path: str | Path, *, spot_um: float = 100.0, min_fill: float = 0.25,
@@ -146,8 +150,8 @@ def read_hd(path: str | Path, *, spot_um: float = 100.0, min_fill: float = 0.25,
     InputError
         As `read`, and if no bins divide `spot_um`.
     """
-    spot_um = _option("spot_um", spot_um, above=0.0)
-    min_fill = _option("min_fill", min_fill, low=0.0, high=1.0)
+    spot_um = number_option("spot_um", spot_um, above=0.0)
+    min_fill = number_option("min_fill", min_fill, low=0.0, high=1.0)
     path = Path(path)
     if path.name == "binned_outputs":  # its folders are one tissue at several bin sizes
         path = path.parent
@@ -158,7 +162,7 @@ def read_hd(path: str | Path, *, spot_um: float = 100.0, min_fill: float = 0.25,
     def make(name: str, folder: Path, root: Path, row: dict[str, Any]) -> Section:
         return _hd_section(name, folder, root, row, names, spot_um, min_fill)
 
-    return _cohort(path, outputs, samples, study, patient, image, mpp, make)
+    return make_cohort(path, outputs, samples, study, patient, image, mpp, make)
 
 
 def read_xenium(path: str | Path, *, spot_um: float = 100.0, min_counts: int = 10,
@@ -193,20 +197,20 @@ def read_xenium(path: str | Path, *, spot_um: float = 100.0, min_counts: int = 1
     InputError
         If a file is missing or broken, a column is missing, or the scale is not known.
     """
-    spot_um = _option("spot_um", spot_um, above=0.0)
-    min_counts = _option("min_counts", min_counts, low=0.0)
-    min_qv = _option("min_qv", min_qv, low=0.0)
+    spot_um = number_option("spot_um", spot_um, above=0.0)
+    min_counts = number_option("min_counts", min_counts, low=0.0)
+    min_qv = number_option("min_qv", min_qv, low=0.0)
     outputs = _outputs(Path(path), _is_xenium, "xenium")
 
     def make(name: str, folder: Path, root: Path, row: dict[str, Any]) -> Section:
         return _xenium_section(name, folder, root, row, spot_um, min_counts, min_qv)
 
-    return _cohort(Path(path), outputs, samples, study, patient, image, mpp, make)
+    return make_cohort(Path(path), outputs, samples, study, patient, image, mpp, make)
 
 
 # --- what is where ------------------------------------------------------------------------------
 
-def _option(name: str, value: Any, *, above: float | None = None, low: float | None = None,
+def number_option(name: str, value: Any, *, above: float | None = None, low: float | None = None,
             high: float | None = None) -> Any:
     """A numeric option, as it was given; None stays None."""
     if value is None:
@@ -221,7 +225,7 @@ def _option(name: str, value: Any, *, above: float | None = None, low: float | N
     return value
 
 
-def _first(folder: Path, names: tuple[str, ...]) -> Path | None:
+def first_of(folder: Path, names: tuple[str, ...]) -> Path | None:
     """The first of `names` that is in `folder`; a link that leads nowhere is an error."""
     for name in names:
         path = folder / name
@@ -233,7 +237,7 @@ def _first(folder: Path, names: tuple[str, ...]) -> Path | None:
 
 
 def _is_visium(folder: Path) -> bool:
-    return _first(folder, COUNT_FILES) is not None and (folder / "spatial").is_dir()
+    return first_of(folder, COUNT_FILES) is not None and (folder / "spatial").is_dir()
 
 
 def _is_spots(folder: Path) -> bool:
@@ -249,7 +253,12 @@ def _has_bins(folder: Path) -> bool:
 
 
 def _is_xenium(folder: Path) -> bool:
-    return _first(folder, TRANSCRIPT_FILES) is not None
+    return first_of(folder, TRANSCRIPT_FILES) is not None
+
+
+#: Source -> what a folder of its output looks like.
+PLATFORMS = {"visium": _is_spots, "visium_hd": _has_bins, "xenium": _is_xenium,
+             "segmented": lambda folder: (folder / "segmented_outputs").is_dir()}
 
 
 def _levels(root: Path) -> list[list[Path]]:
@@ -259,6 +268,41 @@ def _levels(root: Path) -> list[list[Path]]:
         levels.append([folder for above in levels[-1] for folder in sorted(above.glob("*/"))
                        if not folder.name.startswith(".")])
     return levels
+
+
+def holds(path: str | Path, source: str) -> bool:
+    """Whether a directory has outputs of a platform, by their names alone.
+
+    Parameters
+    ----------
+    source
+        One of `PLATFORMS`.
+    """
+    return any(PLATFORMS[source](folder) for level in _levels(Path(path)) for folder in level)
+
+
+def outputs(path: str | Path, source: str) -> dict[str, Path]:
+    """Name -> folder of a directory's outputs of a platform, as its reader calls them.
+
+    Raises
+    ------
+    InputError
+        If there is none, or two would have one name.
+    """
+    path = Path(path)
+    if source == "visium_hd" and path.name == "binned_outputs":
+        path = path.parent  # its folders are one tissue at several bin sizes
+    return _outputs(path, PLATFORMS[source], source)
+
+
+def flat_files(path: str | Path) -> dict[Path, str]:
+    """File -> prefix of those whose names have one before the platform's own, as GEO has them."""
+    found = {}
+    for file in sorted(Path(path).iterdir()):
+        own = _FLAT_OWN.search(file.name)
+        if own and own.start() and not file.name.startswith("."):
+            found[file] = file.name[:own.start()].rstrip("_.-")
+    return found
 
 
 def _outputs(root: Path, accept: Callable[[Path], bool], source: str) -> dict[str, Path]:
@@ -308,7 +352,7 @@ def _what_else(levels: list[list[Path]], source: str) -> tuple[str, str]:
     if source == "xenium" and any(path.name == "cell_feature_matrix.h5" for path in files):
         return ("holds cells of Xenium, but no transcripts",
                 "copy transcripts.parquet of the same output, which is what is read")
-    counts = next((folder for folder in folders if _first(folder, COUNT_FILES)), None)
+    counts = next((folder for folder in folders if first_of(folder, COUNT_FILES)), None)
     if counts is not None:
         return f"holds counts in {counts} without spatial/ beside them", _COPY_SPATIAL
     return ("holds no output of this platform",
@@ -316,10 +360,10 @@ def _what_else(levels: list[list[Path]], source: str) -> tuple[str, str]:
 
 
 def _names(outputs: dict[str, Path]) -> GeneNames:
-    return GeneNames(_first(folder, COUNT_FILES) for folder in outputs.values())
+    return GeneNames(first_of(folder, COUNT_FILES) for folder in outputs.values())
 
 
-def _table(samples: str | Path | pd.DataFrame) -> pd.DataFrame:
+def samples_table(samples: str | Path | pd.DataFrame) -> pd.DataFrame:
     """Rows of the samples table as text; a column ``mpp`` as numbers, NaN where it is blank."""
     columns = ("section", "study", "patient")
     if isinstance(samples, pd.DataFrame):
@@ -330,8 +374,8 @@ def _table(samples: str | Path | pd.DataFrame) -> pd.DataFrame:
             lambda cell: str(cell).strip()).set_axis(range(1, len(samples) + 1))
         where: str | Path = "samples"
     else:
-        where = samples
-        table = tables.read_table(samples, columns)
+        where = resolve(samples)
+        table = tables.read_table(where, columns)
     for column in columns:
         tables.names(table, column, where, unique=column == "section")
     if "mpp" in table:
@@ -340,13 +384,13 @@ def _table(samples: str | Path | pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def _cohort(root: Path, outputs: dict[str, Path], samples, study, patient, image, mpp,
+def make_cohort(root: Path, outputs: dict[str, Path], samples, study, patient, image, mpp,
             make: Callable[[str, Path, Path, dict[str, Any]], Section]) -> Cohort:
     """Sections of the outputs, with what the samples table says of each."""
     if mpp is not None:
         check_mpp(mpp, "options")
     if samples is None:
-        samples = _first(root, ("samples.csv",))
+        samples = first_of(root.absolute(), ("samples.csv",))
     if samples is None:
         if len(outputs) > 1 and patient is None:
             raise InputError(root / "samples.csv", "file",
@@ -358,8 +402,8 @@ def _cohort(root: Path, outputs: dict[str, Path], samples, study, patient, image
                                "patient": patient or section, "specimen": patient or section}
                               for section in outputs]).astype(str)
     else:
-        table = _table(samples)
-    where = samples if isinstance(samples, (str, Path)) else root
+        table = samples_table(samples)
+    where = resolve(samples) if isinstance(samples, (str, Path)) else root
     if image is not None:
         if len(outputs) > 1:
             raise InputError(root, "image", f"is one for {len(outputs)} sections",
@@ -393,7 +437,7 @@ def _cohort(root: Path, outputs: dict[str, Path], samples, study, patient, image
 
 def _read_positions(folder: Path) -> pd.DataFrame:
     """Positions by barcode; files of Space Ranger 1 have no header, those of 2 and later do."""
-    path = _first(folder, POSITION_FILES)
+    path = first_of(folder, POSITION_FILES)
     if path is None:
         raise InputError(folder, "tissue_positions", "does not exist", _COPY_SPATIAL)
     check_file(path)
@@ -497,7 +541,7 @@ def _number(cell: Any) -> float:
         else np.nan
 
 
-def _read_scalefactors(folder: Path) -> dict[str, Any]:
+def read_scalefactors(folder: Path) -> dict[str, Any]:
     path = folder / "scalefactors_json.json"
     if not path.exists() and not path.is_symlink():
         raise InputError(path, "file", "does not exist", _COPY_SPATIAL)
@@ -592,7 +636,7 @@ def _place(adata: "AnnData", positions: pd.DataFrame, matrix: Path) -> "AnnData"
     return adata
 
 
-def _genes(matrix: Path, names: GeneNames) -> "AnnData":
+def genes_of(matrix: Path, names: GeneNames) -> "AnnData":
     """Counts of the matrix without controls of the platform."""
     adata = read_matrix(matrix, names)
     return adata[:, ~pseudospots.is_control(adata.var_names)].copy()
@@ -658,7 +702,7 @@ def _check_lattice(steps: np.ndarray, off: np.ndarray, um_per_px: float, names: 
             "copy the table of positions again from the Space Ranger output")
 
 
-def _array(positions: pd.DataFrame, where: Path, transposed: bool) -> str:
+def array_kind(positions: pd.DataFrame, where: Path, transposed: bool) -> str:
     """The kind of the array, hexagonal or square, by its pixels; anything else is refused."""
     found = _steps(_lattice_um(positions), _pixels(positions))
     if found is None:
@@ -698,13 +742,13 @@ def _reduced(spatial: Path) -> dict[str, Path]:
     """Space Ranger's reduced images that are there; a link that leads nowhere is an error."""
     found = {}
     for size in ("hires", "lowres"):
-        path = _first(spatial, (f"tissue_{size}_image.png", f"tissue_{size}_image.jpg"))
+        path = first_of(spatial, (f"tissue_{size}_image.png", f"tissue_{size}_image.jpg"))
         if path is not None:
             found[size] = check_file(path, "image")
     return found
 
 
-def _find_image(row: dict[str, Any], root: Path, spatial: Path,
+def find_image(row: dict[str, Any], root: Path, spatial: Path,
                 scalefactors: dict[str, Any]) -> tuple[Path | None, float]:
     """The user's full image at scale 1, else Space Ranger's reduced one with its scale."""
     where = spatial / "scalefactors_json.json"
@@ -771,7 +815,7 @@ def _image_ref(image: Path, root: Path, stated: bool, mpp: float) -> tuple[Image
     return ImageRef(str(path)), size
 
 
-def _assemble(name: str, row: dict[str, Any], root: Path, source: str,
+def assemble(name: str, row: dict[str, Any], root: Path, source: str,
               load: Callable[[], "AnnData"], image: Path | None, mpp: float | None,
               pixel: np.ndarray | None = None) -> Section:
     """Make the section; spots at `pixel`, or those that `load` gives, must lie in the image."""
@@ -796,13 +840,13 @@ def _assemble(name: str, row: dict[str, Any], root: Path, source: str,
 def _visium_section(name: str, folder: Path, root: Path, row: dict[str, Any], names: GeneNames,
                     pitch_um: float | None, transposed: bool) -> Section:
     spatial = folder / "spatial"
-    scalefactors = _read_scalefactors(spatial)
+    scalefactors = read_scalefactors(spatial)
     where = spatial / "scalefactors_json.json"
     positions = _read_positions(spatial)
     if "bin_size_um" in scalefactors or positions.index.str.match(r"s_\d+um_\d+_\d+").any():
         raise InputError(folder, "data", "holds bins of Visium HD, not spots of Visium",
                          "read it with source visium_hd")
-    kind = _array(positions, spatial, transposed)
+    kind = array_kind(positions, spatial, transposed)
     diameter = _factor(scalefactors, "spot_diameter_fullres", where)
     measured = measure_mpp(positions, scalefactors, where)
     if kind == "square":
@@ -838,16 +882,16 @@ def _visium_section(name: str, folder: Path, root: Path, row: dict[str, Any], na
         mpp = row.get("mpp") or measured
         lattice = {"kind": "hexagonal", "n_neighs": 6, "spot_um": SPOT_UM, "pitch_um": PITCH_UM,
                    "coordinates": "pixel"}
-    image, scale = _find_image(row, root, spatial, scalefactors)
-    matrix = _first(folder, COUNT_FILES)
+    image, scale = find_image(row, root, spatial, scalefactors)
+    matrix = first_of(folder, COUNT_FILES)
 
     def load() -> "AnnData":
-        adata = _place(_genes(matrix, names), positions, matrix)
+        adata = _place(genes_of(matrix, names), positions, matrix)
         adata.obsm["spatial"] = adata.obsm["spatial"] * scale
         adata.uns["lattice"] = dict(lattice)
         return adata
 
-    return _assemble(name, row, root, "visium", load, image, mpp / scale,
+    return assemble(name, row, root, "visium", load, image, mpp / scale,
                      _pixels(positions[positions["in_tissue"] != 0]) * scale)
 
 
@@ -871,7 +915,7 @@ def _bins(folder: Path, spot_um: float) -> Path:
 def _hd_section(name: str, folder: Path, root: Path, row: dict[str, Any], names: GeneNames,
                 spot_um: float, min_fill: float) -> Section:
     spatial = folder / "spatial"
-    scalefactors = _read_scalefactors(spatial)
+    scalefactors = read_scalefactors(spatial)
     where = spatial / "scalefactors_json.json"
     stated = _factor(scalefactors, "microns_per_pixel", where)
     bin_um = _factor(scalefactors, "bin_size_um", where)
@@ -890,13 +934,13 @@ def _hd_section(name: str, folder: Path, root: Path, row: dict[str, Any], names:
     if spot_um < bin_um or abs(spot_um / bin_um - round(spot_um / bin_um)) > 1e-6:
         raise InputError(folder, "spot_um", f"{spot_um:g} is no multiple of the bins "
                          f"({bin_um:g} um)", "choose spot_um as a multiple of a bin")
-    image, scale = _find_image(row, root, spatial, scalefactors)
-    matrix = _first(folder, COUNT_FILES)
+    image, scale = find_image(row, root, spatial, scalefactors)
+    matrix = first_of(folder, COUNT_FILES)
 
     def load() -> "AnnData":
         positions = _read_positions(spatial)
         _check_bins(positions, bin_um, mpp, spatial)
-        bins = _place(_genes(matrix, names), positions, matrix)
+        bins = _place(genes_of(matrix, names), positions, matrix)
         # Rows and columns of the bins make the raster, so a turned slide stays square; an affine
         # fit carries the squares' centres into the image.
         grid = bins.obs[["array_col", "array_row"]].to_numpy(float)
@@ -917,7 +961,7 @@ def _hd_section(name: str, folder: Path, root: Path, row: dict[str, Any], names:
         adata.uns["join"] = bins.uns["join"] | {"n_pseudospots": len(cells), "bin_um": bin_um}
         return adata
 
-    return _assemble(name, row, root, "visium_hd", load, image, mpp / scale)
+    return assemble(name, row, root, "visium_hd", load, image, mpp / scale)
 
 
 def _check_bins(positions: pd.DataFrame, bin_um: float, mpp: float, where: Path) -> None:
@@ -1006,7 +1050,7 @@ def _read_alignment(path: Path) -> np.ndarray:
 
 def _xenium_px_um(folder: Path) -> float:
     """Side of a pixel of the morphology image [µm], as ``experiment.xenium`` says."""
-    path = _first(folder, ("experiment.xenium",))
+    path = first_of(folder, ("experiment.xenium",))
     if path is None:
         return XENIUM_PX_UM
     check_file(path)
@@ -1037,7 +1081,7 @@ def _check_he(path: Path, mpp: float) -> None:
 
 def _xenium_section(name: str, folder: Path, root: Path, row: dict[str, Any], spot_um: float,
                     min_counts: int, min_qv: float) -> Section:
-    path = check_file(_first(folder, TRANSCRIPT_FILES))
+    path = check_file(first_of(folder, TRANSCRIPT_FILES))
     image = _full_image(row, root) if "image" in row else None
     he = {"he_x", "he_y"} <= set(_columns(path))
     mpp, to_he, px_um = row.get("mpp"), None, _xenium_px_um(folder)
@@ -1082,7 +1126,7 @@ def _xenium_section(name: str, folder: Path, root: Path, row: dict[str, Any], sp
                              "n_pseudospots": len(cells)}
         return adata
 
-    return _assemble(name, row, root, "xenium", load, image, mpp)
+    return assemble(name, row, root, "xenium", load, image, mpp)
 
 
 def _columns(path: Path) -> list[str]:

@@ -74,7 +74,8 @@ def owners(run: "Run", pool: str) -> tuple[pd.DataFrame, str]:
     _, table, name, group, called, made_by = POOLS[pool]
     rows = artifacts.read_csv(run.need(run.path(table), made_by=made_by))
     kept = rows[[name, group]].set_axis(["section", "study"], axis=1)
-    return kept.assign(patient=rows["patient"] if "patient" in rows else float("nan")), called
+    patient = rows["patient"].replace("", float("nan")) if "patient" in rows else float("nan")
+    return kept.assign(patient=patient), called
 
 
 def write_manifest(folder: str | Path, made: Iterable[Mapping[str, Any]]) -> Path:

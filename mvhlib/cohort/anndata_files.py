@@ -1,0 +1,382 @@
+"""AnnData files of anybody's: counts, ``obsm["spatial"]``, an image inside or beside.
+
+==================  ================================================================================
+what                how it is read
+==================  ================================================================================
+files               ``*.h5ad`` in the directory and in its folders, each a section; hidden ones are
+                    passed over
+counts              ``layers["counts"]``, else X, else ``raw.X``: the first that holds whole numbers
+places              ``obsm["spatial"]``, centres (x, y) in pixels of the full image
+image               a file with the section's name beside it, or the column ``image`` of the table:
+                    the full image. Else ``uns["spatial"][...]["images"]``, ``hires`` before
+                    ``lowres``, with its scale factor; it is copied into the run's cohort folder
+scale               the column ``mpp``; else measured where ``array_row``, ``array_col`` are those
+                    of a Visium array, whose spots are 100 µm apart
+owners              ``samples.csv``: section, study, patient, optionally specimen, file, image, mpp;
+                    else ``obs`` where its columns ``patient`` (donor, ...) and ``study`` say one
+                    thing for all spots
+==================  ================================================================================
+
+A folder that 01_cohort wrote is read as `mvhlib.cohort.base.read_run` does.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from mvhlib import lattice
+from mvhlib.artifacts import InputError, atomic, h5_reader, h5_sizes, reading, safe_name
+from mvhlib.cohort.base import (
+    Cohort,
+    ImageRef,
+    Section,
+    check_places,
+    check_sparse,
+    read_run,
+)
+from mvhlib.cohort.visium import PITCH_UM, SPOT_UM, array_kind, measure_mpp, samples_table
+from mvhlib.cohort.visium import POSITION_COLUMNS as _POSITIONS
+from mvhlib.places import resolve
+from mvhlib.tiles.slides import open_slide
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+IMAGE_SUFFIXES = (".tif", ".tiff", ".svs", ".ndpi", ".jpg", ".jpeg", ".png", ".webp")
+#: Columns of ``obs`` that name an owner, by what they name.
+OWNERS = {"study": ("study", "dataset"),
+          "patient": ("patient", "patient_id", "donor", "donor_id", "subject", "individual")}
+
+
+@dataclass
+class Picture:
+    """An image that a file brings with it.
+
+    Attributes
+    ----------
+    size
+        Width and height [px].
+    scale
+        Pixels of it per pixel of ``obsm["spatial"]``.
+    pixels
+        Gives them, `(H, W, 3)` uint8.
+    """
+
+    size: tuple[int, int]
+    scale: float
+    pixels: Callable[[], np.ndarray]
+
+
+def read(path: str | Path, *, samples: str | Path | pd.DataFrame | None = None,
+         keep: str | Path | None = None) -> Cohort:
+    """Read the AnnData files of a directory.
+
+    Parameters
+    ----------
+    path
+        The directory.
+    samples
+        Table of the sections (see the module); None takes ``samples.csv`` in `path`, if there.
+    keep
+        Folder that takes the images that files bring with them: the run's cohort folder. None
+        writes nothing, and such an image cannot be opened.
+
+    Raises
+    ------
+    InputError
+        If a file is broken, has no raw counts or no places, an image has no scale, or nobody says
+        whose a section is.
+    """
+    root = Path(path)
+    if (root / "manifest.csv").exists():
+        return read_run(root)
+    files = find(root)
+    return make_cohort(root, files, samples, lambda name, row: _section(
+        name, files[row.get("file", name)], root, row, keep))
+
+
+def find(root: str | Path, ending: str = ".h5ad") -> dict[str, Path]:
+    """Section -> file of a directory and of its folders.
+
+    Raises
+    ------
+    InputError
+        If there is none, or two have one name.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise InputError(root, "data", "is not a directory", "name the folder of the files")
+    found: dict[str, Path] = {}
+    for file in [*sorted(root.glob(f"*{ending}")), *sorted(root.glob(f"*/*{ending}"))]:
+        if any(part.startswith(".") for part in file.relative_to(root).parts):
+            continue
+        if file.stem in found:
+            raise InputError(file, "section", f"a second file is called {file.stem}",
+                             "give every file its own name")
+        found[file.stem] = file
+    if not found:
+        raise InputError(root, "data", f"holds no *{ending}", "name the folder of the files")
+    return found
+
+
+def make_cohort(root: Path, files: Mapping[str, Path],
+                samples: str | Path | pd.DataFrame | None,
+                make: Callable[[str, dict[str, Any]], Section]) -> Cohort:
+    """Sections of files, with what the table of samples says of each.
+
+    Parameters
+    ----------
+    files
+        Name -> file.
+    make
+        Makes a section of its name and its row; a row lacks what is not known.
+    """
+    if samples is None and (root / "samples.csv").exists():
+        samples = (root / "samples.csv").absolute()
+    if samples is None:
+        return Cohort(make(name, {}) for name in files)
+    table = samples_table(samples)
+    where = resolve(samples) if isinstance(samples, str | Path) else root
+    made = []
+    for row in table.to_dict("records"):
+        row = {key: value for key, value in row.items() if value != "" and not pd.isna(value)}
+        name = safe_name(row["section"], where, "section")
+        if row.get("file", name) not in files:
+            raise InputError(where, "section", f"{name} has no file; there are {sorted(files)[:6]}",
+                             "name the file, without its ending, in a column file")
+        made.append(make(name, row))
+    return Cohort(made)
+
+
+def _section(name: str, path: Path, root: Path, row: dict[str, Any], keep: str | Path | None
+             ) -> Section:
+    adata = read_counts(path)
+    return make_section(name, path, adata, root, row, keep, picture_inside(adata, name, path),
+                        source="h5ad")
+
+
+def make_section(name: str, path: Path, adata: "AnnData", root: Path, row: dict[str, Any],
+                 keep: str | Path | None, inside: Picture | None, source: str) -> Section:
+    """A section of counts and places, with the image that is there.
+
+    Parameters
+    ----------
+    adata
+        From `read_counts`; ``obsm["spatial"]`` in pixels of the full image.
+    row
+        Of the table of samples, without what is not known.
+    inside
+        The image that the file brings with it.
+    """
+    owners = {field: row.get(field) or owner(adata, field) for field in OWNERS}
+    for field, said in owners.items():
+        if not said:
+            raise InputError(root / "samples.csv", field, f"of section {name} is not known: "
+                             f"neither a table nor obs[{field!r}] says it",
+                             "write section,study,patient for each section")
+    full = _beside(path, root, row)
+    kind, measured = _scale(adata, path)
+    mpp = row.get("mpp") or measured
+    scale, ref, size, roots = 1.0, None, None, {"data": root}
+    if full is not None:
+        with open_slide(full, mpp=mpp) as slide:
+            size, mpp = (slide.width, slide.height), slide.mpp
+        ref = ImageRef(str(full.absolute().relative_to(root.absolute())))
+    elif inside is not None:
+        scale, size = inside.scale, inside.size
+        ref, roots = ImageRef(f"{name}.image.png", root="cohort"), {"data": root}
+        if keep is not None:
+            roots["cohort"] = Path(keep)
+            _write(Path(keep) / ref.path, inside.pixels())
+    if ref is not None and mpp is None:
+        raise InputError(path, "mpp", "is not known: no column mpp, no Visium array in obs",
+                         "state micrometres per pixel of obsm['spatial'] in the column mpp of "
+                         "samples.csv")
+    adata.obsm["spatial"] = np.asarray(adata.obsm["spatial"], dtype=np.float64) * scale
+    adata.uns["lattice"] = _lattice(adata, kind, None if mpp is None else mpp / scale)
+    return Section(name=name, study=owners["study"], patient=owners["patient"],
+                   specimen=row.get("specimen") or owners["patient"], source=source,
+                   load=lambda: adata, mpp=mpp / scale if ref is not None else None, image_ref=ref,
+                   image_size=size, roots=roots)
+
+
+def owner(adata: "AnnData", field: str) -> str:
+    """Who ``obs`` says all spots are of; empty where it does not, or not of all."""
+    for column in OWNERS[field]:
+        if column in adata.obs:
+            said = adata.obs[column].astype(str).str.strip().unique()
+            if len(said) == 1 and said[0].lower() not in ("", "nan", "none", "unknown"):
+                return str(said[0])
+    return ""
+
+
+def _beside(path: Path, root: Path, row: dict[str, Any]) -> Path | None:
+    """The full image: of the table, else beside the file under its name."""
+    if "image" in row:
+        full = root / str(row["image"])
+        if not full.exists() or not full.absolute().is_relative_to(root.absolute()) \
+                or ".." in Path(str(row["image"])).parts:
+            raise InputError(full, "image", "is not there, or not below the data directory",
+                             "write its path from the data directory")
+        return full
+    found = [path.with_suffix(ending) for ending in IMAGE_SUFFIXES
+             if path.with_suffix(ending).exists()]
+    if len(found) > 1:
+        raise InputError(found[1], "image", f"stands beside {found[0].name}",
+                         "keep one, or name it in a column image")
+    return found[0] if found else None
+
+
+def _write(path: Path, pixels: np.ndarray) -> None:
+    from PIL import Image
+
+    with reading(path, "image", "cannot be written", "name an OUT of yours"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic(path) as temporary:
+            Image.fromarray(pixels).save(temporary, format="PNG")
+
+
+def read_counts(path: Path) -> "AnnData":
+    """Raw counts, places and what of ``obs`` is used, of one AnnData file.
+
+    Raises
+    ------
+    InputError
+        If the file is broken, or holds no whole numbers, no places, or a name twice.
+    """
+    import anndata
+
+    with h5_reader(path) as stream:
+        h5_sizes(stream)
+    with reading(path, fix="it is probably truncated: copy it again"):
+        stored = anndata.read_h5ad(path)
+    return raw_counts(stored, path)
+
+
+def raw_counts(stored: "AnnData", path: Path) -> "AnnData":
+    """An AnnData with raw counts alone: the first place that holds whole numbers.
+
+    Raises
+    ------
+    InputError
+        As `read_counts`.
+    """
+    from anndata import AnnData
+    from scipy import sparse
+
+    check_places(stored, path)
+    raw = stored.raw
+    places = {'layers["counts"]': (stored.layers.get("counts"), stored.var_names),
+              "X": (stored.X, stored.var_names),
+              "raw.X": (None, None) if raw is None else (raw.X, raw.var_names)}
+    taken = None
+    for where, (matrix, genes) in places.items():
+        if matrix is None:
+            continue
+        if hasattr(matrix, "indptr"):
+            check_sparse(matrix, path, where)
+        values = np.asarray(matrix.data if hasattr(matrix, "indptr") else matrix)
+        if values.dtype.kind in "iufb" and np.isfinite(values).all() and (values >= 0).all() and (
+                values == np.round(values)).all():
+            taken = matrix, genes
+            break
+    if taken is None:
+        raise InputError(path, "counts", "are in none of " + ", ".join(
+            name for name, (matrix, _) in places.items() if matrix is not None) + ": none holds "
+            "whole numbers from 0", 'store raw counts in layers["counts"]')
+    matrix, genes = taken
+    kept = [column for column in (*_POSITIONS, "label", *sum(OWNERS.values(), ()))
+            if column in stored.obs]
+    adata = AnnData(obs=stored.obs[kept].copy(), var=pd.DataFrame(index=genes.astype(str)))
+    adata.obs_names = adata.obs_names.astype(str)
+    adata.layers["counts"] = sparse.csr_matrix(matrix).astype(np.int32)
+    adata.X = adata.layers["counts"].copy()
+    adata.obsm["spatial"] = np.asarray(stored.obsm["spatial"], dtype=np.float64)
+    if isinstance(stored.uns.get("spatial"), Mapping):
+        adata.uns["spatial"] = stored.uns["spatial"]
+    return adata
+
+
+def picture_inside(adata: "AnnData", name: str, path: Path) -> Picture | None:
+    """The image of ``uns["spatial"]``, as scanpy keeps it; taken out of the AnnData.
+
+    Raises
+    ------
+    InputError
+        If there are several libraries, or an image is none or has no scale factor.
+    """
+    libraries = adata.uns.pop("spatial", {})
+    if not libraries:
+        return None
+    library = libraries.get(name)
+    if library is None and len(libraries) > 1:
+        raise InputError(path, 'uns["spatial"]', f"has several libraries {sorted(libraries)[:4]}",
+                         "write one file per section, or name the section as one of them")
+    library = library or next(iter(libraries.values()))
+    images = library.get("images") if isinstance(library, Mapping) else None
+    size = next((size for size in ("hires", "lowres") if images and size in images), None)
+    if size is None:
+        return None
+    factor = library.get("scalefactors", {}).get(f"tissue_{size}_scalef")
+    where = f'uns["spatial"] tissue_{size}_scalef'
+    if factor is None or not np.isscalar(factor) or not 0 < float(factor) <= 10:
+        raise InputError(path, where, f"is {factor!r}", "state pixels of the image per pixel of "
+                         'obsm["spatial"]')
+    pixels = as_pixels(images[size], path)
+    return Picture((pixels.shape[1], pixels.shape[0]), float(factor), lambda: pixels)
+
+
+def as_pixels(image: Any, path: Path) -> np.ndarray:
+    """An image in an array `(H, W, 3 or 4)`, bytes or shares of 1, as bytes of red, green, blue.
+
+    Raises
+    ------
+    InputError
+        If it is anything else.
+    """
+    image = np.asarray(image)
+    if image.ndim != 3 or image.shape[2] not in (3, 4) or 0 in image.shape:
+        raise InputError(path, "image", f"has shape {image.shape}", "store (height, width, 3)")
+    image = image[:, :, :3]
+    if image.dtype == np.uint8:
+        return np.ascontiguousarray(image)
+    if image.dtype.kind != "f" or not np.isfinite(image).all() or image.min() < 0 \
+            or image.max() > 1:
+        raise InputError(path, "image", f"is {image.dtype}, neither bytes nor shares from 0 to 1",
+                         "store uint8, or float from 0 to 1")
+    return np.rint(image * 255).astype(np.uint8)
+
+
+def _scale(adata: "AnnData", path: Path) -> tuple[str, float | None]:
+    """Kind of the array, and um per pixel of the places where it is Visium's."""
+    columns = ("array_row", "array_col")
+    if not set(columns) <= set(adata.obs):
+        return "unknown", None
+    positions = pd.DataFrame({name: pd.to_numeric(adata.obs[name], errors="coerce")
+                              for name in columns})
+    positions["pxl_col_in_fullres"], positions["pxl_row_in_fullres"] = np.asarray(
+        adata.obsm["spatial"], dtype=np.float64).T
+    if len(positions) < 3 or not np.isfinite(positions.to_numpy()).all():
+        return "unknown", None
+    try:
+        if array_kind(positions, path, transposed=True) == "hexagonal":
+            return "hexagonal", measure_mpp(positions, {}, path)
+    except InputError:
+        pass  # an array of another platform: its scale has to be stated
+    return "unknown", None
+
+
+def _lattice(adata: "AnnData", kind: str, mpp: float | None) -> dict[str, Any]:
+    """What maps and graphs want to know of the array."""
+    if kind == "hexagonal":
+        return {"kind": kind, "n_neighs": 6, "spot_um": SPOT_UM, "pitch_um": PITCH_UM,
+                "coordinates": "pixel"}
+    record: dict[str, Any] = {"kind": "square", "n_neighs": 4, "coordinates": "pixel"}
+    if mpp is not None and adata.n_obs > 1:
+        pitch = float(np.median(lattice.nearest(adata.obsm["spatial"]))) * mpp
+        record |= {"pitch_um": pitch, "spot_um": pitch}
+    return record

@@ -1,0 +1,70 @@
+"""Tables that `make profile` writes for a person to fill in, and what is left to fill in of them.
+
+A row is a section, a slide or an image. A cell that nobody but the user knows holds `BLANK`; cells
+that may stay empty are empty. Every reader of such a table checks it in full; here is asked alone
+whether somebody still has to type something, so that a run is refused before it begins.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mvhlib import tables
+from mvhlib.artifacts import InputError, write_csv
+
+#: What stands in a cell that the user has to fill in.
+BLANK = "?"
+#: Columns that name what a row is of, in the order in which they are looked for.
+_OF = ("section", "slide", "image")
+#: Columns that have to be filled in where they are there and rows are sections.
+_NEEDED = ("study", "patient")
+
+
+def check_filled(path: str | os.PathLike) -> None:
+    """Refuse a table that still has a cell to fill in.
+
+    Raises
+    ------
+    InputError
+        Naming the first such cell by column, row and what the row is of, and how many there are.
+    """
+    table = tables.read_table(path, any_row=True)
+    of = next((column for column in _OF if column in table), None)
+    if of is None:
+        return
+    needed = [column for column in _NEEDED if column in table] if of == "section" else []
+    blank = [(row, column) for row in table.index for column in table.columns
+             if table.at[row, column] == BLANK
+             or (column in needed and table.at[row, column] == "")]
+    if not blank:
+        return
+    row, column = blank[0]
+    more = f" (and {len(blank) - 1} more cells)" if len(blank) > 1 else ""
+    raise InputError(path, f"{column}, row {row}", f"is not filled in for {of} "
+                     f"{table.at[row, of]!r}{more}", _FIXES.get(column, "fill it in"))
+
+
+_FIXES = {
+    "patient": "write who gave the tissue, alike for all rows of one person or animal",
+    "study": "write which study it is of, alike for all rows of one laboratory's series",
+    "mpp": "write micrometres per pixel of the image, such as 0.5"}
+
+
+def write_template(path: str | os.PathLike, columns: Sequence[str],
+                   rows: Sequence[Mapping[str, Any]], always: int = 3) -> Path:
+    """Write a table to fill in; a cell that a row lacks stays empty.
+
+    Parameters
+    ----------
+    columns
+        Their order; the first `always` stand, others where a row has something there.
+    rows
+        Column -> cell; `BLANK` where the user has to fill in.
+    """
+    import pandas as pd
+
+    kept = [column for number, column in enumerate(columns)
+            if number < always or any(row.get(column) not in (None, "") for row in rows)]
+    return write_csv(path, pd.DataFrame([{column: row.get(column, "") for column in kept}
+                                         for row in rows], columns=kept))

@@ -1,0 +1,133 @@
+"""The table of kinds of data, and which of them a directory holds.
+
+==================  ================================================================================
+kind                is recognised by
+==================  ================================================================================
+her2st              a folder ``ST-cnts``
+mob                 ``alignment_table_*`` beside ``metaData.csv``
+hest                ``st/*.h5ad`` or ``adata/*.h5ad`` (HEST-1k, tasks of hest-bench)
+visium              a feature matrix beside ``spatial/`` (Space Ranger, or its layout)
+visium_hd           ``binned_outputs``, or ``square_*um`` with a feature matrix
+segmented           ``segmented_outputs`` of Space Ranger 4 without bins beside it
+xenium              ``transcripts.parquet`` or ``.csv``
+legacy_st           tables of counts whose rows are called ``XxY``, in folders or side by side
+spatialdata         a folder ``*.zarr``
+h5ad                other ``*.h5ad``
+outcomes            a table of patients with time and event; PANTHER's and SurvPath's folders
+glas                ``labels.csv`` with image, patient_id and label
+mhist               a csv with Image Name and Majority Vote Label
+slides              whole slides, with or without ``slides.csv``
+folder              images in one folder per class, or with their class before their name
+features            TRIDENT's and CLAM's feature files: told, not run
+flat                files of Space Ranger or Xenium with a prefix, as GEO has them: told, not run
+==================  ================================================================================
+
+Images are looked at where nothing with expression is: a section's image is no slide of its own. A
+directory with two kinds in it is refused, because a run reads one.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mvhlib.artifacts import InputError
+from mvhlib.profiles import images, outcomes, sections
+from mvhlib.profiles.found import Found
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of data.
+
+    Attributes
+    ----------
+    says
+        What it is, in words.
+    holds
+        Whether a directory holds it: by names and the beginnings of files, and so in no time.
+    look
+        Reads it as a run would.
+    pixels_only
+        Whether it is images without expression, or tables without either: such a kind is asked for
+        where no other has answered.
+    """
+
+    says: str
+    holds: Callable[[Path], bool]
+    look: Callable[[Path], Found]
+    pixels_only: bool = False
+
+
+KINDS: dict[str, Kind] = {
+    "her2st": Kind("legacy Spatial Transcriptomics in her2st's folders",
+                   sections.holds_her2st, sections.look_her2st),
+    "mob": Kind("legacy Spatial Transcriptomics in mob's files",
+                sections.holds_mob, sections.look_mob),
+    "hest": Kind("samples of HEST-1k", sections.holds_hest, sections.look_hest),
+    "visium": Kind("spots of Visium in Space Ranger's layout",
+                   sections.holds_output("visium"), sections.look_output("visium")),
+    "visium_hd": Kind("bins of Visium HD, summed to pseudo-spots",
+                      sections.holds_output("visium_hd"), sections.look_output("visium_hd")),
+    "segmented": Kind("cells of Space Ranger 4, summed to pseudo-spots",
+                      sections.holds_output("segmented"), sections.look_output("segmented")),
+    "xenium": Kind("transcripts of Xenium, counted in pseudo-spots",
+                   sections.holds_output("xenium"), sections.look_output("xenium")),
+    "legacy_st": Kind("legacy Spatial Transcriptomics, tables of counts and spots",
+                      sections.holds_legacy, sections.look_legacy),
+    "spatialdata": Kind("stores of SpatialData", sections.holds_files(".zarr"),
+                        sections.look_files("spatialdata", ".zarr", "stores of SpatialData")),
+    "h5ad": Kind("AnnData files", sections.holds_files(".h5ad"),
+                 sections.look_files("h5ad", ".h5ad", "AnnData files")),
+    "outcomes": Kind("outcomes of patients, without pixels",
+                     outcomes.holds, outcomes.look, pixels_only=True),
+    "glas": Kind("labelled images with patients", images.holds_glas, images.look_labelled("glas"),
+                 pixels_only=True),
+    "mhist": Kind("labelled images in MHIST's layout", images.holds_mhist,
+                  images.look_labelled("mhist"), pixels_only=True),
+    "slides": Kind("whole slides", images.holds_slides, images.look_slides, pixels_only=True),
+    "folder": Kind("labelled images, a folder or a beginning of the name for each class",
+                   images.holds_folder, images.look_labelled("folder"), pixels_only=True),
+    "features": Kind("features of tiles, by TRIDENT or CLAM", outcomes.holds_features,
+                     outcomes.look_features, pixels_only=True),
+    "flat": Kind("files with a prefix, as GEO has them", sections.holds_flat, sections.look_flat),
+}
+
+
+def kinds_of(root: Path) -> list[str]:
+    """Kinds that a directory holds; images and tables alone where nothing has expression."""
+    holding = [name for name, kind in KINDS.items() if not kind.pixels_only and kind.holds(root)]
+    return holding or [name for name, kind in KINDS.items() if kind.pixels_only
+                       and kind.holds(root)]
+
+
+def look(data: str | Path) -> Found:
+    """Look into a data set.
+
+    Raises
+    ------
+    InputError
+        If nothing in it is known, or it holds two kinds.
+    """
+    root = Path(data)
+    found = kinds_of(root)
+    if not found:
+        inside = sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
+        below = [f"{path.name} ({'a link' if path.is_symlink() else kinds_of(path)[0]})"
+                 for path in sorted(root.glob("*/")) if kinds_of(path)]
+        if below:
+            raise InputError(root, "data", f"holds data sets in folders of their own: "
+                             f"{', '.join(below[:4])}", "name one of them by DATA")
+        seen = inside[:6] or "nothing"
+        raise InputError(root, "data", f"holds nothing that is known; seen {seen}",
+                         "DATA.md lists what can be read")
+    if len(found) > 1:
+        raise InputError(root, "data", "holds two kinds of data: " + " and ".join(
+            f"{KINDS[name].says} ({name})" for name in found[:2]),
+            "give each its own folder and name one of them by DATA")
+    [name] = found
+    seen = KINDS[name].look(root)
+    if not seen.readable and seen.source:
+        problem, _, fix = (seen.rows[0].problem if seen.rows else "").partition(". Fix: ")
+        raise InputError(root, name, "was recognised, and cannot be read: "
+                         f"{problem or 'it is empty'}", fix.rstrip(".") or "look at the files")
+    return seen

@@ -1,0 +1,292 @@
+"""Whole slides of a user's: who they are, and bags of tiles cut over their tissue.
+
+``slides.csv`` lists them, one row each:
+
+==============  ====================================================================================
+column          what stands in it
+==============  ====================================================================================
+slide           name of the slide, or of its file; with or without folder and ending
+patient         who gave the tissue; of every slide or of none
+study           where it was made (hospital, laboratory, cohort); blank: one for all
+label           the class of the slide; blank where nobody knows
+time, event     outcome: months until the event or the end of follow-up, and 1 for an event, 0 for
+                none. ``time_days``, ``time_years`` and ``time_months`` say another unit. More
+                endpoints have a suffix: ``time_dss``, ``event_dss``
+age, sex,       of the patient, as `mvhlib.cohort.clinical` reads them
+stage
+mpp             micrometres per pixel [µm/px], of slides that do not state it
+==============  ====================================================================================
+
+Without the table every whole slide of the directory is read, and nobody's name is known. A table
+may name some of the slides only. Labels and outcomes want patients, since folds keep them together.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mvhlib import tables
+from mvhlib.artifacts import (
+    InputError,
+    check_file,
+    read_attr,
+    reading,
+    safe_name,
+    sha256_file,
+    sha256_of,
+    write_csv,
+)
+from mvhlib.places import resolve
+from mvhlib.tiles.cut import Tiles, cut_at, grid_corners, tissue_mask
+from mvhlib.tiles.slides import TIFF, WHOLE_SLIDE, Slide, open_slide
+from mvhlib.tiles.store import coordinate_names, manifest_row, write_tiles
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: Months in one unit of a column of times.
+MONTHS = {"time": 1.0, "time_months": 1.0, "time_days": 12 / 365.25, "time_years": 12.0}
+#: Endings of files that a table may name; without one, whole slides alone are taken.
+IMAGES = (*WHOLE_SLIDE, *TIFF, ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".jp2")
+COLUMNS = ("slide", "patient", "study", "label", "time", "event", "mpp")
+_TIME = re.compile(r"(time(?:_months|_days|_years)?)(?:_(?!months|days|years)(\w+))?")
+_PASSED_ON = ("age", "sex", "stage")
+
+
+@dataclass(frozen=True)
+class WholeSlide:
+    """A slide file, and what its table says of it.
+
+    Attributes
+    ----------
+    name, path
+        Unique; the file.
+    patient, study, label
+        Empty where nobody knows.
+    mpp
+        As the table states it [µm/px]; None where the file is believed.
+    outcome
+        Columns ``time_months_<endpoint>``, ``event_<endpoint>``, and ``age``, ``sex``, ``stage``.
+    """
+
+    name: str
+    path: Path
+    patient: str = ""
+    study: str = ""
+    label: str = ""
+    mpp: float | None = None
+    outcome: Mapping[str, Any] = field(default_factory=dict)
+
+    def open(self) -> Slide:
+        """The slide, whose scale is known.
+
+        Raises
+        ------
+        InputError
+            If the file cannot be read, or neither it nor the table states a scale.
+        """
+        slide = open_slide(self.path, mpp=self.mpp)
+        if slide.mpp is None:
+            slide.close()
+            raise InputError(self.path, "mpp", "is not known, so micrometres mean nothing",
+                             "state micrometres per pixel in the column mpp of slides.csv")
+        return slide
+
+
+def find(folder: str | Path, endings: Sequence[str] = WHOLE_SLIDE) -> list[Path]:
+    """Slide files in a directory and in its folders, sorted; hidden ones are passed over."""
+    root = Path(folder)
+    places = [root, *(path for path in sorted(root.glob("*/")) if not path.name.startswith("."))]
+    with reading(root, "folder", fix="change its permissions"):
+        return [path for place in places for path in sorted(place.iterdir())
+                if path.suffix.lower() in endings and not path.name.startswith(".")]
+
+
+def read(folder: str | Path, table: str = "") -> list[WholeSlide]:
+    """Read which slides there are; pixels are not touched.
+
+    Parameters
+    ----------
+    folder
+        The data set's directory.
+    table
+        ``slides.csv``, from `folder` or from the clone. Empty takes ``slides.csv`` in `folder`, and
+        where there is none every whole slide.
+
+    Raises
+    ------
+    InputError
+        If there is no slide, a row has no file or two, a cell is not what its column holds, or
+        somebody has a label or an outcome and no name.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise InputError(root, "data", "is not a directory", "name the folder of the slides")
+    if not table and not (root / "slides.csv").exists():
+        found = [WholeSlide(safe_name(path.stem, path, "slide"), path) for path in find(root)]
+        if not found:
+            raise InputError(root, "slides", f"are none with an ending of {list(WHOLE_SLIDE)}",
+                             "list other images in slides.csv")
+        _unique(root, found)
+        return found
+    own = root / (table or "slides.csv")
+    path = own if own.exists() else resolve(table)
+    rows = tables.read_table(path, ("slide",))
+    tables.names(rows, "slide", path, unique=True)
+    files = _files(root, path, rows["slide"])
+    known = _owners(path, rows)
+    mpp = tables.numbers(rows, "mpp", path, above=0, missing=True, unit="µm/px") \
+        if "mpp" in rows else rows["slide"].map(lambda _: np.nan).astype(float)
+    outcomes = _outcomes(path, rows)
+    made = []
+    for line in rows.index:
+        name = safe_name(_stem(rows.at[line, "slide"]), path, f"slide, row {line}")
+        made.append(WholeSlide(
+            name, files[line], *(known[column][line] for column in ("patient", "study", "label")),
+            mpp=None if np.isnan(mpp[line]) else float(mpp[line]), outcome=outcomes[line]))
+    _unique(path, made)
+    return made
+
+
+def _stem(name: str) -> str:
+    path = Path(name)
+    return path.stem if path.suffix.lower() in IMAGES else path.name
+
+
+def _unique(where: Path, slides: Sequence[WholeSlide]) -> None:
+    seen: dict[str, Path] = {}
+    for slide in slides:
+        if seen.setdefault(slide.name.casefold(), slide.path) != slide.path:
+            raise InputError(where, "slide", f"{slide.name} is the name of two files",
+                             "give every slide a name of its own")
+
+
+def _files(root: Path, table: Path, names: "pd.Series") -> dict[int, Path]:
+    """Row -> file: the one that its cell names, in full or by its beginning."""
+    there = find(root, IMAGES)
+    by_name: dict[str, list[Path]] = {}
+    for path in there:
+        for key in {path.name, path.stem, str(path.relative_to(root))}:
+            by_name.setdefault(key, []).append(path)
+    found = {}
+    for line, name in names.items():
+        files = by_name.get(name) or []
+        if len(files) != 1:
+            raise InputError(table, f"slide, row {line}", f"is {name!r}, of which there are "
+                             f"{len(files)} files in {root}", "name the file, with its ending")
+        found[line] = check_file(files[0], "slide")
+    return found
+
+
+def _owners(path: Path, rows: "pd.DataFrame") -> dict[str, dict[int, str]]:
+    """Patient, study and label of every row; empty where it is not known."""
+    known: dict[str, dict[int, str]] = {}
+    for column in ("patient", "study", "label"):
+        cells = rows[column] if column in rows else rows["slide"].map(lambda _: "")
+        said = ~cells.str.lower().isin(tables.NOT_KNOWN)
+        if said.any() and not said.all() and column != "label":
+            tables.names(rows, column, path)  # of all or of none: it names the blank row
+        known[column] = dict(cells.where(said, ""))
+    needs = [column for column in rows if _TIME.fullmatch(column)
+             and (~rows[column].str.lower().isin(tables.NOT_KNOWN)).any()]
+    if not any(known["patient"].values()) and (needs or any(known["label"].values())):
+        raise InputError(path, "patient", f"is not stated, and folds of {(needs or ['label'])[0]} "
+                         "keep patients together", "add a column patient")
+    return known
+
+
+def _outcomes(path: Path, rows: "pd.DataFrame") -> dict[int, dict[str, Any]]:
+    """Row -> the columns of outcomes and covariates under the names of a run's ``slides.csv``."""
+    found: dict[int, dict[str, Any]] = {line: {} for line in rows.index}
+    for column in rows.columns:
+        matched = _TIME.fullmatch(column)
+        if not matched or rows[column].str.lower().isin(tables.NOT_KNOWN).all():
+            continue
+        endpoint = matched[2] or "os"
+        event = f"event_{matched[2]}" if matched[2] else "event"
+        tables.check_columns(path, list(rows.columns), [event])
+        times = tables.numbers(rows, column, path, low=0, missing=True) * MONTHS[matched[1]]
+        if any(f"time_months_{endpoint}" in row for row in found.values()):
+            raise InputError(path, column, f"is a second time of {endpoint}", "keep one of them")
+        for line, time in times.items():
+            found[line] |= {f"time_months_{endpoint}": "" if np.isnan(time) else float(time),
+                            f"event_{endpoint}": rows.at[line, event]}
+    for column in _PASSED_ON:
+        if column in rows:
+            for line, cell in rows[column].items():
+                found[line][column] = cell
+    return found
+
+
+def endpoints(slides: Sequence[WholeSlide]) -> list[str]:
+    """Endpoints that the slides' table has."""
+    return list(dict.fromkeys(column.removeprefix("time_months_") for slide in slides
+                              for column in slide.outcome if column.startswith("time_months_")))
+
+
+def cut(slides: Sequence[WholeSlide], out: str | Path, *, tile_um: float, tile_px: int,
+        mask: str = "default", most: int = 0, seed: int = 0) -> list[dict]:
+    """Cut every slide into a grid over its tissue; one whose file holds these tiles is left alone.
+
+    Parameters
+    ----------
+    slides
+        From `read`.
+    out
+        Gets ``tiles/<slide>.h5``, ``tiles/manifest.csv`` and, last, ``slides.csv``.
+    tile_um, tile_px
+        Side of a tile [µm], [px].
+    mask
+        Preset of the tissue mask.
+    most
+        Tiles of a slide at most, drawn at random; 0 for all.
+
+    Returns
+    -------
+    list of dict
+        Rows of the manifest (`mvhlib.tiles.store.manifest_row`).
+
+    Raises
+    ------
+    InputError
+        If a slide cannot be read, its scale is not known, or no tile has tissue.
+    """
+    import pandas as pd
+
+    out, rows = Path(out), []
+    for slide in slides:
+        path = out / "tiles" / f"{slide.name}.h5"
+        key = sha256_of([tile_um, tile_px, mask, most, seed if most else 0, slide.mpp],
+                        sha256_file(slide.path))
+        if read_attr(path, "key") != key:
+            tiles = _cut_one(slide, tile_um, tile_px, mask, most, seed)
+            write_tiles(path, tiles, coordinate_names(tiles.coords), key=key)
+        rows.append(manifest_row(path))
+    write_csv(out / "tiles" / "manifest.csv", pd.DataFrame(rows))
+    write_csv(out / "slides.csv", table(slides))
+    return rows
+
+
+def _cut_one(slide: WholeSlide, tile_um: float, tile_px: int, mask: str, most: int, seed: int
+             ) -> Tiles:
+    with slide.open() as pixels:
+        corners = grid_corners(pixels, tile_um=tile_um, tile_px=tile_px,
+                               mask=tissue_mask(pixels, preset=mask))
+        if most and len(corners) > most:
+            kept = np.random.default_rng(seed).choice(len(corners), most, replace=False)
+            corners = corners[np.sort(kept)]
+        return cut_at(pixels, corners, tile_um=tile_um, tile_px=tile_px)
+
+
+def table(slides: Sequence[WholeSlide]) -> "pd.DataFrame":
+    """``slides.csv`` of a run: slide, patient, site, and what else is known of any of them."""
+    import pandas as pd
+
+    made = pd.DataFrame([{"slide": slide.name, "patient": slide.patient,
+                          "site": slide.study or "one site", "label": slide.label} | slide.outcome
+                         for slide in slides])
+    return made if (made["label"] != "").any() else made.drop(columns="label")

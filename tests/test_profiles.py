@@ -1,0 +1,377 @@
+"""What `make doctor` says of data that a test wrote, and what `make profile` makes of them."""
+
+import importlib.util
+import json
+import shutil
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from mvhlib import artifacts, cohort, commands, own_tables, workflow
+from mvhlib.artifacts import InputError
+from mvhlib.places import home
+from tests.absent import walk
+from tests.test_cohort import write_10x_h5, write_st_section
+
+RECIPES = home() / "params/recipes"
+_spec = importlib.util.spec_from_file_location("make_input", RECIPES / "make_input.py")
+make_input = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(make_input)
+
+
+def run_profile(folder, data, out, leave_out=()):
+    """Every notebook of a profile in this process, as the workflow would call them."""
+    plan = workflow.prepare(workflow.Call(folder.name, str(data), 0, str(folder.parent)))
+    said = {}
+    for name in [name for name in plan["notebooks"] if name not in leave_out]:
+        given = workflow.read_params(folder, name)
+        extra = {"05_expression": {"encoders": plan["scored"], "n_draws": 9},
+                 "06_spatial_maps": {"n_permutations": 9}}.get(name, {})
+        jobs = [{"encoder": slug, **options} for slug, options in plan["encoders"].items()
+                ] if name == "04_embed" else [extra]
+        for job in jobs:
+            said[name] = walk(name, out, profile=folder.name, data=str(data), **given | job)
+    return said
+
+
+def write_legacy(root, name, genes=("A", "B", "C")):
+    """A section as laboratories keep it: a folder with counts, spots and a jpg."""
+    work = root / ".work"
+    write_st_section(work, "A1", n=6, genes=list(genes),
+                     counts=np.random.default_rng(1).poisson(3.0, (36, len(genes))))
+    (root / name).mkdir(parents=True)
+    (work / "ST-cnts/A1.tsv.gz").rename(root / name / f"{name}_stdata_counts.tsv.gz")
+    (work / "ST-spotfiles/A1_selection.tsv").rename(root / name / f"{name}_selection.tsv")
+    (work / "ST-imgs/A/A1/scan.jpg").rename(root / name / f"{name}_HE.jpg")
+    shutil.rmtree(work)
+
+
+def write_h5ad(path, n=36, genes=12, patient=None, image=True, mpp_of_visium=None):
+    rng = np.random.default_rng(len(path.stem))
+    row, column = np.divmod(np.arange(n), 6)
+    adata = anndata.AnnData(rng.poisson(3.0, (n, genes)).astype(np.float32))
+    adata.var_names = [f"G{k}" for k in range(genes)]
+    adata.obsm["spatial"] = np.column_stack([column, row]) * 40.0 + 60
+    if mpp_of_visium:
+        step = 50 / mpp_of_visium  # a column of Visium's array is 50 um
+        adata.obs["array_row"], adata.obs["array_col"] = row, 2 * column + row % 2
+        adata.obsm["spatial"] = np.column_stack(
+            [adata.obs["array_col"] * step, row * step * 3**0.5]) + 20
+    if patient:
+        adata.obs["donor"] = patient
+    if image:
+        pixels = rng.integers(90, 230, (150, 150, 3), dtype=np.uint8)
+        adata.uns["spatial"] = {"lib": {"images": {"hires": pixels}, "scalefactors": {
+            "tissue_hires_scalef": 0.5, "spot_diameter_fullres": 20.0}}}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    adata.write_h5ad(path)
+    return adata
+
+
+def doctor(data, capsys):
+    status = commands.main(["doctor"], {"DATA": str(data)})
+    said = capsys.readouterr()
+    return status, said.out, said.err
+
+
+def profile(data, params, name="mine"):
+    return commands.main(["profile"], {"DATA": str(data), "PARAMS": str(params), "PROFILE": name})
+
+
+def fill(path, **columns):
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    table.assign(**columns).to_csv(path, index=False)
+
+
+@pytest.fixture
+def params(tmp_path):
+    (tmp_path / "params").mkdir()
+    return tmp_path / "params"
+
+
+def test_doctor_says_what_a_laboratory_folder_holds_and_writes_nothing(tmp_path, capsys):
+    data = tmp_path / "data"
+    for name in ("N1", "N2"):
+        write_legacy(data, name)
+    (data / "notes.txt").write_text("by hand\n")
+    before = sorted(tmp_path.rglob("*"))
+    status, said, _ = doctor(data, capsys)
+    assert status == 0 and sorted(tmp_path.rglob("*")) == before
+    assert "source legacy_st" in said and "2 sections" in said
+    assert "patients: to be filled in" in said and "not recognised: notes.txt" in said
+    # 36 spots, 3 genes, spots 50 px and 200 um apart, hence 4 um/px; the image is 480 x 500.
+    rows = [line.split() for line in said.splitlines() if line.strip().startswith(("N1", "N2"))]
+    assert [row[:5] for row in rows] == [[name, "?", "?", "36", "3"] for name in ("N1", "N2")]
+    assert [float(row[5]) for row in rows] == pytest.approx([4, 4], rel=1e-3)
+    assert all(row[6:] == ["480", "x", "500", "px"] for row in rows)
+
+
+def test_a_profile_is_refused_until_its_table_is_filled_in(tmp_path, params, capsys):
+    data = tmp_path / "data"
+    for name in ("N1", "N2"):
+        write_legacy(data, name)
+    assert profile(data, params) == 0
+    assert "fill in study, patient in" in capsys.readouterr().out
+    given = {"PROFILE": "mine", "DATA": str(data), "PARAMS": str(params), "SEED": "0",
+             "JOBS": "1", "OUT": str(tmp_path / "out")}
+    table = params / "mine/samples.csv"
+    fill(table, study="S")
+    assert commands.main(["figures"], given) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert f"{table}: patient, row 2: is not filled in for section 'N1' (and 1 more cell" in said
+    fill(table, patient=["P1", ""])  # a blank is no patient either
+    with pytest.raises(InputError, match="patient, row 3: is not filled in for section 'N2'"):
+        own_tables.check_filled(table)
+    fill(table, patient=["P1", "P2"])
+    call = workflow.Call("mine", str(data), 0, str(params))
+    before = workflow.tables_hash(workflow.read_params(call.folder, "01_cohort"))
+    plan = workflow.prepare(call)
+    assert list(plan["encoders"]) == ["handmade", "vit12-random"]
+    fill(table, patient=["P1", "P1"])  # a correction makes 01_cohort run again
+    assert workflow.tables_hash(workflow.read_params(call.folder, "01_cohort")) != before
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_written_over_a_profile(tmp_path, params, capsys):
+    write_h5ad(tmp_path / "data/S1.h5ad")
+    (params / "mine").mkdir()
+    (params / "mine/workflow.yaml").write_text("notebooks: []\n")
+    assert profile(tmp_path / "data", params) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "is there already" in said
+    assert (params / "mine/workflow.yaml").read_text() == "notebooks: []\n"
+
+
+def test_every_line_of_a_written_profile_has_its_comment(tmp_path, params):
+    write_legacy(tmp_path / "data", "N1")
+    profile(tmp_path / "data", params)
+    for path in (params / "mine").glob("*.yaml"):
+        above = ""
+        for line in path.read_text().splitlines():
+            assert "#" in line or "#" in above, (path.name, line)
+            above = line
+
+
+def test_two_kinds_of_data_are_one_line(tmp_path, capsys):
+    write_legacy(tmp_path / "data", "N1")
+    write_h5ad(tmp_path / "data/S1.h5ad")
+    status, _, said = doctor(tmp_path / "data", capsys)
+    assert status == 2 and said.count("\n") == 1
+    assert "holds two kinds of data" in said and "legacy_st" in said and "h5ad" in said
+
+
+@pytest.mark.parametrize("make, problem", [
+    (lambda d: (d / "a.docx").write_bytes(b"PK"), "holds nothing that is known; seen ['a.docx']"),
+    (lambda d: write_h5ad(d / "x/y/S1.h5ad") and None, "holds data sets in folders"),
+    (lambda d: None, "seen nothing"),
+    (lambda d: (d / "S.h5ad").write_bytes(b"\x89HDF\r\n\x1a\n"), "was recognised, and cannot be")])
+def test_what_cannot_be_read_is_one_line(tmp_path, capsys, make, problem):
+    data = tmp_path / "data"
+    data.mkdir()
+    make(data)
+    status, _, said = doctor(data, capsys)
+    assert status == 2 and said.count("\n") == 1 and problem in said
+
+
+def test_flat_files_of_geo_are_told_and_not_run(tmp_path, params, capsys):
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("GSM1_a_filtered_feature_bc_matrix.h5", "GSM1_a_tissue_positions_list.csv",
+                 "GSM1_a_scalefactors_json.json", "GSM2_b_filtered_feature_bc_matrix.h5"):
+        (data / name).write_bytes(b"x")
+    status, said, _ = doctor(data, capsys)
+    assert status == 0 and "2 sections" in said
+    assert ("mv GSM1_a_tissue_positions_list.csv GSM1_a/spatial/tissue_positions_list.csv"
+            in said.replace("  ", " "))
+    assert profile(data, params) == 2
+    assert capsys.readouterr().err.count("\n") == 1 and not list(params.iterdir())
+
+
+def write_classes(root, n=3):
+    """Images in a folder per class, nobody's."""
+    for label, colour in (("LYM", (120, 80, 160)), ("TUM", (200, 120, 170))):
+        (root / label).mkdir(parents=True)
+        for k in range(n):
+            noise = np.random.default_rng(k).integers(-20, 20, (64, 64, 3))
+            Image.fromarray((np.array(colour) + noise).astype(np.uint8)).save(
+                root / label / f"{label}{k}.png")
+
+
+def test_a_folder_per_class_without_patients_says_so_to_the_end(tmp_path, params, capsys):
+    data = tmp_path / "data"
+    write_classes(data, 12)
+    assert profile(data, params) == 0
+    said = capsys.readouterr().out
+    assert "24 images" in said and "images are the unit of every table" in said
+    assert "fill in labelled_mpp" in said
+    with pytest.raises(InputError, match="labelled_mpp: is '\\?'"):
+        workflow.prepare(workflow.Call("mine", str(data), 0, str(params)))
+    path = params / "mine/02_tiles.yaml"
+    path.write_text(path.read_text().replace("labelled_mpp: '?'", "labelled_mpp: 0.5"))
+    run_profile(params / "mine", data, tmp_path / "out")
+    summary = artifacts.read_csv(tmp_path / "out/figures/mine/07_classification/summary.csv")
+    assert set(summary["unit"]) == {"image"}
+
+
+def test_files_of_anndata_say_what_they_know(tmp_path, capsys):
+    data = tmp_path / "data"
+    given = write_h5ad(data / "S1.h5ad", patient="P7", mpp_of_visium=2.0)
+    write_h5ad(data / "S2.h5ad", image=False)
+    status, said, _ = doctor(data, capsys)
+    rows = {line.split()[0]: line.split() for line in said.splitlines() if line.strip()}
+    assert status == 0 and "patients: to be filled in" in said
+    # Half the pixels of the full image: 2 um/px become 4.
+    assert rows["S1"][1:6] == ["?", "P7", "36", "12", "4"] and rows["S1"][6:] == [
+        "150", "x", "150", "px"]
+    assert rows["S2"][2] == "?" and rows["S2"][-1] == "none"
+    people = cohort.read("h5ad", data, keep=tmp_path / "kept", samples=pd.DataFrame(
+        [{"section": "S1", "study": "T", "patient": "P7"}]))
+    section = people["S1"]
+    np.testing.assert_allclose(section.centers, given.obsm["spatial"] / 2)
+    np.testing.assert_array_equal(section.image(), given.uns["spatial"]["lib"]["images"]["hires"])
+    np.testing.assert_array_equal(section.adata.layers["counts"].toarray(), given.X)
+
+
+@pytest.mark.parametrize("spoil, problem", [
+    (lambda a: a.obsm.pop("spatial"), 'obsm["spatial"]: is missing'),
+    (lambda a: setattr(a, "X", a.X + 0.5), "counts: are in none of X"),
+    (lambda a: a.uns["spatial"]["lib"]["scalefactors"].pop("tissue_hires_scalef"), "scalef: is"),
+    (lambda a: a.uns["spatial"].update(other=a.uns["spatial"]["lib"]), "several libraries")])
+def test_broken_anndata_is_refused_by_field(tmp_path, spoil, problem):
+    adata = write_h5ad(tmp_path / "S1.h5ad")
+    spoil(adata)
+    adata.write_h5ad(tmp_path / "S1.h5ad")
+    with pytest.raises(InputError) as refused:
+        cohort.read("h5ad", tmp_path, samples=pd.DataFrame(
+            [{"section": "S1", "study": "T", "patient": "P", "mpp": "1"}]))
+    assert problem in str(refused.value)
+
+
+def test_an_image_beside_anndata_is_the_full_one(tmp_path):
+    write_h5ad(tmp_path / "S1.h5ad")
+    Image.fromarray(np.full((320, 330, 3), 200, np.uint8)).save(tmp_path / "S1.png")
+    with pytest.raises(InputError, match="mpp: is not known"):
+        cohort.read("h5ad", tmp_path, samples=pd.DataFrame(
+            [{"section": "S1", "study": "T", "patient": "P"}]))
+    section = cohort.read("h5ad", tmp_path, samples=pd.DataFrame(
+        [{"section": "S1", "study": "T", "patient": "P", "mpp": "0.5"}]))["S1"]
+    assert section.image_size == (330, 320) and section.mpp == 0.5
+    assert section.centers.min() == 60
+
+
+@pytest.mark.parametrize("columns, options", [
+    ("Patient ID,OS_MONTHS,OS_STATUS", {"patient": "Patient ID", "time": "OS_MONTHS",
+                                        "event": "OS_STATUS", "unit": "months"}),
+    ("bcr_patient_barcode,OS.time,OS", {"patient": "bcr_patient_barcode", "time": "OS.time",
+                                        "event": "OS", "unit": "days"}),
+    ("id,days,censorship", {"patient": "id", "time": "days", "event": None,
+                            "censorship": "censorship", "unit": "days"})])
+def test_a_table_of_outcomes_is_known_by_its_columns(tmp_path, params, capsys, columns, options):
+    data = tmp_path / "data"
+    data.mkdir()
+    rows = [f"P{k},{k + 1},{k % 2}" for k in range(40)]
+    (data / "o.csv").write_text("\n".join([columns, *rows]) + "\n")
+    status, said, _ = doctor(data, capsys)
+    assert status == 0 and "o.csv: os" in said and "40 patients, 20 events" in said
+    assert profile(data, params) == 0
+    given = workflow.read_params(params / "mine", "09_survival")
+    assert given["columns"] == options | {"file": "o.csv", "covariates": []}
+
+
+def test_the_profile_of_the_recipe_section_runs_to_its_figures(tmp_path, params, capsys):
+    data = tmp_path / "data"
+    data.mkdir()
+    make_input.section(data)
+    assert profile(data, params) == 0
+    said = capsys.readouterr().out
+    assert "4 sections" in said and "fill in study, patient, mpp" in said
+    fill(params / "mine/samples.csv", study="S", patient=["a", "a", "b", "b"], mpp="1.5625")
+    run_profile(params / "mine", data, tmp_path / "out", leave_out=("06_spatial_maps",))
+    summary = artifacts.read_csv(tmp_path / "out/figures/mine/05_expression/summary.csv")
+    assert set(summary["protocol"]) == {"patient", "section"}  # one study: no other to leave out
+    left = artifacts.read_csv(tmp_path / "out/runs/mine/expression/left_out.csv")
+    assert set(left["protocol"]) == {"loso"}
+    whole = summary[(summary["program"] == "all") & (summary["metric"] == "pcc")]
+    r = whole.set_index(["protocol", "encoder", "control"])["mean"]
+    # Expression is planted in the tissue: colour and texture find it, shuffled features do not.
+    assert r["patient", "handmade", "none"] > 0.1 > abs(r["patient", "handmade", "permuted"])
+
+
+@pytest.mark.parametrize("recipe", ["section", "slides", "outcomes", "genes", "encoder"])
+def test_recipe_pages_are_short_and_their_profiles_fit(recipe, tmp_path):
+    page = (RECIPES / recipe / "README.md").read_text(encoding="utf-8")
+    assert len(page.splitlines()) <= 25
+    if recipe != "encoder":
+        assert f"make figures PARAMS=params/recipes PROFILE={recipe}" in page
+    workflow.prepare(workflow.Call(recipe, str(tmp_path), 0, str(RECIPES)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe, needs, shown", [
+    ("section", "section", "05_expression/summary.csv"),
+    ("genes", "section", "05_expression/summary.csv"),
+    ("slides", "slides", "07_classification/summary.csv"),
+    ("outcomes", "outcomes", "09_survival/summary.csv")])
+def test_recipe_runs(recipe, needs, shown, tmp_path):
+    (tmp_path / "data").mkdir()
+    assert make_input.main([needs, str(tmp_path / "data")]) == 0
+    run_profile(RECIPES / recipe, tmp_path / "data", tmp_path / "out")
+    table = artifacts.read_csv(tmp_path / "out/figures" / recipe / shown)
+    assert len(table)
+    if recipe == "genes":
+        scores = pd.concat(map(artifacts.read_csv, (tmp_path / "out").rglob("scores.csv")))
+        wanted = artifacts.read_csv(RECIPES / "genes/my_genes.csv")["gene"]
+        assert set(scores["gene"]) == set(wanted)
+
+
+def write_segmented(root, squares=(4, 3), per_square=2, mpp=0.5, spot_um=100.0):
+    """Cells of Space Ranger 4: `per_square` in each square of 100 um, counts known."""
+    folder = root / "segmented_outputs"
+    (folder / "spatial").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    centres, owner = [], []
+    for square in np.ndindex(*squares):
+        for _ in range(per_square):
+            um = (np.array(square) + rng.uniform(0.2, 0.8, 2)) * spot_um
+            centres.append(um / mpp)
+            owner.append(square)
+    counts = rng.poisson(9.0, (len(centres), 4))
+    outline = np.array([[-4, -4], [4, -4], [4, 4], [-4, 4], [-4, -4]])
+    (folder / "cell_segmentations.geojson").write_text(json.dumps({
+        "type": "FeatureCollection", "features": [
+            {"type": "Feature", "properties": {"cell_id": k + 1}, "geometry": {
+                "type": "Polygon", "coordinates": [(outline + centre).tolist()]}}
+            for k, centre in enumerate(centres)]}))
+    write_10x_h5(folder / "filtered_feature_cell_matrix.h5", counts,
+                 [f"cellid_{k + 1:09d}-1" for k in range(len(centres))], ["A", "B", "C", "D"])
+    (folder / "spatial/scalefactors_json.json").write_text(json.dumps({
+        "microns_per_pixel": mpp, "tissue_hires_scalef": 0.5}))
+    size = (int(squares[0] * spot_um / mpp / 2), int(squares[1] * spot_um / mpp / 2))
+    Image.new("RGB", size, (200, 150, 180)).save(folder / "spatial/tissue_hires_image.png")
+    return counts, owner
+
+
+def test_segmented_cells_become_pseudo_spots(tmp_path, capsys):
+    counts, owner = write_segmented(tmp_path / "S1")
+    status, said, _ = doctor(tmp_path, capsys)
+    assert status == 0 and "source segmented" in said
+    section = cohort.read("segmented", tmp_path)["S1"]
+    adata = section.adata
+    # A reduced image at 1 um/px: the centre of square (x, y) is at 100 (x, y) + 50 px.
+    assert section.mpp == 1.0
+    for k, place in enumerate(adata.obsm["spatial"]):
+        square = tuple(((place - 50) / 100).round().astype(int))
+        np.testing.assert_allclose(place, np.array(square) * 100 + 50)
+        mine = [at for at, other in enumerate(owner) if other == square]
+        np.testing.assert_array_equal(adata.layers["counts"][k].toarray().ravel(),
+                                      counts[mine].sum(axis=0))
+    assert adata.n_obs == 12
+    path = tmp_path / "S1/segmented_outputs/cell_segmentations.geojson"
+    cells = json.loads(path.read_text())
+    path.write_text(json.dumps(cells | {"features": cells["features"][1:]}))
+    with pytest.raises(InputError, match="cell_id: lacks 1 of 24 cells, the first is 'cellid_0"):
+        len(cohort.read("segmented", tmp_path)["S1"].adata)
