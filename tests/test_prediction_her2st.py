@@ -123,9 +123,18 @@ def test_cmrcnet_on_an_unseen_section(her2st, ridge, tmp_path):
 
 def test_real_whole_slides_are_called_unseen(her2st, ridge, shared, tmp_path):
     pytest.importorskip("openslide")
-    whole = model.read(ridge[2])
-    found = apply.predict(slides.find(shared / "data/slides"), whole, tmp_path,
-                          apply.Wish(stride_um=300.0, zarr=False), report=None)
+    whole, folder = model.read(ridge[2]), tmp_path / "slides"
+    folder.mkdir()
+    for path in (shared / "data/slides").glob("*.svs"):
+        (folder / path.name).symlink_to(path)
+    (unscaled,) = [each for each in apply.predict(slides.find(folder), whole, tmp_path / "first",
+                                                  apply.Wish(zarr=False), report=None)
+                   if each.error]
+    assert "tcga" in unscaled.name and "mpp: is not known" in unscaled.error
+    # The scale of the second stands in no file; 40x scans of its kind have 0.25.
+    (folder / "slides.csv").write_text(f"slide,mpp\n{unscaled.name},0.25\n")
+    found = apply.predict(slides.find(folder), whole, tmp_path / "second",
+                          apply.Wish(zarr=False), report=None)
     assert len(found) == 2
     for outcome in found:
         assert outcome.error == ""
