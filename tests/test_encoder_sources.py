@@ -252,7 +252,8 @@ def test_the_lines_of_the_recipe_are_an_encoder(tmp_path):
     (tmp_path / "my_encoder.py").write_text(code)
     (tmp_path / "workflow.yaml").write_text(f"encoders:\n  {line}\n")
     options = workflow.read_plan(tmp_path)["encoders"]["my-encoder"]
-    assert options["source"] == f"python:{tmp_path}/my_encoder.py:my_encoder"
+    assert encoder_sources.python_file(options["source"]) == (tmp_path / "my_encoder.py",
+                                                              "my_encoder")
     encoder = create_encoder(options["source"], device="cpu", **options["options"])
     assert encoder.encode(tissue(5, px=80)).shape == (5, 32) and encoder.tile_px == 64
     plan = workflow.read_plan(RECIPE)
@@ -434,7 +435,7 @@ def test_the_workflow_takes_it_and_sees_every_change(file):
         "theirs": {"source": "timm:vit_tiny_patch16_224", "weights": "pretrained"}}}))
     plan = workflow.read_plan(folder)
     options = plan["encoders"]["mine"]
-    assert options["source"] == f"python:{file}:net"
+    assert encoder_sources.python_file(options["source"]) == (file, "net")
     assert workflow.encoder_code(options) == sha256_file(file)
     assert workflow.encoder_code(plan["encoders"]["theirs"]) == ""
     assert encoder_sources.files_of(options["source"]) == [file]
