@@ -177,7 +177,8 @@ def test_without_jobs_there_is_one_for_each_core(tmp_path, monkeypatch):
                                     ("7", 1 << 20, "7")):
         monkeypatch.setattr(os, "sysconf", lambda name, n=memory: {
             "SC_PAGE_SIZE": 1 << 12}.get(name, n >> 12))
-        commands.main(["figures"], variables(tmp_path, JOBS=given))
+        # A run holds its folder as long as its process lives: each has one of its own.
+        commands.main(["figures"], variables(tmp_path, JOBS=given, OUT=str(tmp_path / expected)))
         assert became[-1][became[-1].index("--cores") + 1] == expected
 
 
