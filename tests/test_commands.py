@@ -66,6 +66,7 @@ def snakemake(clone, out, *entries):
         capture_output=True, text=True, env=os.environ | {"MVH_HOME": str(clone)})
 
 
+@pytest.mark.slow
 def test_an_odd_path_reaches_the_notebook_unchanged(clone, tmp_path):
     out, data = tmp_path / "out" / ODDEST, tmp_path / "data" / ODDEST
     data.mkdir(parents=True)

@@ -125,7 +125,8 @@ def largest_difference(one, other):
 WITHOUT_GRADIENT = ("qkv.bias", "complex_bias_2")
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("float64", 1e-8), ("float32", 1e-4)])
+@pytest.mark.parametrize(("precision", "tolerance"), [
+    ("float64", 1e-8), pytest.param("float32", 1e-4, marks=pytest.mark.slow)])
 def test_two_processes_and_four_accumulations_are_one_batch(tiles, tmp_path, precision, tolerance):
     """Ten steps; KoLeo's groups of 4 lie within, of 8 across, what is processed together."""
     common = {"precision": precision, "save_every": 10}
@@ -215,6 +216,7 @@ def _equal_runs(one, other):
         assert sha256_file(one.path / name) == sha256_file(other.path / name), name
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_bytes(tiles, tmp_path):
     whole = settings(tiles, tmp_path / "whole", steps=12, save_every=3)
     said, _ = start(whole).communicate(timeout=200)

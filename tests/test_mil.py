@@ -146,6 +146,7 @@ def planted_bags(folder, n=90, size=12, width=8, seed=0):
     return names, labels, patients, truth
 
 
+@pytest.mark.slow
 def test_planted_tiles_are_found_on_patients_not_seen(tmp_path):
     names, labels, patients, truth = planted_bags(tmp_path)
     result = mil.cross_validate(mil.Bags(tmp_path, names), labels, patients, n_folds=3, starts=2,

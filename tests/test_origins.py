@@ -121,6 +121,7 @@ def organs(tmp_path_factory):
     return folder, synthetic.make_organ_images(folder, tile_px=48, mpp=2.0)
 
 
+@pytest.mark.slow
 def test_stain_explains_a_confounded_organ_and_not_a_crossed_one(organs):
     folder, table = organs
     names = list(table["image"])

@@ -362,6 +362,7 @@ def test_slide_cohort_has_events_hazards_and_planted_tiles(slides):
     np.testing.assert_allclose(shares.loc[table["slide"]], table["share_tumour"])
 
 
+@pytest.mark.slow
 def test_pixels_of_a_bag_carry_the_spread_and_the_bags_repeat(slides, tmp_path):
     from mvhlib.tiles.store import read_tiles
 
