@@ -265,7 +265,8 @@ def judge(table: pd.DataFrame, primary: Sequence[Mapping[str, str]]) -> pd.DataF
                                           unmet=[row["unmet"]] if row["unmet"] else [],
                                           sign=1 if each["claimed"] == "higher" else -1)
             if row["n_seeds"] < SEEDS_FOR_A_CLAIM:
-                why = "; ".join(filter(None, [f"exploratory, {row['n_seeds']} seeds", why]))
+                few = f"{row['n_seeds']} seeds" if row["n_seeds"] > 1 else "one seed"
+                why = "; ".join(filter(None, [f"exploratory, {few}", why]))
             rows.append(row | {"claimed": each["claimed"], "verdict": verdict, "why": why})
     return pd.DataFrame(rows, columns=list(VERDICT_COLUMNS))
 
