@@ -48,6 +48,8 @@ from mvhlib.places import home
 #: Variables of the Makefile; they are meant for this module and not for what it starts.
 VARIABLES = ("PROFILE", "PARAMS", "DATA", "OUT", "SEED", "JOBS", "SLOW", "PYTHON", "SLIDES",
              "MODEL", "MPP", "STRIDE_UM", "GENES", "PREDICTIONS", "PORT", "ARGS")
+#: What make says to a make below it: a make that something started calls is none.
+OF_MAKE = ("MAKELEVEL", "MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKE_TERMOUT", "MAKE_TERMERR")
 #: Memory that a notebook may take [bytes].
 JOB_BYTES = 2 << 30
 
@@ -82,7 +84,8 @@ def surroundings(out: Path) -> dict[str, str]:
         "JUPYTER_CONFIG_DIR": cache / "jupyter-config", "JUPYTER_DATA_DIR": cache / "jupyter-data",
         "MPLCONFIGDIR": cache / "matplotlib", "NUMBA_CACHE_DIR": cache / "numba",
         "XDG_CACHE_HOME": cache, "TMPDIR": cache / "tmp", "MVH_HOME": home()}
-    rest = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    rest = {name: value for name, value in os.environ.items()
+            if name not in VARIABLES + OF_MAKE}
     return rest | {name: str(path) for name, path in places.items()} | {
         "MVH_CACHE": os.environ.get("MVH_CACHE") or str(cache / "mvhlib"),
         "JUPYTER_PREFER_ENV_PATH": "1", "PYTHONDONTWRITEBYTECODE": "1"}

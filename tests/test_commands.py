@@ -53,7 +53,7 @@ def clone(tmp_path_factory):
 def make(clone, *words, **environment):
     """Call make with the stamp of .venv taken for granted."""
     plain = {name: value for name, value in os.environ.items()
-             if name not in (*commands.VARIABLES, "MAKEFLAGS", "MVH_HOME")}
+             if name not in (*commands.VARIABLES, *commands.OF_MAKE, "MVH_HOME")}
     return subprocess.run(["make", "-o", ".venv/.installed", *words], cwd=clone, text=True,
                           capture_output=True, env=plain | environment)
 
@@ -158,6 +158,7 @@ def test_figures_becomes_snakemake_with_the_call_in_plain_letters(tmp_path, monk
     became = []
     monkeypatch.setattr(commands, "become", lambda words, env: became.append((words, env)))
     monkeypatch.setenv("OUT", "left over")
+    monkeypatch.setenv("MAKELEVEL", "1")
     (tmp_path / "d {x}").mkdir()
     (tmp_path / "out").symlink_to(tmp_path / "disk #2")
     (tmp_path / "disk #2").mkdir()
@@ -167,7 +168,8 @@ def test_figures_becomes_snakemake_with_the_call_in_plain_letters(tmp_path, monk
     assert words[words.index("--directory") + 1] == str(tmp_path / "disk #2")
     assert workflow.given_to_snakemake({}, [words[-1]]) == workflow.Call(
         "test", str(tmp_path / "d {x}"), 5)
-    assert "OUT" not in env and env["TMPDIR"] == str(tmp_path / "disk #2/.cache/tmp")
+    assert not {"OUT", "MAKELEVEL"} & set(env)
+    assert env["TMPDIR"] == str(tmp_path / "disk #2/.cache/tmp")
 
 
 def test_without_jobs_there_is_one_for_each_core(tmp_path, monkeypatch):
