@@ -281,8 +281,11 @@ def test(given: Mapping[str, str]) -> None:
     jobs = _jobs(given)
     env = surroundings(out_folder(given))
     env.setdefault("OMP_NUM_THREADS", "1")
-    become([sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "-n", str(jobs),
-            "--dist", "loadfile", "tests", *([] if given.get("SLOW") else ["-m", "not slow"])], env)
+    # Files in their order: the longest comes first (tests/conftest.py).
+    words = ["-q", "-rs", "-p", "no:cacheprovider", "-n", str(jobs), "--dist", "loadfile",
+             "--no-loadscope-reorder", "tests"]
+    become([sys.executable, "-m", "pytest", *words,
+            *([] if given.get("SLOW") else ["-m", "not slow"])], env)
 
 
 def lab(given: Mapping[str, str]) -> None:
