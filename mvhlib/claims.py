@@ -243,14 +243,13 @@ def measure(lookup: Lookup, figures: Path) -> Measured | None:
                         for side in (lookup.value, lookup.low, lookup.high))
     over_seeds = "seed_low" in found[0]
     n_seeds = (int(found[0].get("n_seeds", len(found))) if lookup.n_seeds or over_seeds else 0)
-    half = abs(high - low) / 2
-    if over_seeds and n_seeds > 1:
-        half = math.hypot(half, (found[0]["seed_high"] - found[0]["seed_low"]) / 2)
-    elif lookup.n_seeds and len(found) > 1:
-        chance = statistics.t_interval([row[lookup.value] for row in found])
-        half = math.hypot(half, (chance.high - chance.low) / 2)
-    if n_seeds > 1:
-        low, high = value - half, value + half
+    if n_seeds > 1 and (over_seeds or len(found) > 1):
+        seeds = (statistics.Interval(value, found[0]["seed_low"], found[0]["seed_high"], n_seeds,
+                                     "over seeds") if over_seeds else
+                 statistics.t_interval([row[lookup.value] for row in found]))
+        both = statistics.combine(statistics.Interval(value, low, high, n_seeds, "over units"),
+                                  seeds)
+        low, high = both.low, both.high
     low, high = sorted((low * lookup.sign, high * lookup.sign))
     return Measured(value * lookup.sign, low, high, n_seeds, str(found[0].get("unmet", "")))
 

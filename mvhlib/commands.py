@@ -41,7 +41,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mvhlib import artifacts, profiles, workflow
+from mvhlib import artifacts, workflow
 from mvhlib.artifacts import InputError
 from mvhlib.places import home
 
@@ -145,11 +145,15 @@ def doctor(given: Mapping[str, str]) -> None:
     """Say what lies in DATA, and write nothing; without DATA, what this machine has."""
     if not given.get("DATA"):
         become([sys.executable, "-m", "mvhlib.doctor"], os.environ)
+    from mvhlib import profiles  # brings every reader, which other targets need not wait for
+
     print("\n".join(profiles.look(_data(given, "doctor")).lines()))
 
 
 def profile(given: Mapping[str, str]) -> None:
     """Say what lies in DATA, and write a profile that runs on it."""
+    from mvhlib import profiles
+
     name = workflow.profile_name(given.get("PROFILE"), "make")
     params = workflow.params_folder(_absolute(given, "PARAMS"))
     profiles.check_free(params, name)

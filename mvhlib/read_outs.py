@@ -27,7 +27,8 @@ ALL = "cls+mean+std"
 #: Name of the best on inner folds, among read-outs.
 CHOSEN = "chosen"
 
-_SEED = re.compile(r"(?P<variant>.+?)(?P<seed>\.s\d+)?")
+#: An encoder of several seeds, as `mvhlib.workflow.read_plan` names it.
+SEEDED = re.compile(r"(?P<variant>.+)\.s(?P<seed>\d+)")
 
 
 def check(where: str | Path, field: str, names: Any) -> list[str]:
@@ -52,8 +53,9 @@ def slug(encoder: str, read_out: str) -> str:
     >>> slug("vit12-dino.s0", "mean+std")
     'vit12-dino.mean-std.s0'
     """
-    found = _SEED.fullmatch(encoder)
-    return f"{found['variant']}.{read_out.replace('+', '-')}{found['seed'] or ''}"
+    found = SEEDED.fullmatch(encoder)
+    variant, seed = (found["variant"], f".s{found['seed']}") if found else (encoder, "")
+    return f"{variant}.{read_out.replace('+', '-')}{seed}"
 
 
 def columns(read_out: str, width: int) -> np.ndarray:

@@ -7,7 +7,6 @@ both together is a finding; one seed allows none.
 """
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,11 +18,10 @@ from mvhlib import artifacts, statistics, verdicts
 from mvhlib.artifacts import InputError
 from mvhlib.cohort import synthetic
 from mvhlib.expression import site
+from mvhlib.read_outs import SEEDED
 
 if TYPE_CHECKING:
     from mvhlib.features import Features
-
-SEEDED = re.compile(r"(?P<variant>.+)\.s(?P<seed>\d+)")
 
 #: Seeds from which on a comparison that was named in advance is read as one.
 SEEDS_FOR_A_CLAIM = 8

@@ -72,7 +72,7 @@ def keep(run: "Run", results: "Sequence[Evaluation]", people: "Cohort",
     Returns
     -------
     tuple
-        What was written; and "", or why nothing was.
+        What was written, which the run's provenance names; and "", or why nothing was.
     """
     by_protocol = {result.job.protocol: result for result in results}
     chosen = expected.choose(by_protocol)
@@ -103,7 +103,14 @@ def keep(run: "Run", results: "Sequence[Evaluation]", people: "Cohort",
             genes=table, protocol=job.protocol, unit=unit,
             seen=names_of(people[s] for s in train), tile=_tile(features, train),
             fold=None if fold is None else {"protocol": job.protocol, "fold": fold}, **shared)
+    for path in written:
+        run.note(path)
     return written, ""
+
+
+def said(written: Sequence[Path], why: str) -> str:
+    """What `keep` did, in words."""
+    return f"no model is kept: {why}" if why else f"kept in {written[-1].parent}"
 
 
 def _obstacle(protocol: str, features: Mapping[str, Features],

@@ -1,10 +1,12 @@
 """Predictions held against expression that was measured after all."""
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from mvhlib import artifacts, cohort
 from mvhlib.artifacts import InputError
 from mvhlib.cohort.genes import normalize
 from mvhlib.expression.scores import dense, section_scores
@@ -12,6 +14,34 @@ from mvhlib.expression.scores import dense, section_scores
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
+
+
+def synthetic_slide(folder: Path, seed: int = 0, **options: Any
+                    ) -> tuple[Path, dict[str, "AnnData"]]:
+    """Draw a synthetic slide of a study that no cohort holds, with what was measured on it.
+
+    Parameters
+    ----------
+    folder
+        Gets the section; in ``images/`` of it stand the slide, ``slides.csv`` with its scale, and
+        ``<slide>.spots.h5ad``, which says where it was measured and not what.
+    options
+        Of `mvhlib.cohort.synthetic.make_cohort`, where they differ from one section.
+
+    Returns
+    -------
+    Path, dict
+        The folder of slides; slide -> its AnnData, with ``layers["counts"]``.
+    """
+    one = {"n_studies": 1, "patients_per_study": 1, "sections_per_patient": 1}
+    unseen = cohort.read("synthetic", folder, seed=seed, role="prediction", **one | options)
+    where = folder / "images"
+    for section in unseen:
+        with artifacts.atomic(where / f"{section.name}.spots.h5ad") as path:
+            section.adata[:, :0].write_h5ad(path)
+    artifacts.write_csv(where / "slides.csv", unseen.manifest[["section", "mpp"]].rename(
+        columns={"section": "slide"}))
+    return where, {section.name: section.adata for section in unseen}
 
 
 def against(predicted: "AnnData", measured: "AnnData") -> pd.DataFrame:
@@ -60,9 +90,13 @@ def draw(table: pd.DataFrame, ax: "Axes") -> "Axes":
     bars = shown.dropna(subset=["ci_low"])
     ax.vlines(bars["expected_r"], bars["ci_low"], bars["ci_high"], color="0.85", linewidth=0.8,
               zorder=0)
-    outside = shown["inside"] == False  # noqa: E712 - a column of True, False and None
-    for rows, colour, label in ((shown[~outside], "#0072B2", "inside its interval"),
-                                (shown[outside], "#D55E00", "outside")):
+    inside = shown["inside"].map({True: "inside its interval", False: "outside"}).fillna(
+        "no interval")
+    for label, colour in (("inside its interval", "#0072B2"), ("outside", "#D55E00"),
+                          ("no interval", "0.6")):
+        rows = shown[inside == label]
+        if rows.empty:
+            continue
         ax.plot(rows["expected_r"], rows["r"], "o", markersize=3, color=colour, label=label)
     ax.axline((0, 0), slope=1, color="0.6", linewidth=0.6)
     ax.set(xlabel="expected Pearson r", ylabel="found Pearson r")
