@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from mvhlib import artifacts
+from mvhlib import answers, artifacts
 from mvhlib.artifacts import InputError
 
 #: What a figure's record says, and as which type.
@@ -47,6 +47,9 @@ def gallery(run: Path, page: Path) -> str:
     for notebook in sorted(path for path in folder.iterdir()
                            if path.is_dir() and not path.name.startswith(".")):
         lines += [f"## {plain(notebook.name)}", ""]
+        for answer in answers.of_notebook(notebook):
+            which = f"**{plain(answer.which)}.** " if answer.which else ""
+            lines += [f"> {which}{plain(answer.found)} *Not shown: {plain(answer.limits)}*", ""]
         for record_path in sorted(notebook.glob("*.json")):
             record = _record(record_path)
             name = record["figure"]

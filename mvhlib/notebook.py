@@ -7,6 +7,7 @@ A notebook begins with ``run = notebook.begin("05_expression", globals())`` and 
     OUT/runs/<profile>/provenance/<stem>.json       what went in, what came out; written last
     OUT/figures/<profile>/<name>/<figure>.png .svg .csv .json
     OUT/figures/<profile>/<name>/<table>.csv, <table>.timing.csv
+    OUT/figures/<profile>/<name>/answer.md          what this run found (`mvhlib.answers`)
     OUT/runs/<profile>/figures/<name>/<figure>.tissue.*      figures with pixels of real tissue
 
 papermill only warns about a parameter that the notebook does not have; `begin` refuses it. It also
@@ -29,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from mvhlib import artifacts
+from mvhlib import answers, artifacts
 from mvhlib.artifacts import InputError
 from mvhlib.parameters import check, check_seed
 from mvhlib.places import choose_device, home, resolve
@@ -332,6 +333,28 @@ class Run:
             raise CheckFailed(f"{self.name}: {message}: does not hold")
         self.checks.append(message)
         print(f"✓ {message}")
+
+    def answer(self, found: str, limits: str) -> None:
+        """Show and write the answer to the notebook's question; the last but one cell calls this.
+
+        Parameters
+        ----------
+        found
+            One or two sentences with the numbers of this run, each mean with its interval.
+        limits
+            What they do not show.
+
+        Raises
+        ------
+        InputError
+            If one is empty, or a number in it is none.
+        """
+        from IPython.display import Markdown, display
+
+        which = self.stem.removeprefix(self.name).removeprefix(".")
+        said = answers.Answer(self.name, which, " ".join(found.split()), " ".join(limits.split()))
+        self.note(answers.write(said, self.figures))
+        display(Markdown(said.markdown()))
 
     def finish(self) -> None:
         """Write the provenance, last of all, and list what was made."""

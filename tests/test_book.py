@@ -102,6 +102,7 @@ def figures(tmp_path):
     record = {"figure": "f g", "synthetic": True, "caption": f"p < 0.05 {EVIL}\nnext"}
     (folder / "f g.json").write_text(json.dumps(record))
     (folder / "t.csv").write_text("a\n1\n")
+    (folder / "answer.md").write_text(f"**Answer.** It is 0.3. {EVIL}\n\n**Not shown.** Why.\n")
     (folder / "._t.csv").write_bytes(b"\0")
     (tmp_path / "runs/toy/provenance").mkdir(parents=True)
     (tmp_path / "runs/toy/provenance/05_a.json").write_text(
@@ -114,6 +115,7 @@ def test_a_gallery_shows_captions_as_text(figures):
     assert gallery.main([str(figures / "runs/toy"), str(page)]) == 0
     text = page.read_text(encoding="utf-8")
     assert "**f g** (synthetic data). p < 0.05 &lt;script>alert(1)&lt;/script>&lt;img src=x" in text
+    assert "> It is 0.3. &lt;script>" in text and "*Not shown: Why.*" in text
     assert "![f g](05_a/f%20g.png)" in text and "Tables: [t.csv](05_a/t.csv)\n" in text
     assert "- `runs/toy/figures/05_a/map.tissue.png`" in text
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mvhlib import artifacts, notebook, plots
+from mvhlib import answers, artifacts, notebook, plots
 from mvhlib.artifacts import InputError
 
 CELL = '''profile: str = "demo"  # folder below runs/
@@ -258,3 +258,21 @@ def test_points_of_no_category_are_one_entry_and_a_legend_has_an_end():
     entries = [text.get_text() for text in ax.get_legend().get_texts()]
     assert len(entries) == plots.LEGEND_ENTRIES and entries[-1] == "and 33 more"
     plt.close("all")
+
+
+def test_an_answer_is_written_and_read_back(tmp_path):
+    run = begin(tmp_path)
+    run.answer("It is 0.31 [0.28, 0.34]\n   over 8 studies.", "Real tissue.")
+    found, = answers.of_notebook(run.figures)
+    assert (found.found, found.limits) == ("It is 0.31 [0.28, 0.34] over 8 studies.",
+                                           "Real tissue.")
+    run.finish()
+    record = json.loads(run.path("provenance", f"{run.stem}.json").read_text())
+    assert any(name.endswith("/answer.md") for name in record["hashed"]["outputs"])
+
+
+@pytest.mark.parametrize("found, limits", [("", "x"), ("It is nan.", "x"), ("a\n\nb", "x"),
+                                           ("x", "  "), ("From -inf to 3.", "x")])
+def test_an_answer_without_a_number_is_refused(found, limits):
+    with pytest.raises(InputError, match=r"05_a: answer: (found|limits)"):
+        answers.Answer("05_a", "", found, limits)
