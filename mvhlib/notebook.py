@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from mvhlib import answers, artifacts
+from mvhlib import answers, artifacts, phrases
 from mvhlib.artifacts import InputError
 from mvhlib.parameters import check, check_seed
 from mvhlib.places import choose_device, home, resolve
@@ -351,27 +351,34 @@ class Run:
         """
         from IPython.display import Markdown, display
 
+        display(Markdown(self._write_answer(found, limits).markdown()))
+
+    def _write_answer(self, found: str, limits: str) -> answers.Answer:
         which = self.stem.removeprefix(self.name).removeprefix(".")
         said = answers.Answer(self.name, which, " ".join(found.split()), " ".join(limits.split()))
         self.note(answers.write(said, self.figures))
-        display(Markdown(said.markdown()))
+        return said
 
     def finish(self) -> None:
-        """Write the provenance, last of all, and list what was made."""
+        """Write the provenance, last of all, and say how much was made and where it lies."""
         record = {"hashed": self._hashed() | {"outputs": self.outputs, "checks": self.checks},
                   "minutes": round((time.time() - self.started) / 60, 2),
                   "platform": platform.platform()}
         record["sha256"] = artifacts.sha256_of(record["hashed"])
         artifacts.write_json(self.path("provenance", f"{self.stem}.json"), record)
         print(f"{self.name} ({self.profile}) took {record['minutes']:.1f} min and wrote:")
-        for name in sorted(self.outputs):
-            print(f"  {name}  {(self.out / name).stat().st_size / 1000:,.0f} kB")
+        folders = {}
+        for name in self.outputs:
+            folders.setdefault("/".join(Path(name).parts[:-1][:3]), []).append(name)
+        for folder, names in sorted(folders.items()):
+            size_kb = sum((self.out / name).stat().st_size for name in names) / 1000
+            print(f"  {folder}: {phrases.count(len(names), 'file')}, {size_kb:,.0f} kB")
         _release(self._lock_path)
 
     def end(self, reason: str) -> None:
         """End well where nothing is left to do: say why, write the provenance, run no more cells.
 
-        papermill, and with it the workflow, takes ``SystemExit(0)`` for success; JupyterLab runs
+        The reason is the notebook's answer. papermill, and with it the workflow, takes ``SystemExit(0)`` for success; JupyterLab runs
         no further cell.
 
         Raises
@@ -380,6 +387,8 @@ class Run:
             With 0.
         """
         print(reason)
+        self._write_answer(reason, "Nothing was measured here, which speaks neither for nor against "
+                                   "anything.")
         self.finish()
         raise SystemExit(0)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mvhlib import lattice
+from mvhlib import lattice, phrases
 from mvhlib.artifacts import InputError
 from mvhlib.standardise import standardise
 
@@ -269,9 +269,8 @@ def headline(text: str, run=None, summary: "pd.DataFrame | None" = None, seeds=N
     """
     remarks = []
     if summary is not None and len(summary):
-        names = {"block": "spot blocks", "study": "studies"}
         counts = summary.groupby("unit", sort=False)["n_units"].max()
-        remarks += [f"{n} {names.get(unit, unit + 's')}" for unit, n in counts.items()]
+        remarks += [phrases.count(n, unit) for unit, n in counts.items()]
     if run is not None and run.is_synthetic:
         remarks.append("synthetic")
     if seeds is not None and len(seeds):
