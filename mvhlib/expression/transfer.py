@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from mvhlib import artifacts, statistics
+from mvhlib import artifacts, phrases, statistics
 from mvhlib.artifacts import InputError
 from mvhlib.cohort.splits import ARROW
 from mvhlib.expression.scores import pearson
@@ -230,14 +230,11 @@ def draw(values: pd.DataFrame, ax: "Axes", *, label: str, vmax: float | None = N
 
 def sentence(gap: Mapping) -> str:
     """One row of `gaps` in words."""
-    interval = ("" if np.isnan(gap["ci_low"]) else
-                f" [{gap['ci_low']:+.3f}, {gap['ci_high']:+.3f}]")
-    units = f"{gap['n_units']} {gap['unit']}s".replace("1 patients", "1 patient").replace(
-        "studys", "studies")
     note = f"; {gap['note']}" if gap["note"] else ""
     return (f"{gap['method']} on {gap['encoder']}, trained on {gap['trained_on']}, tested on "
             f"{gap['tested_on']}: r {gap['transfer']:.3f}, inside the group {gap['within']:.3f}, "
-            f"gap {gap['difference']:+.3f}{interval} over {units}{note}")
+            f"gap {phrases.mean(gap['difference'], gap['ci_low'], gap['ci_high'], 3)} over "
+            f"{phrases.count(gap['n_units'], gap['unit'])}{note}")
 
 
 def beside_depth(predictions: Mapping[str, "Prediction"], sections: Mapping[str, "Section"],
