@@ -126,10 +126,10 @@ def test_the_effect_of_training_is_paired_with_the_twin_of_the_same_seed():
 
 @pytest.mark.parametrize(("given", "said"), [
     ({}, "0 of 2 pairs of variants differ beyond what another seed and another patient would move "
-         "(on an unseen study, mean Pearson r of all genes, 8 seeds and 6 patients)"),
+         "(on an unseen study, mean Pearson r of all genes, 8 seeds and 6"),
     ({"gap": 0.05}, "of all genes, 8 seeds and 6 patients): A less B 0.0"),
-    ({"n_seeds": 1}, "(on an unseen study, mean Pearson r of all genes, 6 patients); one seed makes "
-                     "no claim."),
+    ({"n_seeds": 1}, "(on an unseen study, mean Pearson r of all genes, 6 patients); one seed "
+                     "makes no claim."),
     ({"primary": [named("a", "b")], "gap": 0.05},
      "Of 1 comparison named in advance, over 8 seeds and 6 patients: A less B, on an unseen study, "
      "all genes: 0.0")])

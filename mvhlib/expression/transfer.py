@@ -237,6 +237,54 @@ def sentence(gap: Mapping) -> str:
             f"{phrases.count(gap['n_units'], gap['unit'])}{note}")
 
 
+def answer(gaps: pd.DataFrame, cells: pd.DataFrame, method: str, encoder: str, what: str,
+           name: str) -> str:
+    """What is left of one system elsewhere, over all pairs of groups or over the only one.
+
+    Parameters
+    ----------
+    gaps, cells
+        Of that system and others.
+    what
+        What a group is, such as ``study``.
+    name
+        How the system is called in the sentence.
+    """
+    own, table = (part[(part["method"] == method) & (part["encoder"] == encoder)]
+                  for part in (gaps, cells))
+    if own.empty:
+        away = table[table["trained_on"] != table["tested_on"]]
+        return (f"Trained on one {what} alone, {name} reaches a mean Pearson r of "
+                f"{phrases.span(away['mean'].agg(['min', 'max']), 2)} on another; no {what} has "
+                f"two patients, so that nothing says what it reaches inside its own.")
+    row = own[(own["trained_on"] == ANY) & (own["tested_on"] == ALL)]
+    row = (row if len(row) else own).iloc[0]
+    return (f"Trained on one {what} alone, {name} reaches a mean Pearson r of "
+            f"{phrases.number(row['transfer'])} on another and {phrases.number(row['within'])} "
+            f"on unseen patients of its own; the gap is "
+            f"{phrases.mean(row['difference'], row['ci_low'], row['ci_high'])} over "
+            f"{phrases.count(int(row['n_units']), row['unit'])}.")
+
+
+def extremes(cells: pd.DataFrame, what: str = "group") -> str:
+    """Which group teaches the others least and which most, of one system's rows of `cells`.
+
+    A group that is predicted well from inside itself may still teach nothing: where its own
+    diagonal is known, it is said beside it.
+    """
+    away = cells[cells["trained_on"] != cells["tested_on"]]
+    taught = away.groupby("trained_on")["mean"].agg(["mean", "min", "max"]).dropna().sort_values(
+        "mean", kind="stable")
+    if len(taught) < 2:
+        return f"Only {phrases.count(len(taught), what)} was trained on: none teaches less or more."
+    inside = cells[cells["trained_on"] == cells["tested_on"]].set_index("trained_on")["mean"]
+    least, most = taught.index[0], taught.index[-1]
+    own = f"; inside itself {phrases.number(inside[least])}" if least in inside else ""
+    return (f"{least} teaches the others least, mean r {phrases.number(taught['mean'].iloc[0])} "
+            f"({phrases.span(taught.iloc[0][['min', 'max']], 2)}{own}), and {most} most, "
+            f"{phrases.number(taught['mean'].iloc[-1])}.")
+
+
 def beside_depth(predictions: Mapping[str, "Prediction"], sections: Mapping[str, "Section"],
                  unit: str = "patient") -> pd.DataFrame:
     """Correlation with and without what the total count of a spot explains of both sides.
