@@ -95,13 +95,16 @@ def listed(items: Iterable[Any], most: int = 6) -> str:
 
 
 def span(values: Sequence[float], digits: int = 0) -> str:
-    """The range of some values, as one number where they are alike.
+    """The range of those values that are numbers, as one number where they are alike.
 
     Examples
     --------
-    >>> span([3, 3]), span([1, 2.6])
-    ('3', '1 to 3')
+    >>> span([3, 3]), span([1, 2.6, float("nan")]), span([])
+    ('3', '1 to 3', 'not known')
     """
+    values = [value for value in values if math.isfinite(value)]
+    if not values:
+        return "not known"
     ends = [f"{value:,.{digits}f}" for value in (min(values), max(values))]
     return ends[0] if ends[0] == ends[1] else " to ".join(ends)
 
