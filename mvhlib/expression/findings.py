@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from mvhlib import phrases, plots
+from mvhlib import phrases, plots, statistics
 from mvhlib.expression import evaluation
 
 #: Protocols as they are said: what a model is tested on, and what of it may be in training.
@@ -144,3 +144,75 @@ def turned(kinds: pd.DataFrame) -> str:
     return "Predicted turned round (interval below 0): " + "; ".join(
         f"{str(name).replace('_', ' ')} by {phrases.count(int(row['size']), 'encoder')}, at worst "
         f"r {phrases.number(row['min'])}" for name, row in worst.iterrows()) + "."
+
+
+def nearer(places: pd.DataFrame) -> pd.DataFrame:
+    """Whether predicted expression places classes like measured expression, or like colour.
+
+    Parameters
+    ----------
+    places
+        Columns ``source, metric, mean`` with the sources measured, predicted and colour.
+
+    Returns
+    -------
+    DataFrame
+        metric, measured, predicted, colour and ``nearer``: ``measured``, ``colour``, or ``neither``
+        where both are as far; a prediction at least as good as measured expression is nearer to it.
+        No row for a metric that lacks a source.
+    """
+    columns = ["metric", "measured", "predicted", "colour", "nearer"]
+    if places.empty:
+        return pd.DataFrame(columns=columns)
+    wide = places.pivot_table(index="metric", columns="source", values="mean", sort=False)
+    wide = wide.reindex(columns=columns[1:4]).dropna()
+    to_measured = (wide["measured"] - wide["predicted"]).clip(lower=0)
+    to_colour = (wide["predicted"] - wide["colour"]).abs()
+    wide["nearer"] = ["measured" if a < b else "colour" if b < a else "neither"
+                      for a, b in zip(to_measured, to_colour, strict=True)]
+    return wide.reset_index()[columns]
+
+
+def maps(scored: pd.DataFrame, moran: pd.DataFrame, sets: pd.DataFrame, places: pd.DataFrame,
+         mantel: tuple[float, float] | None) -> str:
+    """What maps of one encoder keep of the tissue, in sentences that go on after its name.
+
+    Parameters
+    ----------
+    scored
+        Scores of one protocol and panel: patient, section, gene, pcc.
+    moran
+        From `spatial.smoothing`, with the column patient.
+    sets
+        From `structure.summarise` over gene sets, with rows of the metric ``gain``; may be empty.
+    places
+        As in `nearer`; may be empty.
+    mantel
+        Mantel's r and its p, or None where too few genes vary.
+    """
+    unit = statistics.unit_table(scored, "patient").iloc[0]
+    said = [f"reach a mean Pearson r of {phrases.row_mean(unit)}."]
+    known = moran.dropna(subset=["oversmoothing"])
+    if len(known):
+        more = statistics.unit_table(known, "patient", value="oversmoothing").iloc[0]
+        kind = "smoother" if more["mean"] > 0 else "rougher"
+        both = [phrases.number(known[side].mean()) for side in ("i_pred", "i_true")]
+        said.append(f"They are {kind} than the counts: Moran's I {both[0]} against {both[1]}, a "
+                    f"difference of {phrases.row_mean(more)}.")
+    gain = sets[sets["metric"] == "gain"] if len(sets) else sets
+    if len(gain):
+        better, worse = (int((gain["ci_low"] > 0).sum()), int((gain["ci_high"] < 0).sum()))
+        said.append(f"Of {phrases.count(len(gain), 'gene set')}, {better} are predicted better as "
+                    f"one map than gene by gene and {worse} worse (intervals beside 0).")
+    if mantel is not None and mantel[0] == mantel[0]:
+        said.append(f"Genes go together in the prediction as they do in the truth with Mantel's r "
+                    f"{phrases.number(mantel[0])} (permutation p {mantel[1]:.2g}).")
+    verdict = nearer(places)
+    if len(verdict):
+        like = {"measured": "nearer to measured expression than to colour",
+                "colour": "nearer to colour than to measured expression",
+                "neither": "as near to the one as to the other"}
+        each = [f"by {phrases.listed(rows['metric'].str.upper())} they stand {like[kind]}"
+                for kind, rows in verdict.groupby("nearer", sort=False)]
+        said.append(f"As places of tissue classes, {phrases.listed(each)}.")
+    return " ".join(said)
