@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from mvhlib import plots
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -88,3 +90,12 @@ def plot_hazard_ratios(table: pd.DataFrame, ax: "Axes", *, colour: str = "#0072B
     ax.set_ylim(len(table) - 0.5, -0.5)
     ax.set_xlabel("hazard ratio per standard deviation")
     return ax
+
+
+def row_name(row: str) -> str:
+    """A row of the figure of all models, ``<encoder>|<model>``, as it is printed."""
+    encoder, _, model = row.partition("|")
+    if encoder == "no image":
+        return model
+    encoder, _, adjusted = encoder.partition("+")
+    return f"{model}, {plots.label(encoder)}" + (f" ({adjusted})" if adjusted else "")
