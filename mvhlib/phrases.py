@@ -109,12 +109,16 @@ def span(values: Sequence[float], digits: int = 0) -> str:
     return ends[0] if ends[0] == ends[1] else " to ".join(ends)
 
 
-def on(run: Any) -> str:
-    """How a sentence opens: that data are synthetic and one seed was run; else nothing.
+def on(run: Any, text: str) -> str:
+    """A sentence that says first whether its data are synthetic; else it begins with a capital.
 
     Parameters
     ----------
     run
         The `mvhlib.notebook.Run`.
+    text
+        Begins as inside a sentence: ``hand-made predicts ...``.
     """
-    return "On synthetic data, one seed: " if run.is_synthetic else ""
+    if run.is_synthetic:
+        return f"On synthetic data, one seed: {text}"
+    return text[:1].upper() + text[1:]

@@ -11,10 +11,8 @@ import pandas as pd
 from mvhlib import phrases, plots
 from mvhlib.cohort.clinical import ENDPOINTS
 
-#: Splits of 07 as they are said, the first that there is being the headline.
-SPLITS = {"grouped": "on patients that were not seen", "given": "on the publishers' split",
-          "grouped_study": "on studies that were not seen",
-          "random": "on random rows, whose patients may be in training"}
+#: Splits of 07, the first that there is being the headline.
+SPLITS = ("grouped", "given", "grouped_study", "random")
 #: Ways to search of 08.
 SEARCHES = {"prototypes": "nearest prototype", "prototypes_scaled": "nearest prototype, features "
             "scaled", "nearest": "nearest tile of somebody else"}
@@ -35,7 +33,9 @@ def classification(summary: pd.DataFrame, saw_tested: Sequence[str] = ()) -> str
                    & summary["mean"].notna()]
     said = [text for name, own in rows.groupby("dataset", sort=False)
             if (text := _dataset(name, own, saw_tested if name == "tissue_class" else ()))]
-    return "; ".join(said) + "." if said else "No class could be held out, so that none was tested."
+    if not said:
+        return "no class could be held out, so that none was tested."
+    return f"{'; '.join(said)} (AUROC, chance 0.50; colour: six numbers of it alone)."
 
 
 def _dataset(name: str, rows: pd.DataFrame, saw: Sequence[str]) -> str:
@@ -45,15 +45,19 @@ def _dataset(name: str, rows: pd.DataFrame, saw: Sequence[str]) -> str:
     if own.empty:
         return ""
     best = own.sort_values("mean", kind="stable").iloc[-1]
-    text = (f"{name.replace('_', ' ')}: {plots.label(best['encoder'])} reaches AUROC "
-            f"{phrases.row_mean(best)} {SPLITS[split]}")
+    text = f"{name.replace('_', ' ')}, {plots.label(best['encoder'])}: {_on_split(best)}"
     elsewhere = rows[(rows["split"] == "grouped_study") & (rows["encoder"] == best["encoder"])]
     if split != "grouped_study" and len(elsewhere):
-        text += f" and {phrases.row_mean(elsewhere.iloc[0])} {SPLITS['grouped_study']}"
+        text += f" and {_on_split(elsewhere.iloc[0])}"
     stain = rows[(rows["split"] == split) & (rows["encoder"] == "stain")]
-    if len(stain):
-        text += f" (six numbers of colour {phrases.number(stain.iloc[0]['mean'])}, chance 0.50)"
-    return text
+    return text + (f", colour {phrases.number(stain.iloc[0]['mean'])}" if len(stain) else "")
+
+
+def _on_split(row: pd.Series) -> str:
+    said = phrases.mean(row["mean"], row["ci_low"], row["ci_high"])
+    who = phrases.count(int(row["n_units"]), row["unit"])
+    return f"{said} on " + {"random": f"random rows of {who}", "given": f"the publishers' {who}"
+                            }.get(row["split"], who.replace(" ", " unseen ", 1))
 
 
 def attention(per_slide: pd.DataFrame, least: float) -> str:
@@ -64,11 +68,11 @@ def attention(per_slide: pd.DataFrame, least: float) -> str:
     per_slide
         Columns encoder and auroc, one row per slide.
     least
-        AUROC above which attention finds them.
+        AUROC above which attention finds them; 0.5 at least, which is chance.
     """
     means = per_slide.groupby("encoder", sort=False)["auroc"].mean()
     return phrases.listed(f"{plots.label(name)} {phrases.number(mean)} "
-                          f"({'found' if mean > least else 'not found'})"
+                          f"({'found' if mean > max(least, 0.5) else 'not found'})"
                           for name, mean in means.items())
 
 
@@ -90,7 +94,7 @@ def retrieval(summary: pd.DataFrame, searches: Sequence[str] = tuple(SEARCHES)) 
         splits = list(dict.fromkeys(classes["split"]))
         own = classes[(classes["encoder"] != "chance") & (classes["split"] == splits[0])]
         best = own.sort_values("mean", kind="stable").iloc[-1]
-        text = (f"The {SEARCHES[best['classifier']]} is of the tile's own class for "
+        text = (f"the {SEARCHES[best['classifier']]} is of the tile's own class for "
                 f"{_beside_chance(classes, best)} in {_whose(splits[0])}, by "
                 f"{plots.label(best['encoder'])}, the best of "
                 f"{phrases.count(own['encoder'].nunique(), 'encoder')} and "
@@ -101,7 +105,7 @@ def retrieval(summary: pd.DataFrame, searches: Sequence[str] = tuple(SEARCHES)) 
             text += f"; in {_whose(splits[-1])} for {_beside_chance(classes, again.iloc[0])}"
         said.append(text + ".")
     else:
-        said.append("No two classes are of two patients each: no class was searched for.")
+        said.append("no two classes are of two patients each: no class was searched for.")
     pairs = known[known["metric"].str.startswith("image_to_expression_recall@")
                   & (known["encoder"] != "chance")]
     if len(pairs):

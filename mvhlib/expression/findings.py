@@ -50,7 +50,7 @@ def prediction(summary: pd.DataFrame, drops: pd.DataFrame, tests: pd.DataFrame, 
                    & (summary["protocol"] == protocol) & summary["mean"].notna()]
     scored = rows[rows["control"] == "none"]
     if scored.empty:
-        return ("No correlation could be computed: measured or predicted expression does not vary.",
+        return ("no correlation could be computed: measured or predicted expression does not vary.",
                 "Whether anything could be predicted from these data.")
     scored = scored[scored["panel"] == scored["panel"].iloc[0]]
     fair = scored[(scored["encoder_saw_test_images"] != "yes") & ~scored["encoder"].isin(learned)]
