@@ -108,8 +108,9 @@ def matrix(table: "pd.DataFrame", ax: "Axes", *, label: str, vmin: float | None 
 
     low = -vmax if vmin is None else vmin
     # Rounded here: a small negative number is written as 0.00, without a sign.
-    sns.heatmap(table.astype(float).round(digits) + 0.0, ax=ax, cmap=cmap, vmin=low, vmax=vmax, annot=True,
-                fmt=f".{digits}f", annot_kws={"fontsize": 6}, linewidths=0.4, rasterized=True,
+    sns.heatmap(table.astype(float).round(digits) + 0.0, ax=ax, cmap=cmap, vmin=low, vmax=vmax,
+                annot=True, fmt=f".{digits}f", annot_kws={"fontsize": plots.SMALLEST_PT},
+                linewidths=0.4, rasterized=True,
                 cbar_kws={"label": label, "shrink": 0.8, "pad": 0.02})
     ax.set_yticks(np.arange(len(table)) + 0.5, [write(str(name)) for name in table.index],
                   rotation=0)
