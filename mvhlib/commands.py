@@ -106,8 +106,14 @@ def figures(given: Mapping[str, str]) -> None:
     _wait_for_others(out / "runs" / call.profile)
     become([sys.executable, "-m", "snakemake", "--snakefile", str(home() / "workflow/Snakefile"),
             "--directory", str(out), "--cores", str(jobs), "--nolock", "--rerun-incomplete",
-            "--keep-going", "--quiet", "rules", "progress", "host", "--config",
-            workflow.to_jobs(call)], surroundings(out))
+            "--keep-going", "--logger", "mvh", "--config", workflow.to_jobs(call)],
+           _with_console(surroundings(out)))
+
+
+def _with_console(env: Mapping[str, str]) -> dict[str, str]:
+    """An environment in which Snakemake finds the plugin that prints a line for each job."""
+    paths = [str(home() / "workflow"), *filter(None, [env.get("PYTHONPATH")])]
+    return {**env, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def tour(given: Mapping[str, str]) -> int:

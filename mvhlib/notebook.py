@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from mvhlib import answers, artifacts
+from mvhlib import answers, artifacts, freshness
 from mvhlib.artifacts import InputError
 from mvhlib.parameters import check, check_seed
 from mvhlib.places import choose_device, home, resolve
@@ -400,14 +400,14 @@ class Run:
         import torch
 
         source = self.home / "notebooks" / f"{self.name}.ipynb"
-        modules = {name: artifacts.sha256_file(module.__file__)
+        modules = {name: freshness.code_sha256(Path(module.__file__))
                    for name, module in sorted(sys.modules.items())
                    if name.split(".")[0] == "mvhlib" and getattr(module, "__file__", None)}
         return {
             "parameters": {key: value for key, value in self.parameters.items()
                            if key not in ("out", "data")},
             "inputs": dict(sorted(self.inputs.items())),
-            "notebook": artifacts.sha256_file(source) if source.exists() else None,
+            "notebook": freshness.code_sha256(source) if source.exists() else None,
             "modules": modules,
             "versions": {"python": platform.python_version()} | {
                 package: _version(package) for package in PACKAGES},
