@@ -17,7 +17,9 @@ kind        what it shows
 ==========  ===================================================================================
 ``table``   `file`'s rows that `where` (a pandas query) leaves, in the order of `sort`, `columns`
             as headings: a column's name, or a format of several. `beside` {where, on} joins rows
-            of the same file under names that end in ``_beside``
+            of the same file under names that end in ``_beside``; `means` {value, unit, by} shows
+            their means over units (`mvhlib.statistics.unit_table`); `words` {value: text} says
+            what a cell's slug means
 ``say``     `text`, a format of the one row that `where` leaves; `rows` {name: {file, where}} for
             sentences over several, as ``{name.column:.2f}``
 ``answer``  the answer of a notebook (`file`: its ``answer.md``)
@@ -36,19 +38,20 @@ from typing import Any
 
 import pandas as pd
 
-from mvhlib import answers, artifacts, freshness, parameters, plots
+from mvhlib import answers, artifacts, freshness, parameters, plots, statistics
 from mvhlib.artifacts import InputError
 
 BLOCK = re.compile(r"<!-- (?P<kind>\w+)\n(?P<body>.*?)\n?-->\n(?P<old>.*?)<!-- end -->", re.S)
 #: Key of a block -> its type, by kind.
 KEYS = {
-    "table": {"file": "str", "where": "str", "sort": "str", "columns": "dict", "beside": "dict"},
-    "say": {"file": "str", "where": "str", "text": "str", "rows": "dict"},
+    "table": {"file": "str", "where": "str", "sort": "str", "columns": "dict", "beside": "dict",
+              "means": "dict", "words": "dict"},
+    "say": {"file": "str", "where": "str", "means": "dict", "text": "str", "rows": "dict"},
     "answer": {"file": "str"},
     "stale": {"file": "str"},
 }
-#: Columns that hold encoders.
-ENCODERS = ("encoder", "variant", "reference")
+#: Columns that hold encoders, or two of them with a minus between.
+ENCODERS = ("encoder", "variant", "reference", "comparison")
 
 
 def fill(text: str, root: Path, where: str) -> str:
@@ -96,6 +99,9 @@ def _rows(block: Mapping[str, Any], root: Path) -> pd.DataFrame:
     if beside := block.get("beside"):
         rows = rows.merge(frame.query(beside["where"]), on=list(beside["on"]), how="left",
                           suffixes=("", "_beside"))
+    if means := block.get("means"):
+        rows = statistics.unit_table(rows.dropna(subset=[means["value"]]), means["unit"],
+                                     by=means.get("by", []), value=means["value"])
     if rows.empty:
         raise InputError(path, "where", f"{where} leaves no row", "mend the block, or make the "
                          "table again")
@@ -103,7 +109,8 @@ def _rows(block: Mapping[str, Any], root: Path) -> pd.DataFrame:
         rows = rows.sort_values(block["sort"], ascending=False, kind="stable")
     rows = rows.copy()
     for column in rows.columns.intersection(ENCODERS):
-        rows[column] = rows[column].map(lambda name: plots.label(str(name)))
+        rows[column] = rows[column].map(
+            lambda names: " less ".join(map(plots.label, str(names).split(" - "))))
     if "protocol" in rows:
         rows["protocol"] = rows["protocol"].map(
             lambda name: plots.PROTOCOLS.get(name, name).replace("\n", " "))
@@ -111,7 +118,7 @@ def _rows(block: Mapping[str, Any], root: Path) -> pd.DataFrame:
 
 
 def _table(block: Mapping[str, Any], root: Path) -> str:
-    rows, columns = _rows(block, root), block["columns"]
+    rows, columns = _rows(block, root).replace(block.get("words", {})), block["columns"]
     lines = ["| " + " | ".join(map(str, columns)) + " |", "|" + "---|" * len(columns)]
     for row in rows.to_dict("records"):
         cells = (form.format(**row) if "{" in form else row[form] for form in columns.values())

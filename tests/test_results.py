@@ -118,6 +118,17 @@ text: |
     assert "-->\nhand-made 0.3, ViT12-dino 0.1.\n" in results.fill(page("say", two), tables, "p")
 
 
+def test_means_stand_over_their_units(tables):
+    (tables / "m.csv").write_text("data,section,held_out,r\na,1,x,0.2\na,2,x,0.4\na,3,y,0.7\n"
+                                  "a,4,y,\nb,5,z,0.1\n")
+    body = """file: m.csv
+means: {value: r, unit: held_out, by: [data]}
+columns: {data: data, mean: "{mean:.2f}", over: "{n_units} {unit}", interval: "{ci_high:.2f}"}"""
+    made = results.fill(page("table", body), tables, "p").splitlines()
+    assert "| a | 0.50 | 2 held_out | 3.04 |" in made  # 0.5 + 12.706 * 0.2
+    assert "| b | 0.10 | 1 held_out |  |" in made
+
+
 def test_an_answer_is_quoted(tables):
     answers.write(answers.Answer("05_a", "", "It is 0.3.", "Why."), tables / "05_a")
     said = results.fill(page("answer", "file: 05_a/answer.md"), tables, "p")
