@@ -50,7 +50,24 @@ def test_every_figure_and_table_is_inside_its_page(run, tmp_path):
         assert 'href="index.html"' in text
     text = index.read_text(encoding="utf-8")
     assert 'href="04_b.vit-x.html">04 · B (vit-x)</a>' in text
+    assert text.count("data:image/png;base64,") == 2  # the first picture of each
     assert "Does &lt;it&gt; work?" in text
+
+
+def test_pages_lead_on_and_fold_their_code(run, tmp_path):
+    content = notebook("05 · C", 1)
+    content["cells"][1]["outputs"].append({
+        "output_type": "display_data", "metadata": {},
+        "data": {"text/markdown": "**Answer.** It is <0.3>.\n\n**Not shown.** Why."}})
+    (run / "notebooks/05_c.ipynb").write_text(json.dumps(content))
+    index, *pages = book.write_book(run, tmp_path / "book")
+    first, middle, last = (page.read_text(encoding="utf-8") for page in pages)
+    assert 'rel="prev"' not in first and first.count('href="04_b.vit-x.html" rel="next"') == 2
+    assert 'href="01_a.html" rel="prev"' in middle and 'href="05_c.html" rel="next"' in middle
+    assert 'rel="next"' not in last
+    folded = re.search(r'<details class="code"><summary>code</summary>(.*?)</details>', first, re.S)
+    assert "jp-InputArea" in folded[1] and "jp-OutputArea" not in folded[1]
+    assert "<b>It is &lt;0.3&gt;.</b>" in index.read_text(encoding="utf-8")
 
 
 def test_nothing_run_or_a_broken_notebook_is_one_error(run, tmp_path, capsys):

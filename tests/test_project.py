@@ -122,7 +122,7 @@ def test_doctor_says_what_to_do_and_never_fails(monkeypatch, tmp_path):
 @pytest.mark.parametrize("page", ["README.md", "RESULTS.md"])
 def test_numbers_of_pages_are_those_of_the_committed_tables(page):
     text = (ROOT / page).read_text(encoding="utf-8")
-    assert results.fill(text, ROOT, page) == text, "run python -m mvhlib.results README.md RESULTS.md"
+    assert results.fill(text, ROOT, page) == text, "run python -m mvhlib.results " + page
 
 
 def test_a_group_leader_reads_the_readme_in_minutes():
