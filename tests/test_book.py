@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from mvhlib import book, gallery
+from mvhlib import answers, book, gallery
 from mvhlib.artifacts import InputError
 
 PIXEL = base64.b64encode(base64.b64decode(
@@ -146,3 +146,14 @@ def test_a_broken_record_is_one_line(figures, name, text, capsys):
     assert gallery.main([str(figures / "runs/toy"), str(page)]) == 1 and not page.exists()
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and name in said and "Fix: " in said
+
+
+def test_the_console_says_what_a_run_found(figures, capsys):
+    for name in ("00_t", "01_c", "02_t", "03_p", "05_expression", "14_leaderboard"):
+        answers.write(answers.Answer(name, "", f"{name} found {'much ' * 40}.", "x"),
+                      figures / "figures/toy" / name)
+    assert gallery.main([str(figures / "runs/toy"), str(figures / "figures/toy/FIGURES.md")]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in said[:-1] if not line.startswith(" ")] == [
+        "00_t", "01_c", "02_t", "05_expression", "14_leaderboard"]
+    assert all(len(line) <= 98 for line in said[:-1]) and "start with FIGURES.md" in said[-1]
