@@ -189,12 +189,12 @@ def _wait_for_others(run: Path) -> None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        holder = os.read(handle, 20).decode(errors="replace") or "unknown"
+        holder = os.read(handle, 300).decode(errors="replace") or "unknown"
         print(f"waiting for process {holder}, which still runs this profile in {run}",
               file=sys.stderr, flush=True)
         fcntl.flock(handle, fcntl.LOCK_EX)
     os.truncate(handle, 0)
-    os.pwrite(handle, str(os.getpid()).encode(), 0)
+    os.pwrite(handle, artifacts.this_process().encode(), 0)
     os.set_inheritable(handle, True)
 
 
