@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import tomllib
+from urllib.parse import unquote
 
 import pytest
 import yaml
@@ -123,6 +124,20 @@ def test_doctor_says_what_to_do_and_never_fails(monkeypatch, tmp_path):
 def test_numbers_of_pages_are_those_of_the_committed_tables(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     assert results.fill(text, ROOT, page) == text, "run python -m mvhlib.results " + page
+
+
+def test_links_of_pages_lead_somewhere():
+    broken = []
+    for page in (path for path in tracked() if path.suffix == ".md"):
+        text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
+        for link in re.findall(r"\]\(([^)\s]+)\)", text):
+            target = unquote(link.split("#")[0])
+            if target and not re.match(r"[a-z]+:", target) and not (page.parent / target).exists():
+                broken.append(f"{page.relative_to(ROOT)}: {link}")
+        for name in re.findall(r"`((?:tests|mvhlib|benchmarks|params|workflow)/[\w./-]+)`", text):
+            if "/mine" not in name and not (ROOT / name).exists():
+                broken.append(f"{page.relative_to(ROOT)}: {name}")
+    assert not broken, broken
 
 
 def test_a_group_leader_reads_the_readme_in_minutes():
