@@ -382,8 +382,8 @@ class Run:
     def end(self, reason: str) -> None:
         """End well where nothing is left to do: say why, write the provenance, run no more cells.
 
-        The reason is the notebook's answer. papermill, and with it the workflow, takes
-        ``SystemExit(0)`` for success; JupyterLab runs no further cell.
+        The reason is the notebook's answer where it has given none before. papermill, and with it
+        the workflow, takes ``SystemExit(0)`` for success; JupyterLab runs no further cell.
 
         Raises
         ------
@@ -391,8 +391,9 @@ class Run:
             With 0.
         """
         print(reason)
-        self._write_answer(reason, "Anything: nothing was measured, which speaks neither for nor "
-                                   "against it.")
+        if not any(answers.FILE.fullmatch(Path(name).name) for name in self.outputs):
+            self._write_answer(reason, "Nothing was measured here, which speaks neither for nor "
+                                       "against anything.")
         self.finish()
         raise SystemExit(0)
 
