@@ -284,7 +284,7 @@ def test_a_notebook_that_ends_early_answers_with_its_reason(tmp_path):
     with pytest.raises(SystemExit):
         run.end("No section has\n  an image.")
     found, = answers.of_notebook(run.figures)
-    assert found.found == "No section has an image." and "nothing was measured" in found.limits
+    assert found.found == "No section has an image." and "Nothing was measured" in found.limits
     record = json.loads(run.path("provenance", f"{run.stem}.json").read_text())
     assert any(name.endswith("/answer.md") for name in record["hashed"]["outputs"])
 
