@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from mvhlib import answers, artifacts, phrases
+from mvhlib import answers, artifacts, freshness, phrases
 from mvhlib.artifacts import InputError
 from mvhlib.parameters import check, check_seed
 from mvhlib.places import choose_device, home, resolve
@@ -382,8 +382,8 @@ class Run:
     def end(self, reason: str) -> None:
         """End well where nothing is left to do: say why, write the provenance, run no more cells.
 
-        The reason is the notebook's answer. papermill, and with it the workflow, takes
-        ``SystemExit(0)`` for success; JupyterLab runs no further cell.
+        The reason is the notebook's answer where it has given none before. papermill, and with it
+        the workflow, takes ``SystemExit(0)`` for success; JupyterLab runs no further cell.
 
         Raises
         ------
@@ -391,8 +391,9 @@ class Run:
             With 0.
         """
         print(reason)
-        self._write_answer(reason, "Anything: nothing was measured, which speaks neither for nor "
-                                   "against it.")
+        if not any(answers.FILE.fullmatch(Path(name).name) for name in self.outputs):
+            self._write_answer(reason, "Nothing was measured here, which speaks neither for nor "
+                                       "against anything.")
         self.finish()
         raise SystemExit(0)
 
@@ -413,14 +414,14 @@ class Run:
         import torch
 
         source = self.home / "notebooks" / f"{self.name}.ipynb"
-        modules = {name: artifacts.sha256_file(module.__file__)
+        modules = {name: freshness.code_sha256(Path(module.__file__))
                    for name, module in sorted(sys.modules.items())
                    if name.split(".")[0] == "mvhlib" and getattr(module, "__file__", None)}
         return {
             "parameters": {key: value for key, value in self.parameters.items()
                            if key not in ("out", "data")},
             "inputs": dict(sorted(self.inputs.items())),
-            "notebook": artifacts.sha256_file(source) if source.exists() else None,
+            "notebook": freshness.code_sha256(source) if source.exists() else None,
             "modules": modules,
             "versions": {"python": platform.python_version()} | {
                 package: _version(package) for package in PACKAGES},

@@ -71,6 +71,18 @@ PROTOCOLS = {
 }
 
 
+def on_protocol(protocol: str) -> str:
+    """A protocol as it stands in a sentence: ``on an unseen study``, ``on random sections``.
+
+    Examples
+    --------
+    >>> on_protocol("loso"), on_protocol("random10_section"), on_protocol("transfer")
+    ('on an unseen study', 'on random sections', 'on another group')
+    """
+    said = PROTOCOLS.get(protocol, protocol.replace("_", " ")).replace("\n", " ")
+    return f"on {'an ' if said.startswith('unseen') else ''}{said}"
+
+
 def set_style() -> None:
     """Set matplotlib's defaults: sizes for print, text kept as text, bytes that repeat."""
     import matplotlib as mpl

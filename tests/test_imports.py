@@ -20,8 +20,8 @@ FLOORS = (
     ("data sets, and what is known of a spot", "cohort features spots"),
     ("encoders", "encoders"),
     ("what is predicted, and what follows", "expression prediction frequency downstream"),
-    ("a notebook", "answers notebook explorer"),
-    ("a run and its report", "profiles workflow commands gallery claims book doctor"),
+    ("a notebook", "answers freshness notebook explorer"),
+    ("a run and its report", "profiles workflow commands gallery results claims book cover doctor"),
 )
 HOME = Path(mvhlib.__file__).parent
 

@@ -5,12 +5,13 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from mvhlib import answers, artifacts, notebook, plots
+from mvhlib import answers, artifacts, freshness, notebook, plots
 from mvhlib.artifacts import InputError
 
 CELL = '''profile: str = "demo"  # folder below runs/
@@ -177,8 +178,8 @@ def test_figure_is_written_with_data_and_provenance_and_repeats_byte_for_byte(tm
     record = json.loads((tmp_path / "one/runs/demo/provenance/05_expression.json").read_text())
     assert record["hashed"]["checks"] == ["one holds"]
     assert str(tmp_path) not in json.dumps(record["hashed"])
-    assert record["hashed"]["modules"]["mvhlib.notebook"] == artifacts.sha256_file(
-        notebook.__file__)
+    assert record["hashed"]["modules"]["mvhlib.notebook"] == freshness.code_sha256(
+        Path(notebook.__file__))
 
 
 def test_tissue_stays_out_of_the_figures_folder(tmp_path):
@@ -283,7 +284,7 @@ def test_a_notebook_that_ends_early_answers_with_its_reason(tmp_path):
     with pytest.raises(SystemExit):
         run.end("No section has\n  an image.")
     found, = answers.of_notebook(run.figures)
-    assert found.found == "No section has an image." and "nothing was measured" in found.limits
+    assert found.found == "No section has an image." and "Nothing was measured" in found.limits
     record = json.loads(run.path("provenance", f"{run.stem}.json").read_text())
     assert any(name.endswith("/answer.md") for name in record["hashed"]["outputs"])
 
