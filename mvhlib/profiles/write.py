@@ -181,7 +181,7 @@ def _sections(found: Found, samples: Path | None) -> dict[str, list[tuple[str, s
     cohort = [(f"source: {found.source}", "reader of the files")]
     if options:
         cohort.append((f"options: {_flow(options)}", "of the reader; samples: who is who"))
-    few = min(genes, default=N_GENES)
+    few = min(genes, default=N_GENES) if found.shared_genes is None else found.shared_genes
     cohort += [("imaged_only: true", "sections without an image are left out")] if imaged else []
     cohort += [(f"panels: [{'all' if few <= N_GENES else 'hvg'}]",
                 "every gene, since few were measured" if few <= N_GENES else
