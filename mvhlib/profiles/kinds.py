@@ -19,7 +19,7 @@ glas                ``labels.csv`` with image, patient_id and label
 mhist               a csv with Image Name and Majority Vote Label
 slides              whole slides, with or without ``slides.csv``
 folder              images in one folder per class, or with their class before their name
-features            TRIDENT's and CLAM's feature files: told, not run
+features            folders of TRIDENT's and CLAM's feature files
 flat                files of Space Ranger or Xenium with a prefix, as GEO has them, or loose
 ==================  ================================================================================
 
@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mvhlib.artifacts import InputError
-from mvhlib.profiles import images, outcomes, sections, shared
+from mvhlib.profiles import images, outcomes, sections, shared, slide_tables
 from mvhlib.profiles.found import Found
 
 #: Folders below a directory of no known kind that are looked into: how deep, how many a level.
@@ -94,8 +94,8 @@ KINDS: dict[str, Kind] = {
     "slides": Kind("whole slides", images.holds_slides, images.look_slides, pixels_only=True),
     "folder": Kind("labelled images, a folder or a beginning of the name for each class",
                    images.holds_folder, images.look_labelled("folder"), pixels_only=True),
-    "features": Kind("features of tiles, by TRIDENT or CLAM", outcomes.holds_features,
-                     outcomes.look_features, pixels_only=True),
+    "features": Kind("features of tiles, by TRIDENT or CLAM", slide_tables.holds,
+                     slide_tables.look, pixels_only=True),
     "flat": Kind("loose files of a platform, as GEO has them",
                  sections.holds_flat, sections.look_flat),
 }
@@ -104,8 +104,11 @@ KINDS: dict[str, Kind] = {
 def kinds_of(root: Path) -> list[str]:
     """Kinds that a directory holds; images and tables alone where nothing has expression."""
     holding = [name for name, kind in KINDS.items() if not kind.pixels_only and kind.holds(root)]
-    return holding or [name for name, kind in KINDS.items() if kind.pixels_only
-                       and kind.holds(root)]
+    if holding:
+        return holding
+    without = [name for name, kind in KINDS.items() if kind.pixels_only and kind.holds(root)]
+    # A table and thumbnails beside features belong to them.
+    return ["features"] if "features" in without and "slides" not in without else without
 
 
 def _unknown(root: Path) -> tuple[str, str]:
