@@ -54,7 +54,8 @@ def draw(out: Path):
     axes = left.subplots(1, 4, squeeze=False)
     maps.measured_predicted(people[section].adata, evaluation.read_prediction(folder, section),
                             [gene], axes)
-    left.suptitle(f"{gene} on a study that the model has not seen: r {r:.2f} (synthetic)", fontsize=8)
+    left.suptitle(f"{gene} on a study that the model has not seen: r {r:.2f} (synthetic)",
+                  fontsize=8)
     ax = right.subplots()
     dots.rows(rows, ax, names=names, joined=True, xlabel="mean Pearson r")
     right.suptitle("open: random; filled: unseen study", fontsize=8)

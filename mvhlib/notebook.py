@@ -198,7 +198,7 @@ class Run:
 
     @property
     def device(self) -> str:
-        """``cpu`` or ``cuda``; see `mvhlib.places.choose_device`."""
+        """``cpu``, ``cuda`` or ``mps``; see `mvhlib.places.choose_device`."""
         return choose_device(self.parameters["device"], where=self.name)
 
     @property

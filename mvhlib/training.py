@@ -77,6 +77,11 @@ def keyed_generator(seed: int, step: int = 0, index: int = 0,
 # many processes
 
 
+def as_double(x: Tensor) -> Tensor:
+    """`x` in float64, where it is; on the CPU where its device has no such numbers (Apple's)."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
+
+
 def is_distributed() -> bool:
     """Whether more than one process takes part."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

@@ -873,7 +873,7 @@ def cell(row, column, value):
     (lambda rows: [rows[0], rows[1] + "\t5", *rows[2:]], "row 3"),
     (lambda rows: [*rows[:9], rows[9].rsplit("\t", 1)[0], *rows[10:]], "row 10"),
     (lambda rows: [rows[0] + "\tX\tY", *rows[1:]], "row 1"),
-    (lambda rows: [row.replace("\t", ",") for row in rows], "counts"),
+    (lambda rows: [row.replace("\t", ";") for row in rows], "counts"),
     (lambda rows: "\n".join(rows).encode("utf-16")[2:], "file"),
     (lambda rows: "\n".join(rows).replace("GENEA", "Gén").encode("latin-1"), "file"),
     (lambda rows: b"PK\x03\x04" + b"x" * 99, "file"),

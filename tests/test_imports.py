@@ -17,7 +17,7 @@ FLOORS = (
     ("loops and pictures", "training plots dots maps"),
     ("pixels", "tiles"),
     ("networks", "backbones dino"),
-    ("data sets, and what is known of a spot", "cohort features spots"),
+    ("data sets, and what is known of a spot", "cohort features slide_features spots"),
     ("encoders", "encoders"),
     ("what is predicted, and what follows", "expression prediction frequency downstream"),
     ("a notebook", "answers freshness notebook explorer"),
