@@ -106,8 +106,14 @@ def figures(given: Mapping[str, str]) -> None:
     _wait_for_others(out / "runs" / call.profile)
     become([sys.executable, "-m", "snakemake", "--snakefile", str(home() / "workflow/Snakefile"),
             "--directory", str(out), "--cores", str(jobs), "--nolock", "--rerun-incomplete",
-            "--keep-going", "--quiet", "rules", "progress", "host", "--config",
-            workflow.to_jobs(call)], surroundings(out))
+            "--keep-going", "--logger", "mvh", "--config", workflow.to_jobs(call)],
+           _with_console(surroundings(out)))
+
+
+def _with_console(env: Mapping[str, str]) -> dict[str, str]:
+    """An environment in which Snakemake finds the plugin that prints a line for each job."""
+    paths = [str(home() / "workflow"), *filter(None, [env.get("PYTHONPATH")])]
+    return {**env, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def tour(given: Mapping[str, str]) -> int:
@@ -183,12 +189,12 @@ def _wait_for_others(run: Path) -> None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        holder = os.read(handle, 20).decode(errors="replace") or "unknown"
+        holder = os.read(handle, 300).decode(errors="replace") or "unknown"
         print(f"waiting for process {holder}, which still runs this profile in {run}",
               file=sys.stderr, flush=True)
         fcntl.flock(handle, fcntl.LOCK_EX)
     os.truncate(handle, 0)
-    os.pwrite(handle, str(os.getpid()).encode(), 0)
+    os.pwrite(handle, artifacts.this_process().encode(), 0)
     os.set_inheritable(handle, True)
 
 

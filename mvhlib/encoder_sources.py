@@ -7,7 +7,8 @@ are, how a tile becomes their input, how their output is read, and who says so. 
 more is an encoder more. A licence or a gate on which its sources differ is ``unclear``.
 
 ``python:path/file.py:function`` is a function of the user's own. A relative path starts at the
-profile's folder where the file is there, else at the clone.
+profile's folder where the file is there, else at the clone. ``features:folder`` is a folder below
+DATA of features that somebody else computed (`mvhlib.slide_features`).
 """
 
 import ast
@@ -24,6 +25,8 @@ from mvhlib.artifacts import InputError, check_file, one_line, reading, safe_pat
 from mvhlib.places import home, resolve
 
 PYTHON = "python:"
+#: A folder of features of slides that somebody else computed: nothing is embedded.
+FEATURES = "features:"
 #: Sources whose weights, where they have any, no notebook of ours makes.
 FOREIGN = (PYTHON, "timm:", "hf-hub:")
 #: EfficientNet-Lite0 with ImageNet's weights, from the package registry.
@@ -127,6 +130,11 @@ def trained_by(source: str, weights: str, encoder: str) -> tuple[str, str]:
     if method not in made_by or brings_weights(source):
         return "", ""
     return made_by[method], f"{method}-{built_on}" if built_on else encoder
+
+
+def learned_expression(weights: str) -> bool:
+    """Whether an encoder's weights come from a method that was trained on expression."""
+    return weights.partition(":")[0] in ("mmap", "cmrcnet")
 
 
 def python_file(source: str, folder: str | os.PathLike | None = None) -> tuple[Path, str]:

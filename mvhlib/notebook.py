@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from mvhlib import answers, artifacts, phrases
+from mvhlib import answers, artifacts, freshness, phrases
 from mvhlib.artifacts import InputError
 from mvhlib.parameters import check, check_seed
 from mvhlib.places import choose_device, home, resolve
@@ -48,6 +48,10 @@ LARGEST_FIGURE_KB = 500
 DPI = {"png": (300, 200), "svg": (150, 100, 72)}
 #: Profiles whose figures git ignores; their pictures may be larger.
 UNCOMMITTED = ("demo", "test")
+#: Columns and rows of a table on screen.
+SHOWN = (8, 16)
+#: What libraries say of themselves: category, and how the message begins.
+QUIET = ((SyntaxWarning, ".* is not a valid key!"),)
 #: Packages whose versions can change a number.
 PACKAGES = ("anndata", "h5py", "lifelines", "matplotlib", "numpy", "pandas", "papermill", "pillow",
             "scanpy", "scikit-image", "scikit-learn", "scipy", "seaborn", "squidpy", "torch")
@@ -194,7 +198,7 @@ class Run:
 
     @property
     def device(self) -> str:
-        """``cpu`` or ``cuda``; see `mvhlib.places.choose_device`."""
+        """``cpu``, ``cuda`` or ``mps``; see `mvhlib.places.choose_device`."""
         return choose_device(self.parameters["device"], where=self.name)
 
     @property
@@ -410,14 +414,14 @@ class Run:
         import torch
 
         source = self.home / "notebooks" / f"{self.name}.ipynb"
-        modules = {name: artifacts.sha256_file(module.__file__)
+        modules = {name: freshness.code_sha256(Path(module.__file__))
                    for name, module in sorted(sys.modules.items())
                    if name.split(".")[0] == "mvhlib" and getattr(module, "__file__", None)}
         return {
             "parameters": {key: value for key, value in self.parameters.items()
                            if key not in ("out", "data")},
             "inputs": dict(sorted(self.inputs.items())),
-            "notebook": artifacts.sha256_file(source) if source.exists() else None,
+            "notebook": freshness.code_sha256(source) if source.exists() else None,
             "modules": modules,
             "versions": {"python": platform.python_version()} | {
                 package: _version(package) for package in PACKAGES},
@@ -466,8 +470,37 @@ def begin(name: str, namespace: dict[str, Any]) -> Run:
     from mvhlib import plots
 
     plots.set_style()
+    set_tables()
     print(f"{run.stem}: profile {run.profile}, seed {run.seed}, device {run.device}")
     return run
+
+
+def set_tables() -> None:
+    """Show tables as a page can hold them: `SHOWN` columns and rows, three digits; files keep all.
+
+    Warnings that a reader can do nothing about, of libraries about themselves, are not shown.
+    """
+    import warnings
+
+    import pandas as pd
+
+    n_columns, n_rows = SHOWN
+    pd.set_option("display.max_columns", n_columns, "display.max_rows", n_rows,
+                  "display.min_rows", n_rows, "display.width", 100, "display.max_colwidth", 60,
+                  "display.float_format", three_digits)
+    for category, message in QUIET:
+        warnings.filterwarnings("ignore", category=category, message=message)
+
+
+def three_digits(value: float) -> str:
+    """A number as a table shows it.
+
+    Examples
+    --------
+    >>> [three_digits(value) for value in (0.12345, 3897.4, -0.00004, 2.0)]
+    ['0.123', '3,897', '-4e-05', '2']
+    """
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.3g}"
 
 
 def show_errors_in_one_line() -> None:

@@ -95,23 +95,30 @@ def listed(items: Iterable[Any], most: int = 6) -> str:
 
 
 def span(values: Sequence[float], digits: int = 0) -> str:
-    """The range of some values, as one number where they are alike.
+    """The range of those values that are numbers, as one number where they are alike.
 
     Examples
     --------
-    >>> span([3, 3]), span([1, 2.6])
-    ('3', '1 to 3')
+    >>> span([3, 3]), span([1, 2.6, float("nan")]), span([])
+    ('3', '1 to 3', 'not known')
     """
+    values = [value for value in values if math.isfinite(value)]
+    if not values:
+        return "not known"
     ends = [f"{value:,.{digits}f}" for value in (min(values), max(values))]
     return ends[0] if ends[0] == ends[1] else " to ".join(ends)
 
 
-def on(run: Any) -> str:
-    """How a sentence opens: that data are synthetic and one seed was run; else nothing.
+def on(run: Any, text: str) -> str:
+    """A sentence that says first whether its data are synthetic; else it begins with a capital.
 
     Parameters
     ----------
     run
         The `mvhlib.notebook.Run`.
+    text
+        Begins as inside a sentence: ``hand-made predicts ...``.
     """
-    return "On synthetic data, one seed: " if run.is_synthetic else ""
+    if run.is_synthetic:
+        return f"On synthetic data, one seed: {text}"
+    return text[:1].upper() + text[1:]

@@ -77,6 +77,11 @@ def keyed_generator(seed: int, step: int = 0, index: int = 0,
 # many processes
 
 
+def as_double(x: Tensor) -> Tensor:
+    """`x` in float64, where it is; on the CPU where its device has no such numbers (Apple's)."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
+
+
 def is_distributed() -> bool:
     """Whether more than one process takes part."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
@@ -536,10 +541,16 @@ class StopSignal:
 
 @contextlib.contextmanager
 def stop_on_signal() -> Iterator[StopSignal]:
-    """Catch SIGTERM and SIGINT while the block runs; a second one kills as usual."""
+    """Catch SIGTERM and SIGINT while the block runs; a second SIGINT kills as usual.
+
+    A second SIGTERM is no haste: a scheduler signals every process of a job, and a launcher passes
+    it on to its workers, so that each of them is told twice.
+    """
     wish = StopSignal()
 
     def note(number: int, _frame: Any) -> None:
+        if wish.received and number == signal.SIGTERM:
+            return
         if wish.received:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)

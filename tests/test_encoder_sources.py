@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mvhlib import artifacts, encoder_sources, features, workflow
 from mvhlib.artifacts import InputError, sha256_file
@@ -977,6 +978,47 @@ def test_apples_gpu_is_asked_for_by_name(monkeypatch):
 
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert choose_device("mps") == "mps"
+    from mvhlib.dino.config import Config
+
+    assert Config(device="mps").device == "mps"
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(InputError, match="mps is wanted and none is seen"):
         create_encoder("handmade", device="mps")
+
+
+class _NoFloat64(TorchDispatchMode):
+    """A device without float64, as Apple's GPU is."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        for each in made if isinstance(made, tuple | list) else [made]:
+            if isinstance(each, torch.Tensor) and each.dtype == torch.float64:
+                raise TypeError(f"{function} made float64")
+        return made
+
+
+@pytest.mark.parametrize("source", ["handmade", "vit12_micro_patch8_64",
+                                    "mvhybrid_micro_patch8_64"])
+def test_encoders_need_no_float64(source):
+    weights = {} if source == "handmade" else {"weights": "random", "pool": "cls+mean+std"}
+    encoder = create_encoder(source, **weights)
+    tiles = np.random.default_rng(0).integers(0, 255, (2, 64, 64, 3), dtype=np.uint8)
+    wanted = encoder.encode(tiles)
+    with _NoFloat64():
+        np.testing.assert_array_equal(encoder.encode(tiles), wanted)
+
+
+def test_numbers_of_a_device_without_float64_go_through_the_cpu():
+    from mvhlib.training import as_double
+
+    class OnApple:
+        device = torch.device("mps")
+
+        def cpu(self):
+            return torch.ones(3)
+
+        def double(self):
+            raise TypeError("Cannot convert a MPS Tensor to float64")
+
+    assert as_double(OnApple()).dtype == torch.float64
+    assert as_double(torch.ones(2)).dtype == torch.float64

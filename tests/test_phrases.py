@@ -31,6 +31,7 @@ def test_a_sentence_on_synthetic_data_says_so():
     class Run:
         is_synthetic = True
 
-    assert phrases.on(Run()).startswith("On synthetic data")
+    assert phrases.on(Run(), "hand-made reaches 0.3.") == (
+        "On synthetic data, one seed: hand-made reaches 0.3.")
     Run.is_synthetic = False
-    assert phrases.on(Run()) == ""
+    assert phrases.on(Run(), "hand-made reaches 0.3.") == "Hand-made reaches 0.3."

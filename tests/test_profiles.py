@@ -177,20 +177,6 @@ def test_what_cannot_be_read_is_one_line(tmp_path, capsys, make, problem):
     assert status == 2 and said.count("\n") == 1 and problem in said
 
 
-def test_flat_files_of_geo_are_told_and_not_run(tmp_path, params, capsys):
-    data = tmp_path / "data"
-    data.mkdir()
-    for name in ("GSM1_a_filtered_feature_bc_matrix.h5", "GSM1_a_tissue_positions_list.csv",
-                 "GSM1_a_scalefactors_json.json", "GSM2_b_filtered_feature_bc_matrix.h5"):
-        (data / name).write_bytes(b"x")
-    status, said, _ = doctor(data, capsys)
-    assert status == 0 and "2 sections" in said
-    assert ("mv GSM1_a_tissue_positions_list.csv GSM1_a/spatial/tissue_positions_list.csv"
-            in said.replace("  ", " "))
-    assert profile(data, params) == 2
-    assert capsys.readouterr().err.count("\n") == 1 and not list(params.iterdir())
-
-
 def write_classes(root, n=3):
     """Images in a folder per class, nobody's."""
     for label, colour in (("LYM", (120, 80, 160)), ("TUM", (200, 120, 170))):

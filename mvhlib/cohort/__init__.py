@@ -34,6 +34,8 @@ SOURCES = {
     "visium_hd": "mvhlib.cohort.visium:read_hd",
     "xenium": "mvhlib.cohort.visium:read_xenium",
     "segmented": "mvhlib.cohort.segmented:read",
+    "xenium_cells": "mvhlib.cohort.xenium_cells:read",
+    "flat": "mvhlib.cohort.flat:read",
     "hest": "mvhlib.cohort.hest:read",
     "joined": "mvhlib.cohort.joined:read",
     "run": "mvhlib.cohort.base:read_run",
@@ -50,16 +52,16 @@ def read(source: str, path: str | Path | None = None, *, seed: int | None = None
     ----------
     source
         One of `SOURCES`: ``synthetic``, ``her2st``, ``mob``, ``legacy_st``, ``visium``,
-        ``visium_hd``, ``segmented``, ``xenium``, ``hest``, ``h5ad``, ``spatialdata``,
-        ``joined`` for several of them as one cohort, or ``run`` for the cohort folder that a run
-        wrote.
+        ``visium_hd``, ``segmented``, ``xenium``, ``xenium_cells``, ``flat``, ``hest``,
+        ``h5ad``, ``spatialdata``, ``joined`` for several of them as one cohort, or ``run`` for the
+        cohort folder that a run wrote.
     path
         Directory of the data set; the synthetic source takes the folder that it writes into.
     seed
         Of the synthetic source; real tissue has none, and the others ignore it.
     keep
-        Folder for images that lie inside files of counts (``h5ad``, ``spatialdata``): the run's
-        cohort folder; the other sources ignore it.
+        Folder for images that lie inside files of counts (``h5ad``, ``spatialdata``) or are packed
+        (``flat``): the run's cohort folder; the other sources ignore it.
     options
         Passed to the reader.
 

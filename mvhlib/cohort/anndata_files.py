@@ -6,7 +6,9 @@ what                how it is read
 files               ``*.h5ad`` in the directory and in its folders, each a section; hidden ones are
                     passed over
 counts              ``layers["counts"]``, else X, else ``raw.X``: the first that holds whole numbers
-places              ``obsm["spatial"]``, centres (x, y) in pixels of the full image
+genes               ``var_names``; a symbol of several genes is numbered by ``var["gene_ids"]``
+places              ``obsm["spatial"]``, centres (x, y) in pixels of the full image; else the
+                    columns `PLACES` of obs. Spots of ``obs["in_tissue"]`` 0 are left out
 image               a file with the section's name beside it, or the column ``image`` of the table:
                     the full image. Else ``uns["spatial"][...]["images"]``, ``hires`` before
                     ``lowres``, with its scale factor; it is copied into the run's cohort folder
@@ -20,6 +22,8 @@ owners              ``samples.csv``: section, study, patient, optionally specime
 A folder that 01_cohort wrote is read as `mvhlib.cohort.base.read_run` does.
 """
 
+import logging
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +42,7 @@ from mvhlib.cohort.base import (
     check_sparse,
     read_run,
 )
+from mvhlib.cohort.feature_matrix import told_apart
 from mvhlib.cohort.visium import PITCH_UM, SPOT_UM, array_kind, measure_mpp, samples_table
 from mvhlib.cohort.visium import POSITION_COLUMNS as _POSITIONS
 from mvhlib.places import resolve
@@ -46,7 +51,12 @@ from mvhlib.tiles.slides import open_slide
 if TYPE_CHECKING:
     from anndata import AnnData
 
+log = logging.getLogger(__name__)
+
 IMAGE_SUFFIXES = (".tif", ".tiff", ".svs", ".ndpi", ".jpg", ".jpeg", ".png", ".webp")
+#: Columns of ``obs`` that hold centres (x, y) [px] without doubt: Space Ranger's, and Seurat's.
+PLACES = (("pxl_col_in_fullres", "pxl_row_in_fullres"), ("imagecol", "imagerow"))
+_UNCLEAR = re.compile(r"(pixel_?)?[xy](_?(pixel|coord\w*|centroid))?")
 #: Columns of ``obs`` that name an owner, by what they name.
 OWNERS = {"study": ("study", "dataset"),
           "patient": ("patient", "patient_id", "donor", "donor_id", "subject", "individual")}
@@ -268,6 +278,7 @@ def raw_counts(stored: "AnnData", path: Path) -> "AnnData":
     from anndata import AnnData
     from scipy import sparse
 
+    _place(stored, path)
     check_places(stored, path)
     raw = stored.raw
     places = {'layers["counts"]': (stored.layers.get("counts"), stored.var_names),
@@ -282,7 +293,7 @@ def raw_counts(stored: "AnnData", path: Path) -> "AnnData":
         values = np.asarray(matrix.data if hasattr(matrix, "indptr") else matrix)
         if values.dtype.kind in "iufb" and np.isfinite(values).all() and (values >= 0).all() and (
                 values == np.round(values)).all():
-            taken = matrix, genes
+            taken = matrix, _genes(genes, stored if raw is None or where != "raw.X" else raw)
             break
     if taken is None:
         raise InputError(path, "counts", "are in none of " + ", ".join(
@@ -296,9 +307,48 @@ def raw_counts(stored: "AnnData", path: Path) -> "AnnData":
     adata.layers["counts"] = sparse.csr_matrix(matrix).astype(np.int32)
     adata.X = adata.layers["counts"].copy()
     adata.obsm["spatial"] = np.asarray(stored.obsm["spatial"], dtype=np.float64)
+    adata = _on_tissue(adata, stored, path)
     if isinstance(stored.uns.get("spatial"), Mapping):
         adata.uns["spatial"] = stored.uns["spatial"]
     return adata
+
+
+def _place(stored: "AnnData", path: Path) -> None:
+    """Put centres into ``obsm["spatial"]`` where columns of obs say them and leave no doubt."""
+    if "spatial" in stored.obsm:
+        return
+    for pair in PLACES:
+        if set(pair) <= set(stored.obs):
+            stored.obsm["spatial"] = np.column_stack([
+                pd.to_numeric(stored.obs[column], errors="coerce") for column in pair])
+            return
+    unclear = [column for column in stored.obs if _UNCLEAR.fullmatch(str(column).lower())]
+    if unclear:
+        raise InputError(path, 'obsm["spatial"]', f"is missing, and obs has {unclear[:4]}, of "
+                         "which nobody says that x runs along the image's width",
+                         "look at them on the image, and store centres as (x, y) [px]: "
+                         'adata.obsm["spatial"] = adata.obs[[x, y]].to_numpy()')
+
+
+def _genes(names: pd.Index, of: Any) -> pd.Index:
+    """Names of genes; symbols that stand twice, as scanpy leaves them, are told apart by ids."""
+    if names.is_unique or "gene_ids" not in of.var:
+        return names
+    return told_apart(names, of.var["gene_ids"])
+
+
+def _on_tissue(adata: "AnnData", stored: "AnnData", path: Path) -> "AnnData":
+    """Without spots that ``obs["in_tissue"]`` puts beside the tissue."""
+    if "in_tissue" not in stored.obs:
+        return adata
+    said = pd.to_numeric(stored.obs["in_tissue"], errors="coerce").to_numpy(float)
+    if not np.isin(said, (0, 1)).all() or said.all():
+        return adata
+    if not said.any():
+        raise InputError(path, "in_tissue", "no spot lies on tissue", "correct in_tissue")
+    log.warning("%s: %d of %d spots lie beside the tissue (in_tissue 0) and are left out", path,
+                int((said == 0).sum()), len(said))
+    return adata[said == 1].copy()
 
 
 def picture_inside(adata: "AnnData", name: str, path: Path) -> Picture | None:
@@ -309,7 +359,8 @@ def picture_inside(adata: "AnnData", name: str, path: Path) -> Picture | None:
     InputError
         If there are several libraries, or an image is none or has no scale factor.
     """
-    libraries = adata.uns.pop("spatial", {})
+    libraries = {key: library for key, library in adata.uns.pop("spatial", {}).items()
+                 if isinstance(library, Mapping)}  # the schema of CELLxGENE adds a flag beside them
     if not libraries:
         return None
     library = libraries.get(name)

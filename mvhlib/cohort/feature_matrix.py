@@ -146,6 +146,21 @@ class GeneNames:
         return named
 
 
+def told_apart(symbols: pd.Index, ids: pd.Series | None) -> pd.Index:
+    """Symbols with a suffix where one repeats: the lowest Ensembl id keeps it.
+
+    Without ids the order of the file decides.
+    """
+    from anndata.utils import make_index_unique
+
+    if symbols.is_unique or ids is None or ids.isna().any():
+        return make_index_unique(symbols)
+    order = np.argsort(ids.astype(str).to_numpy(), kind="stable")
+    names = np.empty(len(symbols), dtype=object)
+    names[order] = make_index_unique(symbols[order])
+    return pd.Index(names)
+
+
 def _is_gene(features: pd.DataFrame, path: Path) -> np.ndarray:
     if "feature_types" not in features:
         return np.ones(len(features), dtype=bool)

@@ -72,6 +72,7 @@ from mvhlib.cohort.base import (
     present,
     section_list,
 )
+from mvhlib.cohort.feature_matrix import told_apart
 from mvhlib.cohort.pseudospots import is_control
 from mvhlib.places import resolve
 from mvhlib.tiles.slides import open_slide
@@ -437,7 +438,7 @@ def _load(sample: _Sample, mpp: float | None, ref: ImageRef | None,
     adata = anndata.AnnData(obs=obs.copy(), var=pd.DataFrame(index=stored.var_names.astype(str)))
     adata.obs_names = adata.obs_names.astype(str)
     # Two Ensembl ids may share a symbol.
-    adata.var_names = _told_apart(adata.var_names, stored.var.get("gene_ids"))
+    adata.var_names = told_apart(adata.var_names, stored.var.get("gene_ids"))
     with reading(path, "X", fix="HEST's files hold raw counts there"):
         adata.layers["counts"] = sparse.csr_matrix(stored.X)
     check_counts(adata, path)
@@ -469,21 +470,6 @@ def _is_control(genes: pd.Index) -> np.ndarray:
     """Controls of the platform; HEST's own test is a substring, which catches a few more."""
     named = pd.Series(genes.astype(str)).str.contains("BLANK|Control", regex=True).to_numpy()
     return is_control(genes) | named
-
-
-def _told_apart(symbols: pd.Index, ids: pd.Series | None) -> pd.Index:
-    """Symbols with a suffix where one repeats: the lowest Ensembl id keeps it.
-
-    Without ids the order of the file decides.
-    """
-    from anndata.utils import make_index_unique
-
-    if symbols.is_unique or ids is None or ids.isna().any():
-        return make_index_unique(symbols)
-    order = np.argsort(ids.astype(str).to_numpy(), kind="stable")
-    names = np.empty(len(symbols), dtype=object)
-    names[order] = make_index_unique(symbols[order])
-    return pd.Index(names)
 
 
 def _lattice(sample: _Sample, technology: str, centers: np.ndarray, mpp: float | None

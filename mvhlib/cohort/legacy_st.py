@@ -12,16 +12,17 @@ file formats.
 ==================  ================================================================================
 what                how it is read
 ==================  ================================================================================
-tables              tab-separated; UTF-8 or UTF-16 with byte order mark; packed by gzip or not,
-                    whatever the ending says; the header may lack the corner, as R writes it; other
-                    ragged rows are refused
+tables              apart by tabs, or by commas; UTF-8 or UTF-16 with byte order mark; packed by
+                    gzip or not, whatever the ending says; the header may lack the corner, as R
+                    writes it; other ragged rows are refused
 counts              one row per spot, one column per gene; a header is asked for, names once each;
                     whole numbers, not all 0
 doubled genes       refused, since nothing tells which is which; the source ``legacy_st`` sums them
                     where it is asked to
 index of counts     ``10x13``; ``9.97x13.04``, as the ST pipeline aligns them, is rounded where
                     there is a spot file
-spot file           x, y, pixel_x, pixel_y: finite numbers; selected: 0 and 1, or TRUE and FALSE
+spot file           x, y, pixel_x, pixel_y (or rows ``XxY`` with X, Y [px]): finite numbers;
+                    selected: 0 and 1, or TRUE and FALSE
 positions           pixels must follow array positions by one map, its steps equally long within a
                     quarter; else they are of another image
 scale               measured from the spots; a stated one must agree within a tenth
@@ -82,8 +83,10 @@ STAGGERED_PITCH_UM = PITCH_UM / 2**0.5
 SPOT_UM = 100.0
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp")
-TABLE_SUFFIXES = (".tsv.gz", ".tsv", ".txt.gz", ".txt")
+TABLE_SUFFIXES = (".tsv.gz", ".tsv", ".txt.gz", ".txt", ".csv.gz", ".csv")
 SPOT_COLUMNS = ("x", "y", "pixel_x", "pixel_y")
+#: Names, in lower case, of the two columns of a spot file whose rows are called by array positions.
+PIXEL_PAIRS = (("pixel_x", "pixel_y"), ("x", "y"))
 #: Bytes of the largest table, unpacked: 1,934 spots of 40,000 genes have half of it.
 LARGEST_TABLE = 400 * 2**20
 #: Farthest array position and pixel; the arrays have 35 positions a side.
@@ -246,6 +249,7 @@ def read_lines(path: Path) -> list[str]:
         lines.pop()
     if not lines:
         raise InputError(path, "table", "is empty", "copy it again from its source")
+    lines = with_tabs(lines)
     if len(lines) > 1:
         cells = [line.count("\t") + 1 for line in lines]
         usual = cells[1]
@@ -256,6 +260,16 @@ def read_lines(path: Path) -> list[str]:
                              f"has {usual}", "it is probably cut off or was edited: copy it again "
                              "from its source")
     return lines
+
+
+def with_tabs(lines: list[str]) -> list[str]:
+    """Lines of a table whose cells are apart by commas, with tabs; others as they are."""
+    first = lines[:2]
+    commas = [line.count(",") for line in first]
+    if any("\t" in line for line in first) or len(first) < 2 or commas[1] < 2 or \
+            commas[1] - commas[0] not in (0, 1):
+        return lines
+    return [line.replace(",", "\t") for line in lines]
 
 
 def read_table(path: Path, **options) -> pd.DataFrame:
@@ -398,7 +412,7 @@ def read_spots(path: Path) -> pd.DataFrame:
         share an array position.
     """
     path = Path(path)
-    table = read_table(path)
+    table = _named_spots(read_table(path))
     missing = [column for column in SPOT_COLUMNS if column not in table.columns]
     if missing:
         raise InputError(path, "columns", f"lacks {missing}; has {list(table.columns)}",
@@ -424,6 +438,36 @@ def read_spots(path: Path) -> pd.DataFrame:
         raise InputError(path, "x, y", f"two spots share an array position, for example {twice}",
                          "keep one row per array position")
     return spots
+
+
+def _named_spots(table: pd.DataFrame) -> pd.DataFrame:
+    """A table whose rows are called ``XxY`` and hold two columns of pixels, under our names.
+
+    He et al., Nature Biomedical Engineering 4, 827 (2020), published theirs so.
+    """
+    if set(SPOT_COLUMNS) <= set(table.columns) or not 2 <= table.shape[1] <= 3:
+        return table
+    if table.shape[1] == 3:
+        table = table.set_index(table.columns[0])
+    pixels = {str(column).lower(): column for column in table.columns}
+    parts = [re.fullmatch(POSITION, str(name)) for name in table.index]
+    pair = next((pair for pair in PIXEL_PAIRS if set(pair) <= set(pixels)), None)
+    if pair is None or not parts or not all(parts):
+        return table
+    return pd.DataFrame({"x": [part[1] for part in parts], "y": [part[2] for part in parts],
+                         "pixel_x": table[pixels[pair[0]]].to_numpy(),
+                         "pixel_y": table[pixels[pair[1]]].to_numpy()})
+
+
+def is_spots(lines: list[str]) -> bool:
+    """Whether the first two lines of a table are those of a spot file."""
+    if len(lines) < 2:
+        return False
+    header, row = ([cell.strip().strip('"') for cell in line.split("\t")]
+                   for line in with_tabs(lines[:2]))
+    return set(SPOT_COLUMNS) <= set(header) or (
+        len(row) == 3 and bool(re.fullmatch(POSITION, row[0]))
+        and any(set(pair) == {cell.lower() for cell in header[-2:]} for pair in PIXEL_PAIRS))
 
 
 def _yes_or_no(path: Path, column: pd.Series) -> np.ndarray:

@@ -71,13 +71,12 @@ COUNT_FILES = ("filtered_feature_bc_matrix.h5", "filtered_feature_bc_matrix",
 POSITION_FILES = ("tissue_positions.csv", "tissue_positions.parquet", "tissue_positions_list.csv",
                   "tissue_positions.csv.gz", "tissue_positions_list.csv.gz")
 TRANSCRIPT_FILES = ("transcripts.parquet", "transcripts.csv.gz", "transcripts.csv")
-#: Ends of the names that GEO's submitters put a prefix before.
-_FLAT = re.compile(r".+[_.-](filtered|raw)_feature_bc_matrix(\.h5|\.tar\.gz)?$|"
-                   r".+[_.-](matrix\.mtx|features\.tsv|barcodes\.tsv|scalefactors_json\.json|"
-                   r"tissue_positions(_list)?\.(csv|parquet)|transcripts\.(csv|parquet))(\.gz)?$")
-_FLAT_OWN = re.compile(r"(filtered|raw)_feature_bc_matrix|matrix\.mtx|features\.tsv|barcodes\.tsv|"
-                       r"scalefactors_json|tissue_positions|tissue_hires|tissue_lowres|"
-                       r"transcripts\.")
+#: Of Xenium's cells: read by `mvhlib.cohort.xenium_cells` where no transcripts are at hand.
+CELL_MATRICES = ("cell_feature_matrix.h5", "cell_feature_matrix")
+CELL_TABLES = ("cells.parquet", "cells.csv.gz", "cells.csv")
+#: Ends of the names of files that `mvhlib.cohort.flat` reads where they lie loose.
+_LOOSE = re.compile(r".+((filtered|raw)_feature_bc_matrix\.h5|(matrix\.mtx|scalefactors_json\.json|"
+                    r"tissue_positions(_list)?\.(csv|parquet)|transcripts\.(csv|parquet))(\.gz)?)$")
 _COPY_SPATIAL = "copy spatial/ of the Space Ranger output as a whole"
 _TRUNCATED = "it is probably truncated: copy it again from its source"
 
@@ -237,7 +236,9 @@ def first_of(folder: Path, names: tuple[str, ...]) -> Path | None:
 
 
 def _is_visium(folder: Path) -> bool:
-    return first_of(folder, COUNT_FILES) is not None and (folder / "spatial").is_dir()
+    spatial = folder / "spatial"
+    packed = spatial / "scalefactors_json.json.gz"  # one by one, as GEO does: mvhlib.cohort.flat
+    return first_of(folder, COUNT_FILES) is not None and spatial.is_dir() and not packed.exists()
 
 
 def _is_spots(folder: Path) -> bool:
@@ -256,15 +257,21 @@ def _is_xenium(folder: Path) -> bool:
     return first_of(folder, TRANSCRIPT_FILES) is not None
 
 
+def _is_cells(folder: Path) -> bool:
+    return not _is_xenium(folder) and first_of(folder, CELL_MATRICES) is not None \
+        and first_of(folder, CELL_TABLES) is not None
+
+
 #: Source -> what a folder of its output looks like.
 PLATFORMS = {"visium": _is_spots, "visium_hd": _has_bins, "xenium": _is_xenium,
+             "xenium_cells": _is_cells,
              "segmented": lambda folder: (folder / "segmented_outputs").is_dir()}
 
 
 def _levels(root: Path) -> list[list[Path]]:
-    """`root`, the folders in it, and those in them; hidden ones are no data."""
+    """`root`, the folders in it, in them, and in these; hidden ones are no data."""
     levels = [[root]]
-    for _ in range(2):
+    for _ in range(3):
         levels.append([folder for above in levels[-1] for folder in sorted(above.glob("*/"))
                        if not folder.name.startswith(".")])
     return levels
@@ -295,18 +302,8 @@ def outputs(path: str | Path, source: str) -> dict[str, Path]:
     return _outputs(path, PLATFORMS[source], source)
 
 
-def flat_files(path: str | Path) -> dict[Path, str]:
-    """File -> prefix of those whose names have one before the platform's own, as GEO has them."""
-    found = {}
-    for file in sorted(Path(path).iterdir()):
-        own = _FLAT_OWN.search(file.name)
-        if own and own.start() and not file.name.startswith("."):
-            found[file] = file.name[:own.start()].rstrip("_.-")
-    return found
-
-
 def _outputs(root: Path, accept: Callable[[Path], bool], source: str) -> dict[str, Path]:
-    """Output folders at `root`, one or two levels below; named after the folder, not ``outs``."""
+    """Output folders at `root`, up to three levels below; named after the folder, not ``outs``."""
     if not root.is_dir():
         raise InputError(root, "data", "is not a directory", "pass an output folder")
     levels = _levels(root)
@@ -331,20 +328,17 @@ def _what_else(levels: list[list[Path]], source: str) -> tuple[str, str]:
     """What stands there instead of an output of `source`, and what to do."""
     for other, accept, what in (("visium_hd", _has_bins, "bins of Visium HD"),
                                 ("visium", _is_spots, "spots of Visium"),
-                                ("xenium", _is_xenium, "transcripts of Xenium")):
+                                ("xenium", _is_xenium, "transcripts of Xenium"),
+                                ("xenium_cells", _is_cells, "cells of Xenium")):
         found = next((folder for level in levels for folder in level if accept(folder)), None)
         if other != source and found is not None:
             return f"holds {what} ({found})", f"read it with source {other}"
     folders = [folder for level in levels for folder in level]
     files = [path for folder in folders[:200] for path in sorted(folder.iterdir())
              if not path.name.startswith(".")]
-    flat = next((path for path in files if _FLAT.fullmatch(path.name)), None)
-    if flat is not None:
-        return (f"holds {flat.name}, whose name has a prefix",
-                "make a folder for each section and put its files there under Space Ranger's own "
-                "names: filtered_feature_bc_matrix.h5 (or a folder of that name with matrix.mtx.gz,"
-                " features.tsv.gz, barcodes.tsv.gz) and spatial/ with tissue_positions_list.csv, "
-                "scalefactors_json.json and tissue_hires_image.png")
+    if any(_LOOSE.search(path.name) for path in files):
+        return ("holds files of a platform that lie loose, with a prefix or without",
+                "read them with source flat")
     packed = next((path for path in files if path.name.endswith((".tar", ".tar.gz", ".zip"))),
                   None)
     if packed is not None:
@@ -1079,26 +1073,42 @@ def _check_he(path: Path, mpp: float) -> None:
                "pass mpp= of the H&E image that he_x and he_y speak of")
 
 
+def xenium_image(name: str, folder: Path, root: Path, row: dict[str, Any]) -> tuple[
+        Path | None, float | None, Callable[[np.ndarray], np.ndarray]]:
+    """H&E image of an output, its scale [µm/px], and what carries µm of the output into it.
+
+    Without an alignment there is no image, and places stay in µm.
+    """
+    image, mpp, px_um = _full_image(row, root) if "image" in row else None, row.get("mpp"), \
+        _xenium_px_um(folder)
+    if "alignment" not in row:
+        if image is not None:
+            log.warning("%s: places in um cannot be carried into the image without an alignment; "
+                        "the section is expression-only", name)
+        return None, mpp, lambda um: um
+    to_morphology = _read_alignment(root / str(row["alignment"]))
+    to_he = np.linalg.inv(to_morphology)
+    aligned = float(px_um * abs(np.linalg.det(to_morphology[:2, :2])) ** 0.5)
+    _agree(mpp, aligned, root / str(row["alignment"]), "mpp", "the alignment says",
+           "leave mpp out, or export the alignment of this image")
+
+    def to_pixels(um: np.ndarray) -> np.ndarray:
+        return (np.column_stack([um / px_um, np.ones(len(um))]) @ to_he.T)[:, :2]
+
+    return image, mpp or aligned, to_pixels
+
+
 def _xenium_section(name: str, folder: Path, root: Path, row: dict[str, Any], spot_um: float,
                     min_counts: int, min_qv: float) -> Section:
     path = check_file(first_of(folder, TRANSCRIPT_FILES))
-    image = _full_image(row, root) if "image" in row else None
     he = {"he_x", "he_y"} <= set(_columns(path))
-    mpp, to_he, px_um = row.get("mpp"), None, _xenium_px_um(folder)
-    if he and not mpp:
-        raise InputError(path, "mpp", "he_x and he_y are pixels of unknown size",
-                         "pass mpp= of the H&E image in micrometres per pixel")
-    if not he and "alignment" in row:
-        to_morphology = _read_alignment(root / str(row["alignment"]))
-        to_he = np.linalg.inv(to_morphology)
-        aligned = float(px_um * abs(np.linalg.det(to_morphology[:2, :2])) ** 0.5)
-        _agree(mpp, aligned, root / str(row["alignment"]), "mpp", "the alignment says",
-               "leave mpp out, or export the alignment of this image")
-        mpp = mpp or aligned
-    elif not he and image is not None:
-        log.warning("%s: transcripts cannot be placed on the image without an alignment; the "
-                    "section is expression-only", name)
-        image = None
+    if he:
+        image, mpp = _full_image(row, root) if "image" in row else None, row.get("mpp")
+        if not mpp:
+            raise InputError(path, "mpp", "he_x and he_y are pixels of unknown size",
+                             "pass mpp= of the H&E image in micrometres per pixel")
+    else:
+        image, mpp, to_pixels = xenium_image(name, folder, root, row)
 
     def load() -> "AnnData":
         columns = ("he_x", "he_y") if he else ("x_location", "y_location")
@@ -1114,13 +1124,8 @@ def _xenium_section(name: str, folder: Path, root: Path, row: dict[str, Any], sp
                              "lower min_counts or min_qv")
         adata = pseudospots.to_adata(counts, cells, pd.DataFrame(index=pd.Index(genes)), spot_um)
         centre = (cells + 0.5) * spot_um
-        if he:
-            adata.obsm["spatial"] = centre / mpp
-        elif to_he is not None:
-            pixels = np.column_stack([centre / px_um, np.ones(len(centre))])
-            adata.obsm["spatial"] = (pixels @ to_he.T)[:, :2]
-        else:
-            adata.obsm["spatial"] = centre
+        adata.obsm["spatial"] = centre / mpp if he else to_pixels(centre)
+        if not he and "alignment" not in row:
             adata.uns["lattice"]["coordinates"] = "um"
         adata.uns["join"] = {"n_transcripts": len(table), "n_control_transcripts": n_controls,
                              "n_pseudospots": len(cells)}

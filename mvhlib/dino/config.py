@@ -35,7 +35,7 @@ class Config:
     out: str = "."                 # where runs/ is; relative paths start at the clone
     data: str = ""                 # the data set's directory
     seed: int = 0
-    device: str = "auto"           # auto, cpu or cuda
+    device: str = "auto"           # auto, cpu, cuda or mps
     encoder: str = "vit12-dino"    # slug: the encoder's folder, runs/<profile>/encoders/<encoder>
     folder: str = ""               # another folder for the encoder
     tiles: str = ""                # folder or file of tiles, images, slides; empty: runs/<profile>
@@ -122,7 +122,7 @@ class Config:
     more: dict = field(default_factory=dict)  # further settings by name, see `read_settings`
 
     def __post_init__(self) -> None:
-        choices = {"device": ("auto", "cpu", "cuda"), "precision": tuple(DTYPES),
+        choices = {"device": ("auto", "cpu", "cuda", "mps"), "precision": tuple(DTYPES),
                    "parallel": ("ddp", "fsdp"), "on_bad": ("raise", "skip")}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed and not (

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from mvhlib.training import as_double
+
 #: Quantiles that the log holds of time steps and poles.
 QUANTILES = (0.05, 0.5, 0.95)
 #: Rows whose spread is a smaller share of their length than this are equal.
@@ -15,7 +17,7 @@ def effective_rank(x: Tensor) -> float:
     Between 0 (all rows equal) and min(n - 1, D). Rows that differ by rounding alone count as
     equal: noise has full rank.
     """
-    x = x.double()
+    x = as_double(x)
     centred = x - x.mean(dim=0)
     if not centred.norm() > EQUAL * x.norm():
         return 0.0
@@ -51,7 +53,7 @@ def _steps_and_poles(backbone: nn.Module, images: Tensor) -> dict[int, tuple[Ten
     for number, x in _inputs(backbone, images).items():
         mixer = backbone.blocks[number].mixer
         poles = mixer.A.real if mixer.A.is_complex() else mixer.A
-        found[number] = mixer.delta(x).double(), poles.double()
+        found[number] = as_double(mixer.delta(x)), as_double(poles)
     return found
 
 
@@ -105,6 +107,6 @@ def state_shares(backbone: nn.Module, images: Tensor) -> dict[int, float]:
         path alone, on these images. Empty for a model without such layers. Below 0.05 a comparison
         of poles, directions or time steps compares what the model hardly uses.
     """
-    return {number: float(state.double().norm() / skip.double().norm())
+    return {number: float(as_double(state).norm() / as_double(skip).norm())
             for number, x in _inputs(backbone, images).items()
             for state, skip in [backbone.blocks[number].mixer.state_and_skip(x)]}

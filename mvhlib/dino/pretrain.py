@@ -143,7 +143,7 @@ class Pretraining:
                 (loss / self.n_micro).backward()
             cls.append(seen["cls"].detach())
             for name, value in ({"loss": loss} | parts).items():
-                total[name] = total.get(name, 0) + value.detach().double() / self.n_micro
+                total[name] = total.get(name, 0) + training.as_double(value.detach()) / self.n_micro
         norms = {f"grad_{part}": training.clip_gradients(held, self.config.clip)
                  for part, held in self.clipped.items()}
         if self._sharded:
@@ -343,8 +343,8 @@ class Pretraining:
     @torch.no_grad()
     def _row(self, step: int, values: dict[str, Tensor]) -> dict[str, float]:
         """One row of the log; every process computes it alike."""
-        cls = training.gather(self.last["cls"].double())[:MONITORED]
-        p = torch.cat([t["dino"] for t in self.last["targets"]]).double()
+        cls = training.gather(training.as_double(self.last["cls"]))[:MONITORED]
+        p = training.as_double(torch.cat([t["dino"] for t in self.last["targets"]]))
         entropy = -(p * torch.log(p.clamp(min=1e-300))).sum(dim=1).mean()
         entropy = training.all_reduce(entropy) / self.n_processes
         quantiles = self._quantiles(self.last["views"][:4])

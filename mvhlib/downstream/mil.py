@@ -440,7 +440,7 @@ def cross_validate(bags: Bags, labels: Sequence[str], groups: Sequence[str], *, 
         fits.append(found)
         tested = np.flatnonzero(fold == k)
         logits, weights = predict(model, bags, tested, max_tiles)
-        probability[tested] = logits.double().softmax(dim=1).cpu().numpy()
+        probability[tested] = logits.cpu().double().softmax(dim=1).numpy()
         attention |= {bags.names[bag]: w for bag, w in zip(tested, weights, strict=True)}
     return Result(tuple(classes), labels, probability,
                   {name: attention[name] for name in bags.names}, fold, groups, fits)

@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, help="of random weights")
     parser.add_argument("--mpp", type=float, help="working resolution [um/px]")
     parser.add_argument("--precision", choices=("bf16", "fp16", "fp32"), help="on a GPU")
-    parser.add_argument("--device", help="auto, cpu, cuda, cuda:1; default: auto")
+    parser.add_argument("--device", help="auto, cpu, cuda, cuda:1, mps; default: auto")
     parser.add_argument("--batch-size", type=int, help="default: by memory")
     parser.add_argument("--layout", default="mvhlib", choices=("mvhlib", "trident", "hest"))
     parser.add_argument("--option", action="append", default=[], metavar="NAME=JSON",

@@ -28,13 +28,16 @@ class Row:
     facts
         Column of `HEADINGS` -> what the reader found.
     problem
-        Why it cannot be read, in one line; empty where it can.
+        Why it is left out, in one line; empty where it is not.
+    genes
+        Names of the genes that were measured, where they were read.
     """
 
     name: str
     cells: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     problem: str = ""
+    genes: frozenset[str] = field(default=frozenset(), repr=False)
 
     def known(self, column: str) -> Any:
         """What is said of a column, by the table or by the reader; None where nothing is."""
@@ -64,6 +67,8 @@ class Found:
         Columns of the table that the user fills in; empty where none is needed.
     advice
         Sentences on what was found.
+    shared_genes
+        Genes that all sections have, where those of several were read.
     """
 
     root: Path
@@ -76,6 +81,7 @@ class Found:
     options: dict[str, Any] = field(default_factory=dict)
     table: Sequence[str] = ()
     advice: list[str] = field(default_factory=list)
+    shared_genes: int | None = None
 
     @property
     def readable(self) -> list[Row]:
@@ -110,7 +116,7 @@ class Found:
                 lines.append(f"  and {len(listed) - MOST_LINES} more")
         problems = [row for row in self.rows if row.problem]
         if problems:
-            lines += ["", "  cannot be read, and is left out:"]
+            lines += ["", "  left out:"]
             lines += [f"  {row.name}: {row.problem}" for row in problems]
         if left := self.not_recognised():
             more = f" and {len(left) - 12} more" if len(left) > 12 else ""
@@ -142,6 +148,8 @@ class Found:
         if scales:
             low, high = min(scales), max(scales)
             said.append(f"um/px: {low:.3g}" + (f" to {high:.3g}" if high > 1.02 * low else ""))
+        if self.shared_genes is not None:
+            said.append(f"genes in all: {self.shared_genes}")
         return [", ".join(said)]
 
 

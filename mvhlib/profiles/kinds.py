@@ -10,6 +10,7 @@ visium              a feature matrix beside ``spatial/`` (Space Ranger, or its l
 visium_hd           ``binned_outputs``, or ``square_*um`` with a feature matrix
 segmented           ``segmented_outputs`` of Space Ranger 4 without bins beside it
 xenium              ``transcripts.parquet`` or ``.csv``
+xenium_cells        ``cell_feature_matrix`` beside ``cells.csv.gz``, without transcripts
 legacy_st           tables of counts whose rows are called ``XxY``, in folders or side by side
 spatialdata         a folder ``*.zarr``
 h5ad                other ``*.h5ad``
@@ -18,8 +19,8 @@ glas                ``labels.csv`` with image, patient_id and label
 mhist               a csv with Image Name and Majority Vote Label
 slides              whole slides, with or without ``slides.csv``
 folder              images in one folder per class, or with their class before their name
-features            TRIDENT's and CLAM's feature files: told, not run
-flat                files of Space Ranger or Xenium with a prefix, as GEO has them: told, not run
+features            folders of TRIDENT's and CLAM's feature files
+flat                files of Space Ranger or Xenium with a prefix, as GEO has them, or loose
 ==================  ================================================================================
 
 Images are looked at where nothing with expression is: a section's image is no slide of its own. A
@@ -31,8 +32,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mvhlib.artifacts import InputError
-from mvhlib.profiles import images, outcomes, sections
+from mvhlib.profiles import images, outcomes, sections, shared, slide_tables
 from mvhlib.profiles.found import Found
+
+#: Folders below a directory of no known kind that are looked into: how deep, how many a level.
+_DEEPEST, _MOST_FOLDERS = 3, 50
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,9 @@ KINDS: dict[str, Kind] = {
                       sections.holds_output("segmented"), sections.look_output("segmented")),
     "xenium": Kind("transcripts of Xenium, counted in pseudo-spots",
                    sections.holds_output("xenium"), sections.look_output("xenium")),
+    "xenium_cells": Kind("cells of Xenium, summed to pseudo-spots",
+                         sections.holds_output("xenium_cells"),
+                         sections.look_output("xenium_cells")),
     "legacy_st": Kind("legacy Spatial Transcriptomics, tables of counts and spots",
                       sections.holds_legacy, sections.look_legacy),
     "spatialdata": Kind("stores of SpatialData", sections.holds_files(".zarr"),
@@ -87,17 +94,46 @@ KINDS: dict[str, Kind] = {
     "slides": Kind("whole slides", images.holds_slides, images.look_slides, pixels_only=True),
     "folder": Kind("labelled images, a folder or a beginning of the name for each class",
                    images.holds_folder, images.look_labelled("folder"), pixels_only=True),
-    "features": Kind("features of tiles, by TRIDENT or CLAM", outcomes.holds_features,
-                     outcomes.look_features, pixels_only=True),
-    "flat": Kind("files with a prefix, as GEO has them", sections.holds_flat, sections.look_flat),
+    "features": Kind("features of tiles, by TRIDENT or CLAM", slide_tables.holds,
+                     slide_tables.look, pixels_only=True),
+    "flat": Kind("loose files of a platform, as GEO has them",
+                 sections.holds_flat, sections.look_flat),
 }
 
 
 def kinds_of(root: Path) -> list[str]:
     """Kinds that a directory holds; images and tables alone where nothing has expression."""
     holding = [name for name, kind in KINDS.items() if not kind.pixels_only and kind.holds(root)]
-    return holding or [name for name, kind in KINDS.items() if kind.pixels_only
-                       and kind.holds(root)]
+    if holding:
+        return holding
+    without = [name for name, kind in KINDS.items() if kind.pixels_only and kind.holds(root)]
+    # A table and thumbnails beside features belong to them.
+    return ["features"] if "features" in without and "slides" not in without else without
+
+
+def _unknown(root: Path) -> tuple[str, str]:
+    """What is wrong with a directory of no known kind, and what to do."""
+    level = [root]
+    for _ in range(_DEEPEST):
+        level = [folder for above in level for folder in sorted(above.glob("*/"))
+                 if not folder.name.startswith(".")][:_MOST_FOLDERS]
+        below = [f"{folder.relative_to(root)} "
+                 f"({'a link' if folder.is_symlink() else kinds_of(folder)[0]})"
+                 for folder in level if kinds_of(folder)]
+        if below:
+            return (f"holds data sets in folders of their own: {', '.join(below[:4])}",
+                    "name one of them by DATA")
+    inside = sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
+    packed = next((name for name in inside if name.endswith(
+        (".tar", ".tar.gz", ".tgz", ".zip", ".7z", ".rar"))), None)
+    if packed:
+        return f"holds nothing that is known, but {packed}", f"unpack {packed}"
+    if any(name.lower().endswith((".rds", ".rdata", ".qs", ".h5seurat")) for name in inside):
+        return (f"holds objects of R; seen {inside[:6]}",
+                "write them as AnnData with raw counts and obsm['spatial'], for instance by "
+                "anndataR or sceasy")
+    return f"holds nothing that is known; seen {inside[:6] or 'nothing'}", \
+        "DATA.md lists what can be read"
 
 
 def look(data: str | Path) -> Found:
@@ -111,15 +147,7 @@ def look(data: str | Path) -> Found:
     root = Path(data)
     found = kinds_of(root)
     if not found:
-        inside = sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
-        below = [f"{path.name} ({'a link' if path.is_symlink() else kinds_of(path)[0]})"
-                 for path in sorted(root.glob("*/")) if kinds_of(path)]
-        if below:
-            raise InputError(root, "data", f"holds data sets in folders of their own: "
-                             f"{', '.join(below[:4])}", "name one of them by DATA")
-        seen = inside[:6] or "nothing"
-        raise InputError(root, "data", f"holds nothing that is known; seen {seen}",
-                         "DATA.md lists what can be read")
+        raise InputError(root, "data", *_unknown(root))
     if len(found) > 1:
         raise InputError(root, "data", "holds two kinds of data: " + " and ".join(
             f"{KINDS[name].says} ({name})" for name in found[:2]),
@@ -130,4 +158,6 @@ def look(data: str | Path) -> Found:
         problem, _, fix = (seen.rows[0].problem if seen.rows else "").partition(". Fix: ")
         raise InputError(root, name, "was recognised, and cannot be read: "
                          f"{problem or 'it is empty'}", fix.rstrip(".") or "look at the files")
+    if seen.of == "section":
+        shared.keep_alike(seen)
     return seen

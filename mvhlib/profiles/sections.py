@@ -4,7 +4,7 @@ import gzip
 import logging
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import pandas as pd
 
 from mvhlib import cohort
 from mvhlib.artifacts import InputError
-from mvhlib.cohort import anndata_files, legacy_st, visium
+from mvhlib.cohort import anndata_files, flat, legacy_st, visium
 from mvhlib.cohort.base import Cohort, Section, entries
 from mvhlib.own_tables import BLANK
 from mvhlib.profiles.found import Found, Row
@@ -45,12 +45,13 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def _facts(section: Section, counted: bool) -> dict[str, Any]:
-    """What is printed of a section."""
+def _row(section: Section, cells: dict[str, Any], counted: bool = True) -> Row:
+    """What is said of a section."""
     size = section.image_size
     image = "none" if not section.has_image else f"{size[0]} x {size[1]} px" if size else "patches"
     shape = {"spots": section.adata.n_obs, "genes": section.adata.n_vars} if counted else {}
-    return shape | {"mpp": section.mpp, "image": image}
+    return Row(section.name, cells, shape | {"mpp": section.mpp, "image": image},
+               genes=frozenset(section.adata.var_names) if counted else frozenset())
 
 
 def _rows(people: Cohort, cells: Callable[[Section], dict[str, Any]]) -> list[Row]:
@@ -58,7 +59,7 @@ def _rows(people: Cohort, cells: Callable[[Section], dict[str, Any]]) -> list[Ro
     made = []
     for number, section in enumerate(people):
         try:
-            made.append(Row(section.name, cells(section), _facts(section, number < MOST_READ)))
+            made.append(_row(section, cells(section), number < MOST_READ))
         except InputError as error:
             made.append(Row(section.name, cells(section), problem=str(error)))
     return made
@@ -133,7 +134,8 @@ def look_output(source: str) -> Callable[[Path], Found]:
     says = {"visium": "spots of Visium in Space Ranger's layout",
             "visium_hd": f"bins of Visium HD, summed to pseudo-spots of {_HD_SPOT_UM:g} um",
             "segmented": "cells of Space Ranger 4, summed to pseudo-spots of 100 um",
-            "xenium": "transcripts of Xenium, counted in pseudo-spots of 100 um"}[source]
+            "xenium": "transcripts of Xenium, counted in pseudo-spots of 100 um",
+            "xenium_cells": "cells of Xenium, summed to pseudo-spots of 100 um"}[source]
 
     def look(root: Path) -> Found:
         outputs = visium.outputs(root, source)
@@ -145,22 +147,44 @@ def look_output(source: str) -> Callable[[Path], Found]:
             with _quiet():
                 rows = _told(cohort.read(source, root))
             return Found(root, source, says, source, rows=rows, used=used | {"samples.csv"})
-        named = _named(outputs, root)
+        named = _with_images(_named(outputs, root), outputs, root)
         options = {"spot_um": _HD_SPOT_UM} if source == "visium_hd" else {}
         with _quiet():
             rows = _each(source, root, named, options)
+        used |= {Path(row.cells["image"]).parts[0] for row in rows if "image" in row.cells}
         return Found(root, source, says, source, rows=rows, used=used, table=OUTPUT_COLUMNS,
                      options=options, advice=_alone(rows, root))
 
     return look
 
 
-def _named(outputs: Mapping[str, Path], root: Path) -> list[dict[str, Any]]:
+def _named(outputs: Iterable[str], root: Path) -> list[dict[str, Any]]:
     """Rows of the samples table as far as folders tell; one output alone needs no more."""
-    if len(outputs) == 1:
-        [name] = outputs
-        return [{"section": name, "study": root.absolute().name, "patient": name}]
-    return [{"section": name, "study": BLANK, "patient": BLANK} for name in outputs]
+    names = list(outputs)
+    if len(names) == 1:
+        return [{"section": names[0], "study": root.absolute().name, "patient": names[0]}]
+    return [{"section": name, "study": BLANK, "patient": BLANK} for name in names]
+
+
+def _with_images(named: Sequence[dict[str, Any]], outputs: Mapping[str, Path], root: Path
+                 ) -> list[dict[str, Any]]:
+    """Rows with the one image that stands beside an output: the full one, if it fits (`_each`)."""
+    loose = [path for path in entries(root) if _is_picture(path)]
+    made = []
+    for row in named:
+        folder = outputs[row["section"]]
+        places = [folder, folder.parent] if folder.name == "outs" else [folder]
+        beside = {path for place in places if place != root and place.is_relative_to(root)
+                  for path in entries(place) if _is_picture(path)}
+        beside |= {path for path in loose if len(named) == 1 or re.search(
+            rf"(?<![0-9A-Za-z]){re.escape(row['section'])}(?![0-9A-Za-z])", path.name)}
+        images = {"image": str(beside.pop().relative_to(root))} if len(beside) == 1 else {}
+        made.append(row | images)
+    return made
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in anndata_files.IMAGE_SUFFIXES and path.is_file()
 
 
 def _alone(rows: Sequence[Row], root: Path) -> list[str]:
@@ -171,33 +195,43 @@ def _alone(rows: Sequence[Row], root: Path) -> list[str]:
 
 def _each(source: str, root: Path, named: Sequence[dict[str, Any]], options: Mapping[str, Any]
           ) -> list[Row]:
-    """Read outputs together; where that fails one by one, and then with a scale that is tried."""
+    """Read outputs together; where that fails one by one, and then with a scale that is tried.
+
+    An image that was found beside an output and does not fit it is left out again.
+    """
     stands = [row | {"study": "study", "patient": row["section"]} for row in named]
     cells = {row["section"]: dict(row) for row in named}
     try:
-        people = cohort.read(source, root, samples=pd.DataFrame(stands), **options)
-        return _rows(people, lambda section: cells[section.name])
+        people = cohort.read(source, root, samples=pd.DataFrame(stands).fillna(""), **options)
+        rows = _rows(people, lambda section: cells[section.name])
+        if not any(row.problem and "image" in row.cells for row in rows):
+            return rows
     except InputError:
-        return [_one(source, root, row, cells[row["section"]], options) for row in stands]
+        pass  # of one of them: whose it is shows when they are read one by one
+    return [_one(source, root, row, cells[row["section"]], options) for row in stands]
 
 
 def _one(source: str, root: Path, row: dict[str, Any], cells: dict[str, Any],
          options: Mapping[str, Any]) -> Row:
     """Read one output; the scale is to be filled in where it is all that is missing."""
+    without = {key: value for key, value in row.items() if key != "image"}
     problem = ""
-    for tried in ({}, {"mpp": _TRIED_MPP}):
+    tries = [stated | scale for stated in ([row, without] if "image" in row else [row])
+             for scale in ({}, {"mpp": _TRIED_MPP})]
+    for tried in tries:
+        told = {key: value for key, value in cells.items() if key in tried}
         try:
-            people = cohort.read(source, root, samples=pd.DataFrame([row | tried]), **options)
-            [made] = _rows(people, lambda section: cells)
+            people = cohort.read(source, root, samples=pd.DataFrame([tried]), **options)
+            [made] = _rows(people, lambda section, told=told: told)
         except InputError as error:
-            problem = problem or str(error)
-            continue
+            made = Row(row["section"], told, problem=str(error))
         if not made.problem:
-            if tried:
+            if "mpp" in tried:
                 made.cells["mpp"], made.facts["mpp"] = BLANK, BLANK
             return made
-        problem = problem or made.problem
-    return Row(row["section"], cells, problem=problem)
+        if tried == without or "image" not in row:
+            problem = problem or made.problem
+    return Row(row["section"], told, problem=problem)
 
 
 # --- tables of counts and spots ------------------------------------------------------------------
@@ -217,17 +251,16 @@ def holds_legacy(root: Path) -> bool:
 
 
 def _is_counts(path: Path) -> bool:
+    """Whether a table has array positions down its side, or, to be refused, along its top."""
     if path.name.startswith(("barcodes", "features", "genes", "matrix")):
         return False
-    lines = _first_lines(path)
-    return len(lines) > 1 and bool(re.fullmatch(
-        legacy_st.POSITION, lines[1].split("\t")[0].strip('"'))) and not _is_spots(path)
-
-
-def _is_spots(path: Path) -> bool:
-    """Whether a table names array positions and pixels in its header."""
-    header = (_first_lines(path) or [""])[0].split("\t")
-    return set(legacy_st.SPOT_COLUMNS) <= {cell.strip().strip('"') for cell in header}
+    lines = legacy_st.with_tabs(_first_lines(path))
+    if len(lines) < 2 or legacy_st.is_spots(lines):
+        return False
+    top = [cell.strip('"') for cell in lines[0].split("\t")[1:]]
+    side = lines[1].split("\t")[0].strip('"')
+    return any(names and all(re.fullmatch(legacy_st.POSITION, name) for name in names)
+               for names in ([side], top[:20] if len(top) > 2 else []))
 
 
 def _first_lines(path: Path) -> list[str]:
@@ -244,14 +277,16 @@ def _first_lines(path: Path) -> list[str]:
 def look_legacy(root: Path) -> Found:
     tables = _texts(root)
     counts = [path for path in tables if _is_counts(path)]
-    spots = [path for path in tables if _is_spots(path)]
+    spots = [path for path in tables if legacy_st.is_spots(_first_lines(path))]
+    pictures = [path for folder in {path.parent for path in counts} | {
+        folder for pattern in ("*/", "*/*/") for folder in root.glob(pattern)} for path in
+        sorted(folder.iterdir()) if path.suffix.lower() in legacy_st.IMAGE_SUFFIXES]
     names = _section_names(counts)
     used, made = set(), []
     for path in counts:
         name = names[path]
         places = _nearest(path, name, spots)
-        image = _nearest(path, name, [p for p in path.parent.iterdir() if p.suffix.lower()
-                                      in legacy_st.IMAGE_SUFFIXES])
+        image = _nearest(path, name, pictures)
         cells = {"section": name, "study": BLANK, "patient": BLANK}
         cells |= {column: str(file.relative_to(root)) for column, file in
                   (("counts", path), ("spots", places), ("image", image)) if file is not None}
@@ -286,7 +321,7 @@ def _legacy_row(root: Path, cells: dict[str, Any], sum_doubled: bool) -> Row:
             image=root / cells["image"] if "image" in cells else None, study="study",
             patient=cells["section"], specimen=cells["section"], source="legacy_st", labels=None,
             facts=None, pitch_um=None, sum_doubled=sum_doubled)
-        return Row(cells["section"], cells, _facts(section, counted=True))
+        return _row(section, cells)
     except InputError as error:
         return Row(cells["section"], cells, problem=str(error))
 
@@ -359,41 +394,39 @@ def _file_row(source: str, root: Path, name: str, alone: bool) -> Row:
         for field in ("study", "patient"):
             said = anndata_files.owner(section.adata, field)
             cells[field] = said or guess.get(field, BLANK)
-        row = Row(name, cells, _facts(section, counted=True))
+        row = _row(section, cells)
         if tried:
             row.cells["mpp"], row.facts["mpp"] = BLANK, BLANK
         return row
     return Row(name, cells, problem=problem)
 
 
-# --- told, not run -------------------------------------------------------------------------------
+# --- loose files of the platforms ----------------------------------------------------------------
 
 def holds_flat(root: Path) -> bool:
-    return bool(visium.flat_files(root)) and not any(
-        visium.holds(root, source) for source in ("visium", "visium_hd", "xenium"))
+    if any(visium.holds(root, source) for source in visium.PLATFORMS):
+        return False
+    return any(flat.is_part(parts) for parts in flat.find(root).values())
 
 
 def look_flat(root: Path) -> Found:
-    files = visium.flat_files(root)
-    prefixes: dict[str, list[str]] = {}
-    for path, prefix in files.items():
-        prefixes.setdefault(prefix, []).append(path.name)
-    rows = [Row(prefix, facts={"holds": f"{len(names)} files"})
-            for prefix, names in prefixes.items()]
-    return Found(root, "flat", "Space Ranger's or Xenium's files with a prefix, as GEO has them",
-                 "", rows=rows, used={path.name for path in files}, advice=[
-                     "To run: make one folder for each prefix, and put its files there under the "
-                     "platform's own names:", *(f"  {line}" for line in _moves(prefixes))])
-
-
-def _moves(prefixes: Mapping[str, Sequence[str]]) -> list[str]:
-    """What to do with the files of the first prefix; the others go the same way."""
-    prefix, names = next(iter(prefixes.items()))
-    lines = [f"mkdir -p {prefix}/spatial"]
-    for name in names:
-        own = name.removeprefix(prefix).lstrip("_.-")
-        folder = "spatial/" if own.startswith(("tissue_", "scalefactors")) else \
-            "filtered_feature_bc_matrix/" if own.startswith(("matrix.", "features.", "barcodes.")) \
-            else ""
-        lines.append(f"mv {name} {prefix}/{folder}{own}")
-    return [*lines, *(["and the same for the other prefixes"] if len(prefixes) > 1 else [])]
+    found = {name: parts for name, parts in flat.find(root).items() if flat.is_part(parts)}
+    used = {file.relative_to(root).parts[0] for parts in found.values() for file in parts.values()}
+    says = "loose files of Space Ranger or Xenium, as GEO has them"
+    if (root / "samples.csv").is_file():
+        with _quiet():
+            rows = _told(cohort.read("flat", root))
+        return Found(root, "flat", says, "flat", rows=rows, used=used | {"samples.csv"})
+    broken = []
+    for name, parts in list(found.items()):
+        try:
+            flat.check(root, name, parts)
+        except InputError as error:
+            broken.append(Row(name, problem=str(error)))
+            del found[name]
+    rows = []
+    if found:
+        with _quiet():
+            rows = _each("flat", root, _named(found, root), {})
+    return Found(root, "flat", says, "flat", rows=[*rows, *broken], used=used,
+                 table=OUTPUT_COLUMNS, advice=_alone(rows, root))

@@ -77,7 +77,8 @@ def write(found: Found, params: Path, name: str) -> list[Path]:
                          "is", "make doctor DATA=... says what to do")
     check_free(params, name)
     folder = params / name
-    plan = {"section": _sections, "image": _images, "table": _outcomes, "slide": _slides}[found.of]
+    plan = _given_features if found.kind == "features" else {
+        "section": _sections, "image": _images, "table": _outcomes, "slide": _slides}[found.of]
     with reading(folder, "PARAMS", "cannot be written", "name a folder of yours"):
         folder.mkdir(parents=True)
         made = {}
@@ -181,7 +182,7 @@ def _sections(found: Found, samples: Path | None) -> dict[str, list[tuple[str, s
     cohort = [(f"source: {found.source}", "reader of the files")]
     if options:
         cohort.append((f"options: {_flow(options)}", "of the reader; samples: who is who"))
-    few = min(genes, default=N_GENES)
+    few = min(genes, default=N_GENES) if found.shared_genes is None else found.shared_genes
     cohort += [("imaged_only: true", "sections without an image are left out")] if imaged else []
     cohort += [(f"panels: [{'all' if few <= N_GENES else 'hvg'}]",
                 "every gene, since few were measured" if few <= N_GENES else
@@ -230,10 +231,18 @@ def _encoders(options: str = "") -> list[tuple[str, str]]:
     return each
 
 
-def _workflow(notebooks: Sequence[str], encoders: Sequence[tuple[str, str]]
-              ) -> list[tuple[str, str]]:
+def _workflow(notebooks: Sequence[str], encoders: Sequence[tuple[str, str]],
+              later: Sequence[str] = ()) -> list[tuple[str, str]]:
+    """Lines of ``workflow.yaml``; `later` are notebooks that wait for something to be filled in."""
+    said = "what runs, in this order"
+    if later:
+        said += f"; add {', '.join(later)} when slides.csv has a label, an outcome"
     return [("needs_data: true", "make figures ... DATA=<directory>"),
-            (f"notebooks: {_flow(list(notebooks))}", "what runs, in this order"), *encoders]
+            (f"notebooks: {_flow(list(notebooks))}", said), *encoders]
+
+
+def _later(notebooks: Sequence[str]) -> list[str]:
+    return [name for name in ("07_classification", "09_survival") if name not in notebooks]
 
 
 def _images(found: Found, samples: Path | None) -> dict[str, list[tuple[str, str]]]:
@@ -271,30 +280,51 @@ def _outcomes(found: Found, samples: Path | None) -> dict[str, list[tuple[str, s
     return {"workflow.yaml": _workflow(["09_survival"], []), "09_survival.yaml": survival}
 
 
+def _given_features(found: Found, samples: Path | None) -> dict[str, list[tuple[str, str]]]:
+    """Files of a profile for features of slides that somebody else computed."""
+    encoders = [("encoders:", "features of each are checked and kept, nothing is computed")]
+    encoders += [(f"  {slug}: {{source: {_flow(source)}}}", "folder below DATA")
+                 for slug, source in found.options["encoders"].items()]
+    notebooks, files = _of_slides(found, list(found.options["encoders"]))
+    slides = _named(samples) if samples else "slides.csv"
+    return {"workflow.yaml": _workflow(["04_embed", *notebooks], encoders, _later(notebooks)),
+            "04_embed.yaml": [(f"slides: {_flow(slides)}", "who the slides are of")]} | files
+
+
+def _of_slides(found: Found, encoders: Sequence[str]
+               ) -> tuple[list[str], dict[str, list[tuple[str, str]]]]:
+    """Notebooks that labels and outcomes of slides allow, and files for both."""
+    notebooks = []
+    if len({row.known("label") for row in found.readable} - {None, ""}) > 1:
+        notebooks.append("07_classification")
+    endpoints = found.options.get("endpoints") or ["os"]
+    if found.options.get("endpoints"):
+        notebooks.append("09_survival")
+    return notebooks, {
+        "07_classification.yaml": [
+            ("datasets: [slides]", "what is classified"),
+            (f"encoders: {_flow(list(encoders))}", "folders below slides/features/"),
+            (f"mil_encoders: {_flow(list(encoders[:1]))}", "networks that learn where to look"),
+            (f"shown_encoder: {encoders[0]}", "of the confusion matrix"),
+            ("least_attention: 0", "of planted tiles, which real slides have none of")],
+        "09_survival.yaml": [
+            (f"endpoints: {_flow(endpoints)}", "each modelled by itself"),
+            (f"encoders: {_flow(list(encoders[:1]))}", "folders below slides/features/"),
+            ("n_folds: 5", "outer folds, disjoint by study"),
+            ("shown_model: clinical+mixture", "whose risk groups are drawn")]}
+
+
 def _slides(found: Found, samples: Path | None) -> dict[str, list[tuple[str, str]]]:
     """Files of a profile for whole slides: 07 where there are labels, 09 with outcomes."""
     scales = [row.facts["mpp"] for row in found.readable if isinstance(row.facts["mpp"], float)]
     finest = min(scales, default=0.5)
-    notebooks, files = ["02_tiles", "04_embed"], {}
+    notebooks, files = _of_slides(found, ["handmade", "vit12-random"])
     slides = _named(samples) if samples else "slides.csv"
     files["02_tiles.yaml"] = [
         (f"slides: {_flow(slides)}", "who the slides are of: see mvhlib.tiles.whole"),
         *_tiles(scales, TILE_UM, "side of a tile [um]"),
         ("slide_tiles: 1000", "tiles of a slide at most, drawn at random; 0 for all")]
-    if len({row.facts["label"] for row in found.readable} - {None}) > 1:
-        notebooks.append("07_classification")
-        files["07_classification.yaml"] = [
-            ("datasets: [slides]", "what is classified"),
-            ("encoders: [handmade, vit12-random]", "folders below slides/features/"),
-            ("mil_encoders: [handmade]", "networks that learn where to look"),
-            ("least_attention: 0", "of planted tiles, which real slides have none of")]
-    if found.options.get("endpoints"):
-        notebooks.append("09_survival")
-        files["09_survival.yaml"] = [
-            (f"endpoints: {_flow(found.options['endpoints'])}", "each modelled by itself"),
-            ("encoders: [handmade]", "folders below slides/features/"),
-            ("n_folds: 5", "outer folds, disjoint by study"),
-            ("shown_model: clinical+mixture", "whose risk groups are drawn")]
     unlike = max(scales, default=finest) > UNLIKE * finest
     options = f", options: {{mpp: {max(scales) + 0.01:.3g}}}" if unlike else ""
-    return {"workflow.yaml": _workflow(notebooks, _encoders(options))} | files
+    plan = _workflow(["02_tiles", "04_embed", *notebooks], _encoders(options), _later(notebooks))
+    return {"workflow.yaml": plan} | files

@@ -106,7 +106,8 @@ def find(folder: str | Path, endings: Sequence[str] = WHOLE_SLIDE) -> list[Path]
                 if path.suffix.lower() in endings and not path.name.startswith(".")]
 
 
-def read(folder: str | Path, table: str = "") -> list[WholeSlide]:
+def read(folder: str | Path, table: str = "", *,
+         files: Mapping[str, Path] | None = None) -> list[WholeSlide]:
     """Read which slides there are; pixels are not touched.
 
     Parameters
@@ -116,6 +117,9 @@ def read(folder: str | Path, table: str = "") -> list[WholeSlide]:
     table
         ``slides.csv``, from `folder` or from the clone. Empty takes ``slides.csv`` in `folder`, and
         where there is none every whole slide.
+    files
+        Slide -> file that stands for it, features of its tiles for instance; None looks for the
+        slides themselves.
 
     Raises
     ------
@@ -127,7 +131,8 @@ def read(folder: str | Path, table: str = "") -> list[WholeSlide]:
     if not root.is_dir():
         raise InputError(root, "data", "is not a directory", "name the folder of the slides")
     if not table and not (root / "slides.csv").exists():
-        found = [WholeSlide(safe_name(path.stem, path, "slide"), path) for path in find(root)]
+        there = find(root) if files is None else files.values()
+        found = [WholeSlide(safe_name(path.stem, path, "slide"), path) for path in there]
         if not found:
             raise InputError(root, "slides", f"are none with an ending of {list(WHOLE_SLIDE)}",
                              "list other images in slides.csv")
@@ -137,14 +142,15 @@ def read(folder: str | Path, table: str = "") -> list[WholeSlide]:
     path = own if own.exists() else resolve(table)
     rows = tables.read_table(path, ("slide",))
     tables.names(rows, "slide", path, unique=True)
-    files = _files(root, path, rows["slide"])
+    files = _files(root, path, rows["slide"]) if files is None else _given(
+        files, path, rows["slide"])
     known = _owners(path, rows)
     mpp = tables.numbers(rows, "mpp", path, above=0, missing=True, unit="µm/px") \
         if "mpp" in rows else rows["slide"].map(lambda _: np.nan).astype(float)
     outcomes = _outcomes(path, rows)
     made = []
     for line in rows.index:
-        name = safe_name(_stem(rows.at[line, "slide"]), path, f"slide, row {line}")
+        name = safe_name(stem(rows.at[line, "slide"]), path, f"slide, row {line}")
         made.append(WholeSlide(
             name, files[line], *(known[column][line] for column in ("patient", "study", "label")),
             mpp=None if np.isnan(mpp[line]) else float(mpp[line]), outcome=outcomes[line]))
@@ -152,7 +158,7 @@ def read(folder: str | Path, table: str = "") -> list[WholeSlide]:
     return made
 
 
-def _stem(name: str) -> str:
+def stem(name: str) -> str:
     path = Path(name)
     return path.stem if path.suffix.lower() in IMAGES else path.name
 
@@ -180,6 +186,17 @@ def _files(root: Path, table: Path, names: "pd.Series") -> dict[int, Path]:
                              f"{len(files)} files in {root}", "name the file, with its ending")
         found[line] = check_file(files[0], "slide")
     return found
+
+
+def _given(files: Mapping[str, Path], table: Path, names: "pd.Series") -> dict[int, Path]:
+    """Row -> the file that stands for the slide of its cell."""
+    missing = [(line, name) for line, name in names.items() if stem(name) not in files]
+    if missing:
+        raise InputError(table, f"slide, row {missing[0][0]}", f"is {missing[0][1]!r}, which has "
+                         f"no features (and {len(missing) - 1} more); there are "
+                         f"{list(files)[:3]}", "name slides as their files are, or leave the row "
+                         "out")
+    return {line: check_file(files[stem(name)], "features") for line, name in names.items()}
 
 
 def _owners(path: Path, rows: "pd.DataFrame") -> dict[str, dict[int, str]]:

@@ -1,0 +1,140 @@
+"""Features of slides that somebody else computed, and the table that says whose the slides are."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from mvhlib import slide_features, tables
+from mvhlib.artifacts import InputError
+from mvhlib.own_tables import BLANK
+from mvhlib.profiles.found import MOST_LINES, Found, Row
+from mvhlib.profiles.outcomes import PATIENT, find_column, survival_columns, tables_in
+from mvhlib.tiles import whole
+
+_SLIDE = ("slide", "slideid", "slidename", "filename", "file", "image", "wsi")
+_LABEL = ("label", "class", "target", "diagnosis", "subtype", "oncotreecode")
+#: A slide of TCGA: its site and its patient stand in its name.
+_TCGA = re.compile(r"(TCGA-([A-Z0-9]{2})-[A-Z0-9]{4})\b.*", re.IGNORECASE)
+
+
+def holds(root: Path) -> bool:
+    return bool(slide_features.find(root))
+
+
+def look(root: Path) -> Found:
+    folders = slide_features.find(root)
+    slides = sorted(set.intersection(*(set(files) for files in folders.values())))
+    first = next(iter(folders.values()))
+    used = {Path(name).parts[0] if name != "." else file.name for name, files in folders.items()
+            for file in (files.values() if name == "." else list(files.values())[:1])}
+    found = Found(root, "features", "features of tiles, by TRIDENT or CLAM", "features", of="slide",
+                  used=used, table=(*whole.COLUMNS[:-1], "age", "sex", "stage"))
+    found.options = {"encoders": _slugs(root, folders), "endpoints": []}
+    found.advice = [f"Encoders: {', '.join(found.options['encoders'])}."]
+    if not slides:
+        raise InputError(root, "features", f"of {list(folders)[:3]} are of different slides",
+                         "name the folder of one encoder by DATA")
+    held = slide_features.sizes({name: first[name] for name in slides[:MOST_LINES]})
+    if (root / "slides.csv").is_file():
+        listed = whole.read(root, files=first)
+        found.table, found.used = (), used | {"slides.csv"}
+        found.rows = [Row(each.name, facts={
+            "patient": each.patient or None, "study": each.study or None,
+            "label": each.label or None, "holds": held.get(each.name)}) for each in listed]
+        found.options["endpoints"] = whole.endpoints(listed)
+        return found
+    known, table = _known(root, slides)
+    if table is not None:
+        found.used |= {table.name}
+        found.advice.append(f"Patients, labels and outcomes are those of {table.name}: look at "
+                            "slides.csv of the profile before you run it.")
+    found.rows = [Row(name, {"slide": name} | known[name], {"holds": held.get(name)})
+                  for name in slides]
+    found.options["endpoints"] = ["os"] if any("time" in row for row in known.values()) else []
+    if not any("label" in row or "time" in row for row in known.values()):
+        found.advice.append("No table says label, or time [months] and event (1: seen, 0: "
+                            "censored): put them into slides.csv of the profile for "
+                            "07_classification, or 09_survival, and add it to notebooks.")
+    return found
+
+
+def _slugs(root: Path, folders: Mapping[str, object]) -> dict[str, str]:
+    """Slug -> source of each folder; a number is added where two have one name."""
+    found: dict[str, str] = {}
+    for folder in folders:
+        name = base = slide_features.slug(root, folder)
+        number = 1
+        while name in found:
+            number += 1
+            name = f"{base}-{number}"
+        found[name] = slide_features.FEATURES + folder
+    return found
+
+
+def _known(root: Path, slides: list[str]) -> tuple[dict[str, dict[str, object]], Path | None]:
+    """What names of TCGA and a table of the directory say of each slide, and which table it was."""
+    known: dict[str, dict[str, object]] = {}
+    for name in slides:
+        tcga = _TCGA.fullmatch(name)
+        known[name] = {"patient": tcga[1].upper() if tcga else BLANK}
+        if tcga:
+            known[name]["study"] = tcga[2].upper()
+    best: dict[str, dict[str, object]] = {}
+    taken = None
+    for path in tables_in(root):
+        try:
+            said = _said(tables.read_table(path, any_row=True), known)
+        except InputError:
+            continue
+        if len(said) > len(best):
+            best, taken = said, path
+    for name, row in best.items():
+        known[name] |= row
+    return known, taken
+
+
+def _said(table: pd.DataFrame, known: Mapping[str, Mapping[str, object]]
+          ) -> dict[str, dict[str, object]]:
+    """Slide -> cells that a table has of it, found by the slide or else by its patient."""
+    columns = list(table.columns)
+    slide, patient = find_column(columns, _SLIDE), find_column(columns, PATIENT)
+    rows: dict[str, int] = {}
+    if slide is not None:
+        by_name = {whole.stem(value): at for at, value in table[slide].items()}
+        rows = {name: by_name[name] for name in known if name in by_name}
+    elif patient is not None:
+        by_patient = {value.upper()[:12] if value.upper().startswith("TCGA-") else value: at
+                      for at, value in table[patient].items()}
+        rows = {name: by_patient[row["patient"]] for name, row in known.items()
+                if row["patient"] in by_patient}
+    outcome = next(iter(survival_columns(columns).values()), {})
+    label = find_column(columns, _LABEL)
+    wanted = {"label": label, "age": find_column(columns, ("age",)),
+              "sex": find_column(columns, ("sex", "gender")),
+              "stage": find_column(columns, ("stage", "ajccstage", "tumorstage"))}
+    if slide is not None and patient is not None:
+        wanted["patient"] = patient
+    found = {}
+    for name, at in rows.items():
+        cells = {column: table.at[at, of] for column, of in wanted.items()
+                 if of is not None and table.at[at, of].lower() not in tables.NOT_KNOWN}
+        found[name] = cells | _outcome(table.loc[at], outcome)
+    return {name: cells for name, cells in found.items() if cells}
+
+
+def _outcome(row: pd.Series, options: Mapping[str, object]) -> dict[str, object]:
+    """Time [months] and event of a row, as ``slides.csv`` has them; empty where it has none."""
+    if not options:
+        return {}
+    time, event = row[options["time"]], row[options.get("event") or options["censorship"]]
+    try:
+        months = float(time) * whole.MONTHS[f"time_{options['unit']}"]
+    except ValueError:
+        return {}
+    if event.lower() in tables.NOT_KNOWN:
+        return {}
+    if not options.get("event"):
+        event = {"0": "1", "1": "0", "0.0": "1", "1.0": "0"}.get(event, event)
+    return {"time": round(months, 3), "event": event}
