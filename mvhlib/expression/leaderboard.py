@@ -212,7 +212,7 @@ def draw(board: pd.DataFrame, axes: "Sequence[Axes]", label, colour) -> None:
     axes[0].set_xlabel("mean Pearson r")
     axes[1].tick_params(labelleft=False)
     axes[1].axvline(0, color="0.75", linewidth=0.6, zorder=0)
-    axes[1].set_xlabel("less the best mean rank, paired (filled: behind it by the test)")
+    axes[1].set_xlabel("less the best mean rank, paired\n(filled: behind it by the test)")
 
 
 def sentence(board: pd.DataFrame, where: str, label) -> str:
