@@ -14,7 +14,7 @@ def test_memory_is_said_preset_by_preset():
     said = found.memory(halves, "mvhybrid")
     assert "half gone after 1 token (released, 71% of the energy" in said
     assert "690 tokens (corrected, 8% of" in said
-    assert found.memory(halves, "vit12") == "No state-space layer was read."
+    assert found.memory(halves, "vit12") == "no state-space layer was read."
 
 
 def test_training_is_said_where_something_was_trained():

@@ -228,7 +228,7 @@ def sentence(board: pd.DataFrame, where: str, label) -> str:
         Function of a system's name.
     """
     if board.empty:
-        return "No system was scored, so that none is compared."
+        return "no system was scored, so that none is compared."
     own = board[board["note"] != APART]
     apart = board[board["note"] == APART]
     said = []
