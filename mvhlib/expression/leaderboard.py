@@ -251,9 +251,10 @@ def _behind(own: pd.DataFrame, label) -> str:
     """How many ranked systems the tests put behind the best, and which they do not."""
     rest = own.iloc[1:]
     behind = rest[rest["note"] == BEHIND]
-    if statistics.IMPOSSIBLE in set(rest["note"]):
-        n = phrases.count(int(own["n_units"].iloc[0]), own["unit"].iloc[0])
-        return f"With {n} no test can put another system behind it."
+    n, unit = int(own["n_units"].min()), own["unit"].iloc[0]
+    if statistics.smallest_p(n) * len(rest) > 0.05:
+        return (f"With {phrases.count(n, unit)} no test can put another system behind it, corrected "
+                f"for {phrases.count(len(rest), 'comparison')}.")
     if len(behind) == len(rest):
         closest = rest.loc[rest["behind"].idxmin()]
         gap = phrases.mean(closest["behind"], closest["behind_low"], closest["behind_high"])
