@@ -69,7 +69,8 @@ def measured_predicted(adata: "AnnData", prediction: "AnnData", genes, axes, *, 
     """Draw measured, predicted and residual maps, one row of axes per gene.
 
     Values are in standard deviations from the section's mean, so that measured and predicted of all
-    rows share one colour bar, and residuals another; beside each row stands its Pearson r over the section's spots.
+    rows share one colour bar, and residuals another; beside each row stands its Pearson r over the
+    section's spots.
 
     Parameters
     ----------
