@@ -109,7 +109,7 @@ def span(values: Sequence[float], digits: int = 0) -> str:
     return ends[0] if ends[0] == ends[1] else " to ".join(ends)
 
 
-def on(run: Any, text: str) -> str:
+def on(run: Any, text: str = "") -> str:
     """A sentence that says first whether its data are synthetic; else it begins with a capital.
 
     Parameters
@@ -117,7 +117,8 @@ def on(run: Any, text: str) -> str:
     run
         The `mvhlib.notebook.Run`.
     text
-        Begins as inside a sentence: ``hand-made predicts ...``.
+        Begins as inside a sentence: ``hand-made predicts ...``. Without it the opening alone is
+        returned, for a sentence that may begin with a capital anywhere.
     """
     if run.is_synthetic:
         return f"On synthetic data, one seed: {text}"

@@ -33,5 +33,7 @@ def test_a_sentence_on_synthetic_data_says_so():
 
     assert phrases.on(Run(), "hand-made reaches 0.3.") == (
         "On synthetic data, one seed: hand-made reaches 0.3.")
+    assert phrases.on(Run()) == "On synthetic data, one seed: "
     Run.is_synthetic = False
+    assert phrases.on(Run()) == ""
     assert phrases.on(Run(), "hand-made reaches 0.3.") == "Hand-made reaches 0.3."
