@@ -62,7 +62,7 @@ def test_the_sentence_says_what_the_tests_allow():
     assert "is the only system with a rank. B (" in apart and "has no rank" in apart
     assert said({"a": 0.1, "b": 0.0}, peeks=["a", "b"]).endswith("have no rank.")
     nothing = leaderboard.table(scores({"a": 0.1}).iloc[:0])
-    assert "No system was scored" in leaderboard.sentence(nothing, "", str)
+    assert "no system was scored" in leaderboard.sentence(nothing, "", str)
 
 
 def test_what_is_drawn_is_what_the_table_says():

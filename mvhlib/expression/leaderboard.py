@@ -212,7 +212,7 @@ def draw(board: pd.DataFrame, axes: "Sequence[Axes]", label, colour) -> None:
     axes[0].set_xlabel("mean Pearson r")
     axes[1].tick_params(labelleft=False)
     axes[1].axvline(0, color="0.75", linewidth=0.6, zorder=0)
-    axes[1].set_xlabel("less the best mean rank, paired (filled: behind it by the test)")
+    axes[1].set_xlabel("less the best mean rank, paired\n(filled: behind it by the test)")
 
 
 def sentence(board: pd.DataFrame, where: str, label) -> str:
@@ -228,7 +228,7 @@ def sentence(board: pd.DataFrame, where: str, label) -> str:
         Function of a system's name.
     """
     if board.empty:
-        return "No system was scored, so that none is compared."
+        return "no system was scored, so that none is compared."
     own = board[board["note"] != APART]
     apart = board[board["note"] == APART]
     said = []
@@ -251,9 +251,10 @@ def _behind(own: pd.DataFrame, label) -> str:
     """How many ranked systems the tests put behind the best, and which they do not."""
     rest = own.iloc[1:]
     behind = rest[rest["note"] == BEHIND]
-    if statistics.IMPOSSIBLE in set(rest["note"]):
-        n = phrases.count(int(own["n_units"].iloc[0]), own["unit"].iloc[0])
-        return f"With {n} no test can put another system behind it."
+    n, unit = int(own["n_units"].min()), own["unit"].iloc[0]
+    if statistics.smallest_p(n) * len(rest) > 0.05:
+        return (f"With {phrases.count(n, unit)} no test can put another system behind it, corrected "
+                f"for {phrases.count(len(rest), 'comparison')}.")
     if len(behind) == len(rest):
         closest = rest.loc[rest["behind"].idxmin()]
         gap = phrases.mean(closest["behind"], closest["behind_low"], closest["behind_high"])

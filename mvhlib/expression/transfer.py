@@ -254,12 +254,12 @@ def answer(gaps: pd.DataFrame, cells: pd.DataFrame, method: str, encoder: str, w
                   for part in (gaps, cells))
     if own.empty:
         away = table[table["trained_on"] != table["tested_on"]]
-        return (f"Trained on one {what} alone, {name} reaches a mean Pearson r of "
+        return (f"trained on one {what} alone, {name} reaches a mean Pearson r of "
                 f"{phrases.span(away['mean'].agg(['min', 'max']), 2)} on another; no {what} has "
                 f"two patients, so that nothing says what it reaches inside its own.")
     row = own[(own["trained_on"] == ANY) & (own["tested_on"] == ALL)]
     row = (row if len(row) else own).iloc[0]
-    return (f"Trained on one {what} alone, {name} reaches a mean Pearson r of "
+    return (f"trained on one {what} alone, {name} reaches a mean Pearson r of "
             f"{phrases.number(row['transfer'])} on another and {phrases.number(row['within'])} "
             f"on unseen patients of its own; the gap is "
             f"{phrases.mean(row['difference'], row['ci_low'], row['ci_high'])} over "

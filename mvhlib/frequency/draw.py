@@ -105,17 +105,20 @@ def passes(halves: "DataFrame", ax: "Axes", *, n_states: int = 16) -> "DataFrame
     """
     import pandas as pd
 
-    steps = np.geomspace(1e-3, 2, 80)
+    steps = np.geomspace(1e-3, 1, 80)
     curves_of = {theory.FAMILIES[name]: theory.mean_energy_share(
         np.broadcast_to(poles, (len(steps), len(poles))), steps)
         for name, poles in theory.families(n_states).items()}
     for name, share in curves_of.items():
         ax.plot(steps, share, color=family_colours()[name], linewidth=1.0, label=f"poles {name}")
     presets = list(dict.fromkeys(halves["preset"]))
+    backbones = list(dict.fromkeys(halves["backbone"]))
     for (backbone, preset), rows in halves.groupby(["backbone", "preset"], sort=False):
         number, color = presets.index(preset), plots.colour(backbone)
+        # Smaller on larger: layers that agree stay visible.
         ax.plot(rows["delta_median"], rows["energy_share"], _PRESET_MARKS[number % 3], color=color,
-                markersize=4.5, markerfacecolor=color if number == 0 else "white", linestyle="",
+                markersize=max(3.5, 8 - 1.5 * backbones.index(backbone)) + 2 * (number > 0),
+                markerfacecolor=color if number == 0 else "none", linestyle="",
                 markeredgewidth=0.9, label=f"{plots.label(backbone)}, {preset}")
     ax.axhline(0.75, color="0.7", linewidth=0.6, linestyle=":", zorder=0)
     ax.annotate("white noise", (steps[0], 0.75), xytext=(2, 2), textcoords="offset points",
@@ -126,17 +129,19 @@ def passes(halves: "DataFrame", ax: "Axes", *, n_states: int = 16) -> "DataFrame
                       for name, share in curves_of.items()], ignore_index=True)
 
 
-def tilt(table: "DataFrame", ax: "Axes") -> "Axes":
+def tilt(table: "DataFrame", ax: "Axes", panels: Sequence[str]) -> "Axes":
     """Draw the gain for the fastest wave over that for the mean of all tokens, as numbers.
 
     Parameters
     ----------
     table
         Columns of `WHOSE`, panel and fastest_over_mean; cells that a model has not stay white.
+    panels
+        Columns of the drawing, in their order.
     """
     wide = table.pivot(index=list(WHOSE), columns="panel", values="fastest_over_mean")
     wide = wide.reindex(index=table[list(WHOSE)].drop_duplicates().itertuples(
-        index=False, name=None), columns=list(dict.fromkeys(table["panel"])))
+        index=False, name=None), columns=list(panels))
     decades = np.log10(wide.to_numpy(float))
     plots.heatmap(np.ma.masked_invalid(decades), ax, vmax=1.0, cmap="RdBu_r",
                   label="log10 of the number")
@@ -181,6 +186,8 @@ def before_after(bins: "DataFrame", edges: dict[str, ArrayLike], density: "DataF
     axes[2].axhline(1, color="0.8", linewidth=0.6, zorder=0)
     axes[2].set(xscale="log", yscale="log", xlabel="theta [rad per token]",
                 ylabel="energy density, white = 1")
+    low, high = axes[2].get_ylim()
+    axes[2].set_ylim(min(0.1, low), max(10, high))  # a decade each way: small changes look small
 
 
 def draw_slow_and_fast(over: "DataFrame", inside: "DataFrame", axes: "Sequence[Axes]",

@@ -22,11 +22,11 @@ def memory(halves: "DataFrame", backbone: str) -> str:
     """
     own = halves[halves["backbone"] == backbone]
     if own.empty:
-        return "No state-space layer was read."
+        return "no state-space layer was read."
     said = [f"{phrases.count(round(rows['half_life_max'].max()), 'token')} ({preset}, "
             f"{rows['energy_share'].mean():.0%} of the energy above pi/4 rad per token)"
             for preset, rows in own.groupby("preset", sort=False)]
-    return (f"With initial weights the slowest state of {plots.label(backbone)} is half gone after "
+    return (f"with initial weights the slowest state of {plots.label(backbone)} is half gone after "
             f"{phrases.listed(said)}; white noise has {WHITE:.0%} there.")
 
 
@@ -91,10 +91,10 @@ def finest(answered: "DataFrame", unit: str) -> str:
     if not said:
         each = [f"{plots.label(row.encoder)} by {phrases.mean(row.mean, row.ci_low, row.ci_high)}"
                 for row in top.drop_duplicates("encoder").itertuples()]
-        return f"Noise in the finest octave moves {phrases.listed(each, 3)} of the distance " \
-               "between two tiles."
-    return (f"Noise in the finest octave moves {phrases.listed(said, 3)} of the distance between "
-            "two tiles.")
+        return f"Noise in the finest octave moves the embedding of {phrases.listed(each, 3)} of " \
+               "the distance between two tiles."
+    return (f"Noise in the finest octave moves the embedding of {phrases.listed(said, 3)} of the "
+            "distance between two tiles.")
 
 
 def longest(inside: "DataFrame", mpp: float = 1.0) -> str:
