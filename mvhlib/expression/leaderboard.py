@@ -253,8 +253,8 @@ def _behind(own: pd.DataFrame, label) -> str:
     behind = rest[rest["note"] == BEHIND]
     n, unit = int(own["n_units"].min()), own["unit"].iloc[0]
     if statistics.smallest_p(n) * len(rest) > 0.05:
-        return (f"With {phrases.count(n, unit)} no test can put another system behind it, corrected "
-                f"for {phrases.count(len(rest), 'comparison')}.")
+        return (f"With {phrases.count(n, unit)} no test can put another system behind it, "
+                f"corrected for {phrases.count(len(rest), 'comparison')}.")
     if len(behind) == len(rest):
         closest = rest.loc[rest["behind"].idxmin()]
         gap = phrases.mean(closest["behind"], closest["behind_low"], closest["behind_high"])
