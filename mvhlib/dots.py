@@ -4,7 +4,7 @@ Ten encoders told apart by marks and hues cannot be read; ten rows can. A filled
 figure is about, an open one what it is compared with: a control, or the easier kind of folds.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -81,8 +81,7 @@ def rows(table: "pd.DataFrame", ax: "Axes", *, by: str = "encoder",
                             transform=ax.get_yaxis_transform(), va="center", fontsize=6)
     if zero is not None:
         ax.axvline(zero, color="0.7", linewidth=0.6, zorder=0)
-    ax.set_yticks(range(len(names)), [
-        write(str(name)) + (" *" if name in marked else "") for name in names])
+    ax.set_yticks(range(len(names)), _written(names, write, marked))
     ax.set_ylim(len(names) - 0.4, -0.6)
     ax.tick_params(axis="y", length=0)
     ax.set_xlabel(xlabel)
@@ -90,9 +89,13 @@ def rows(table: "pd.DataFrame", ax: "Axes", *, by: str = "encoder",
     return ax
 
 
+def _written(names: Iterable, write: Callable[[str], str], marked: Sequence[str]) -> list[str]:
+    return [write(str(name)) + (" *" if name in marked else "") for name in names]
+
+
 def matrix(table: "pd.DataFrame", ax: "Axes", *, label: str, vmin: float | None = None,
            vmax: float = 1.0, digits: int = 2, cmap: str = "RdBu_r",
-           write: Callable[[str], str] = plots.label) -> "Axes":
+           write: Callable[[str], str] = plots.label, marked: Sequence[str] = ()) -> "Axes":
     """Draw a table as a heat map with its numbers; cells without one stay blank.
 
     Parameters
@@ -103,6 +106,8 @@ def matrix(table: "pd.DataFrame", ax: "Axes", *, label: str, vmin: float | None 
         Of the colour bar.
     vmin, vmax
         Ends of the scale; without `vmin` it is symmetric about 0.
+    write, marked
+        See `rows`.
     """
     import seaborn as sns
 
@@ -112,8 +117,7 @@ def matrix(table: "pd.DataFrame", ax: "Axes", *, label: str, vmin: float | None 
                 annot=True, fmt=f".{digits}f", annot_kws={"fontsize": plots.SMALLEST_PT},
                 linewidths=0.4, rasterized=True,
                 cbar_kws={"label": label, "shrink": 0.8, "pad": 0.02})
-    ax.set_yticks(np.arange(len(table)) + 0.5, [write(str(name)) for name in table.index],
-                  rotation=0)
+    ax.set_yticks(np.arange(len(table)) + 0.5, _written(table.index, write, marked), rotation=0)
     ax.set_xticks(np.arange(table.shape[1]) + 0.5, [
         str(name).replace("_", " ") for name in table.columns], rotation=40, ha="right",
         rotation_mode="anchor")

@@ -14,6 +14,7 @@ DATA of features that somebody else computed (`mvhlib.slide_features`).
 import ast
 import csv
 import functools
+import importlib.util
 import json
 import os
 import re
@@ -111,6 +112,22 @@ def brings_weights(source: str) -> bool:
     """Whether ``weights: pretrained`` means the source's own, and not what 03_pretrain makes."""
     return (source.startswith(FOREIGN) or source == IMAGENET
             or find_published(source) is not None)
+
+
+def check_package(source: str, where: str | Path, field: str) -> None:
+    """Refuse a source whose package is not installed, before anything has run for it.
+
+    Raises
+    ------
+    InputError
+        Naming the package.
+    """
+    row = find_published(source)
+    loader = "timm" if source.startswith(("timm:", "hf-hub:")) else row.loader if row else ""
+    if loader in ("timm", "transformers") and importlib.util.find_spec(loader) is None:
+        extra = " (the extra timm)" if loader == "timm" else ""
+        raise InputError(where, field, f"is {source!r}, which needs {loader}",
+                         f"pip install {loader}{extra}")
 
 
 def trained_by(source: str, weights: str, encoder: str) -> tuple[str, str]:

@@ -66,10 +66,11 @@ def residual(measured: np.ndarray, predicted: np.ndarray, *,
 
 def measured_predicted(adata: "AnnData", prediction: "AnnData", genes, axes, *, img: bool = False,
                        marked: str | None = None) -> np.ndarray:
-    """Draw measured, predicted and residual maps on one scale, one row of axes per gene.
+    """Draw measured, predicted and residual maps, one row of axes per gene.
 
-    Values are in standard deviations from the section's mean, so that all rows share two colour
-    bars; beside each row stands its Pearson r over the section's spots.
+    Values are in standard deviations from the section's mean, so that measured and predicted of all
+    rows share one colour bar, and residuals another; beside each row stands its Pearson r over the
+    section's spots.
 
     Parameters
     ----------
@@ -86,17 +87,18 @@ def measured_predicted(adata: "AnnData", prediction: "AnnData", genes, axes, *, 
     """
     values = map_values(prediction, genes)
     common = adata[list(prediction.obs_names)]
-    drawn = values[["measured_z", "predicted_z", "residual"]].to_numpy()
-    limit = max(1e-9, float(np.nanquantile(np.abs(drawn), 0.99)))
+    limits = [max(1e-9, float(np.nanquantile(np.abs(values[kinds]), 0.99)))
+              for kinds in (["measured_z", "predicted_z"], ["residual"])]
     # Without tissue below them spots may be larger than they are: the map reads better.
-    options = {"img": img, "vmin": -limit, "vmax": limit, "colorbar": False,
-               "size": 1.0 if img else _filling(common), "alpha": 0.55 if img else 1.0}
+    options = {"img": img, "colorbar": False, "size": 1.0 if img else _filling(common),
+               "alpha": 0.6 if img else 1.0}
     for row, gene in zip(axes, genes, strict=True):
         part = values[values["gene"] == gene]
         for ax, kind in zip(row[-3:], ("measured_z", "predicted_z", "residual"), strict=True):
-            plots.spatial_map(common, part[kind].to_numpy(), ax, **options,
-                        cmap="coolwarm" if kind == "residual" else "viridis",
-                        title=kind.removesuffix("_z") if gene == genes[0] else "")
+            limit = limits[kind == "residual"]
+            plots.spatial_map(common, part[kind].to_numpy(), ax, **options, vmin=-limit, vmax=limit,
+                              cmap="coolwarm" if kind == "residual" else "viridis",
+                              title=kind.removesuffix("_z") if gene == genes[0] else "")
         if len(row) > 3:
             _tissue_alone(adata, row[0], like=row[1], title="H&E" if gene == genes[0] else "")
         for ax in row if marked is not None else ():
@@ -107,9 +109,8 @@ def measured_predicted(adata: "AnnData", prediction: "AnnData", genes, axes, *, 
             part[["measured_z", "predicted_z"]].std().min() > 0) else np.nan
         row[0].text(-0.04, 0.5, f"{gene}\nr = {phrases.number(r)}", rotation=90, ha="right",
                     va="center", fontsize=7, transform=row[0].transAxes)
-    for columns, cmap, name in ((axes[:, -3:-1], "viridis", "z"), (axes[:, -1:], "coolwarm",
-                                                                  "z, measured - predicted")):
-        _colour_bar(columns, cmap, limit, name)
+    _colour_bar(axes[:, -3:-1], "viridis", limits[0], "z")
+    _colour_bar(axes[:, -1:], "coolwarm", limits[1], "z, measured - predicted")
     return axes
 
 

@@ -196,6 +196,9 @@ def notebook_for_papermill(name: str) -> str:
 def prepare(call: Call) -> dict[str, Any]:
     """`read_plan` of a call, after a look into every parameter file of its profile."""
     plan = read_plan(call.folder, data=call.data)
+    for slug, options in plan["encoders"].items():
+        encoder_sources.check_package(options["source"], call.folder / "workflow.yaml",
+                                      f"encoders: {slug}")
     for name in notebooks():
         for path in tables_of(read_params(call.folder, name)):
             own_tables.check_filled(path)

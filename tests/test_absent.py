@@ -42,6 +42,21 @@ def test_features_of_slides_without_tiles_are_enough_for_survival(out):
     assert len(tables(out, "09_survival")["prototypes"])
 
 
+@pytest.mark.parametrize("encoders, given", [(["uni"], {"sex": "female"}), ([], {})])
+def test_outcomes_without_age_sex_and_stage(out, encoders, given):
+    folder = out / "runs/walk/slides"
+    table = absent.slides(folder, **given).drop(columns=["age", "stage"] + ["sex"] * (not given))
+    table.to_csv(folder / "slides.csv", index=False)  # all women: nothing to learn from their sex
+    if encoders:
+        absent.trident(folder / "features/uni", list(table["slide"]))
+    said = absent.walk("09_survival", out, n_folds=2, adjust="none", encoders=encoders)
+    summary = tables(out, "09_survival")["summary"]
+    if encoders:
+        assert {"mixture", "mean"} <= set(summary["model"]) and "stage" not in set(summary["model"])
+    else:
+        assert summary.empty and "there is nothing to model" in said
+
+
 def test_no_event_leaves_a_summary_without_rows(out):
     absent.slides(out / "runs/walk/slides", 6, events=False)
     said = absent.walk("09_survival", out, encoders=[])

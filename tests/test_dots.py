@@ -44,9 +44,9 @@ def test_rows_that_a_panel_lacks_stay_empty_and_differences_have_a_sign(ax):
 def test_a_matrix_writes_its_numbers_and_leaves_gaps_blank(ax):
     table = pd.DataFrame({"slow_along": [0.5, np.nan], "noise": [-0.001, 0.1]},
                          index=["handmade", "vit12-dino"])
-    dots.matrix(table, ax, label="r")
+    dots.matrix(table, ax, label="r", marked=["vit12-dino"])
     assert sorted(text.get_text() for text in ax.texts) == ["0.00", "0.10", "0.50"]
-    assert names(ax) == ["hand-made", "ViT12-dino"]
+    assert names(ax) == ["hand-made", "ViT12-dino *"]
     assert [text.get_text() for text in ax.get_xticklabels()] == ["slow along", "noise"]
 
 

@@ -816,6 +816,22 @@ def test_names_without_their_package_say_what_to_install(monkeypatch):
         create_encoder("phikom", device="cpu")
 
 
+def test_a_package_that_lacks_is_said_before_anything_runs(monkeypatch, tmp_path):
+    import importlib.util
+
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in (
+        "timm", "transformers") else found(name, *rest))
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for source, package in (("timm:vit_small_patch16_224", "timm"), ("uni2-h", "timm"),
+                            ("phikon-v2", "transformers")):
+        (folder / "workflow.yaml").write_text(
+            f"notebooks: [01_cohort, 04_embed]\nencoders: {{mine: {{source: '{source}'}}}}\n")
+        with pytest.raises(InputError, match=f"encoders: mine: .*needs {package}. Fix: pip"):
+            workflow.prepare(workflow.Call("mine", "", 0, str(tmp_path)))
+
+
 def test_a_model_of_transformers_is_asked_for_its_tokens(monkeypatch, tmp_path):
     class Vit(torch.nn.Module):
         def __init__(self):

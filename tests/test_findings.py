@@ -71,6 +71,20 @@ def test_one_encoder_of_one_patient_without_a_control():
     assert "best" not in text and "One patient says nothing of another." in limits
 
 
+def test_studies_and_genes_with_a_cause_are_said_apart():
+    scores = pd.DataFrame([(f"S{s}", f"S{s}P{p}", f"S{s}P{p}", program, f"{program}-1", r + s / 50)
+                           for s in range(3) for p in range(2)
+                           for program, r in (("tumour", 0.6), ("noise", 0.0))],
+                          columns=["study", "patient", "section", "program", "gene", "pcc"])
+    scores = scores.assign(encoder="handmade", protocol="loso", panel="hvg", control="none")
+    found, _ = findings.prediction(summary(*THREE), NO_DROPS, NO_TESTS, "loso", scores=scores)
+    assert "Over 3 studies, the safer unit, the interval is [0.27, 0.37]." in found
+    assert "Over the 1 gene that follow something in the tissue it is 0.62 [0.60, 0.64]." in found
+    real = scores.assign(program=np.nan)
+    found, _ = findings.prediction(summary(*THREE), NO_DROPS, NO_TESTS, "loso", scores=real)
+    assert "safer unit" in found and "follow something" not in found
+
+
 def test_nothing_that_varies_is_said_in_words():
     empty = summary(("loso", "handmade", "none", np.nan, np.nan, "no"))
     assert "no correlation" in said(*findings.prediction(empty, NO_DROPS, NO_TESTS, "loso"))

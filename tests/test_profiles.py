@@ -292,8 +292,7 @@ def test_the_profile_of_the_recipe_section_runs_to_its_figures(tmp_path, params,
 def test_recipe_pages_are_short_and_their_profiles_fit(recipe, tmp_path):
     page = (RECIPES / recipe / "README.md").read_text(encoding="utf-8")
     assert len(page.splitlines()) <= 25
-    if recipe != "encoder":
-        assert f"make figures PARAMS=params/recipes PROFILE={recipe}" in page
+    assert f"make figures PARAMS=params/recipes PROFILE={recipe}" in page
     workflow.prepare(workflow.Call(recipe, str(tmp_path), 0, str(RECIPES)))
 
 

@@ -745,8 +745,13 @@ def _with_outcome(where, clinical: Clinical, not_positive: str = "refuse") -> Cl
         raise InputError(where, "not_positive", f"is {not_positive!r}", "use refuse or drop")
     table, notes = clinical.table, list(clinical.notes)
     empty = [name for name in clinical.covariates if table[name].isna().all()]
+    same = [name for name in clinical.covariates if table[name].nunique() == 1
+            and table[name].notna().all()]
+    for names, said in ((empty, "nothing is known of"), (same, "all patients are alike in")):
+        if names:
+            notes.append(f"{said} {', '.join(names)}, which is left out")
+    empty += same
     if empty:
-        notes.append(f"nothing is known of {', '.join(empty)}, which is left out")
         clinical = replace(clinical, covariates=tuple(
             name for name in clinical.covariates if name not in empty))
     late = table["time_months"] > LONGEST_MONTHS

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from mvhlib import artifacts, lattice, phrases, statistics
+from mvhlib import artifacts, lattice, phrases, plots, statistics
 from mvhlib.artifacts import InputError
 from mvhlib.cohort import genes, hest, splits
 from mvhlib.expression import protocols, ridge
@@ -705,7 +705,7 @@ def remarks(summary: pd.DataFrame, learned: Sequence[str] = ()) -> str:
                         ("Pretrained on test images", [name for name in saw
                                                        if name not in learned])):
         if names:
-            said.append(f"{what}: {', '.join(names)}.")
+            said.append(f"{what}: {phrases.listed(map(plots.label, names))}.")
     return " ".join(said)
 
 

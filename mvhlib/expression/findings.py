@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from mvhlib import phrases, plots, statistics
+from mvhlib.cohort import synthetic
 from mvhlib.expression import evaluation
 
 #: Protocols as they are said: what a model is tested on, and what of it may be in training.
@@ -27,7 +28,8 @@ def tested_on(protocol: str) -> str:
 
 
 def prediction(summary: pd.DataFrame, drops: pd.DataFrame, tests: pd.DataFrame, protocol: str,
-               learned: Sequence[str] = ()) -> tuple[str, str]:
+               learned: Sequence[str] = (), scores: pd.DataFrame | None = None
+               ) -> tuple[str, str]:
     """How well expression is predicted, and how much of that is left on an unseen study.
 
     Parameters
@@ -40,6 +42,9 @@ def prediction(summary: pd.DataFrame, drops: pd.DataFrame, tests: pd.DataFrame, 
         Whose scores are quoted.
     learned
         Encoders that learned from expression of tested sections; they are not called best.
+    scores
+        Scores per gene and section; where they are given, the interval over studies is said as
+        well, and the mean over those genes whose program follows something in the tissue.
 
     Returns
     -------
@@ -61,7 +66,7 @@ def prediction(summary: pd.DataFrame, drops: pd.DataFrame, tests: pd.DataFrame, 
              f"mean Pearson r of {phrases.row_mean(best)} and "
              f"{phrases.count(int(best['n_genes']), 'gene')}"
              + (f", the best of {phrases.count(len(ranked), 'encoder')}" if several else "")
-             + _permuted(rows, best) + "."]
+             + _permuted(rows, best) + "." + ("" if scores is None else _apart(scores, best))]
     found.append(_cost(drops, best))
     found.append(_primary(tests))
     limits = [evaluation.remarks(summary[summary["protocol"] == protocol], learned)]
@@ -82,6 +87,25 @@ def _permuted(rows: pd.DataFrame, best: pd.Series) -> str:
     row = own.iloc[0]
     said = phrases.mean(row["mean"], row["ci_low"], row["ci_high"])
     return f"; after its features were permuted within sections, {said}"
+
+
+def _apart(scores: pd.DataFrame, best: pd.Series) -> str:
+    """The same mean over studies, whose patients are not independent, and over signal genes."""
+    own = scores[(scores["encoder"] == best["encoder"]) & (scores["protocol"] == best["protocol"])
+                 & (scores["panel"] == best["panel"]) & (scores["control"] == "none")]
+    said = ""
+    if best["unit"] == "patient" and own["study"].nunique() > 1:
+        row = statistics.unit_table(own, "study").iloc[0]
+        said += (f" Over {phrases.count(int(row['n_units']), 'study')}, the safer unit, the "
+                 f"interval is {phrases.interval(row['ci_low'], row['ci_high'])}.")
+    group = own["program"].map(synthetic.group_of)
+    signal = own[group.isin(["tissue class", "texture"])]
+    if len(signal) and best["unit"] in own and len(signal) < len(own):
+        row = statistics.unit_table(signal, best["unit"]).iloc[0]
+        said += (f" Over the {phrases.count(signal['gene'].nunique(), 'gene')} that follow "
+                 "something in the tissue it is "
+                 f"{phrases.mean(row['mean'], row['ci_low'], row['ci_high'])}.")
+    return said
 
 
 def _cost(drops: pd.DataFrame, best: pd.Series) -> str:
@@ -130,16 +154,16 @@ def far_below_ceiling(per_gene: pd.DataFrame, group: str = "group") -> str:
 
 
 def turned(kinds: pd.DataFrame) -> str:
-    """Programs that encoders predict turned round: r below 0 with its whole interval.
+    """Programs that encoders predict turned round: r below -0.05, its whole interval below 0.
 
     Parameters
     ----------
     kinds
         Rows of a summary, one per encoder and program of one protocol.
     """
-    rows = kinds[kinds["ci_high"] < 0]
+    rows = kinds[(kinds["ci_high"] < 0) & (kinds["mean"] < -0.05)]
     if rows.empty:
-        return "No program is predicted turned round: no interval lies below 0."
+        return "No program is predicted turned round: no r below -0.05 has its interval below 0."
     worst = rows.groupby("program", sort=False)["mean"].agg(["size", "min"])
     return "Predicted turned round (interval below 0): " + "; ".join(
         f"{str(name).replace('_', ' ')} by {phrases.count(int(row['size']), 'encoder')}, at worst "

@@ -107,7 +107,16 @@ def preload() -> None:
     import torch._dynamo
 
     import mvhlib
-    from tests import test_backbones, test_book, test_cohort, test_fused, test_hest, test_labelled
+    from tests import (
+        test_backbones,
+        test_book,
+        test_cohort,
+        test_fused,
+        test_hest,
+        test_labelled,
+        test_layouts,
+        test_profiles,
+    )
 
     for module in pkgutil.walk_packages(mvhlib.__path__, "mvhlib."):
         if not module.name.endswith("__main__"):
@@ -116,7 +125,7 @@ def preload() -> None:
     pyarrow.set_cpu_count(1)
     pyarrow.set_io_thread_count(1)
     assert all((anndata, h5py, nbconvert, scanpy, test_backbones, test_book, test_cohort,
-                test_fused, test_hest, test_labelled))
+                test_fused, test_hest, test_labelled, test_layouts, test_profiles))
 
 
 # --------------------------------------------------------------------------------------------
@@ -1043,6 +1052,101 @@ def call_xenium(folder: Path) -> Found:
 
 
 # --------------------------------------------------------------------------------------------
+# what other laboratories and tools have
+
+
+def build_h5ad(folder: Path) -> None:
+    from tests.test_profiles import write_h5ad
+
+    write_h5ad(folder / "A.h5ad", mpp_of_visium=2.0)
+    (folder / "samples.csv").write_text("section,study,patient,mpp\nA,s,007,2.0\n")
+
+
+def build_segmented(folder: Path) -> None:
+    from tests.test_profiles import write_segmented
+
+    write_segmented(folder / "S1")
+
+
+def build_flat(folder: Path) -> None:
+    """Loose files with a prefix, tables packed as GEO has them."""
+    import gzip
+
+    build_visium()(folder)
+    for path in sorted(path for path in (folder / "S1").rglob("*") if path.is_file()):
+        packed = path.suffix == ".csv"
+        content = path.read_bytes()
+        (folder / f"GSM1_a_{path.name}{'.gz' if packed else ''}").write_bytes(
+            gzip.compress(content, mtime=0) if packed else content)
+    shutil.rmtree(folder / "S1")
+    (folder / "samples.csv").write_text("section,study,patient,mpp\nGSM1_a,s,007,5.0\n")
+
+
+def build_xenium_cells(folder: Path) -> None:
+    from tests.test_layouts import write_cells
+
+    write_cells(folder / "S1")
+    (folder / "samples.csv").write_text("section,study,patient\nS1,s,007\n")
+
+
+def _kept(source: str, **options: Any) -> Callable[[Path], Found]:
+    """Read with a cohort folder of its own, where images inside files go."""
+    def call(folder: Path) -> Found:
+        from mvhlib import cohort
+
+        return _cohort(cohort.read(source, folder, keep=folder / "kept", **options))
+
+    return call
+
+
+def build_whole_slides(folder: Path) -> None:
+    for name in ("a.png", "b.png"):
+        _picture(folder / name)
+    (folder / "slides.csv").write_text(
+        "slide,patient,study,label,time,event,age,sex,stage,mpp\n"
+        "a.png,007,h1,MSI,34.5,1,61,female,II,0.5\nb,P2,h2,MSS,60.0,0,70,male,IIIB,0.5\n")
+
+
+def _whole_slides(slides: Any, low: int = 1) -> Found:
+    bad = names("slide", [slide.name for slide in slides], path=True)
+    for slide in slides:
+        bad += scale("mpp", slide.mpp)
+        bad += [] if isinstance(slide.outcome, Mapping) else ["no outcome"]
+    if len(slides) < low:
+        bad.append("no slide")
+    return [[slide.name, slide.path.name, slide.patient, slide.study, slide.label, slide.mpp,
+             dict(slide.outcome)] for slide in slides], bad
+
+
+def call_whole_slides(folder: Path) -> Found:
+    from mvhlib.tiles import whole
+
+    return _whole_slides(whole.read(folder))
+
+
+def build_slide_features(folder: Path) -> None:
+    build_features("trident")(folder)
+    (folder / "features_uni").mkdir()
+    for name in ("s1", "s2"):
+        shutil.copy(folder / "a.h5", folder / f"features_uni/{name}.h5")
+    (folder / "a.h5").unlink()
+    (folder / "slides.csv").write_text("slide,patient,label\ns1,007,MSI\ns2.svs,P2,MSS\n")
+
+
+def call_slide_features(folder: Path) -> Found:
+    from mvhlib import features, slide_features
+    from mvhlib.artifacts import read_csv
+
+    slide_features.take(folder, "features:features_uni", "", folder / "run", "uni")
+    found = features.read_folder(folder / "run/features/uni")
+    people = read_csv(folder / "run/slides.csv")
+    bad = [fault for each in found.values() for fault in _features(each)]
+    bad += names("slide", map(str, people["slide"]), path=True)
+    return [[name, each.features, each.coords] for name, each in sorted(found.items())] + [
+        people.astype(str)], bad
+
+
+# --------------------------------------------------------------------------------------------
 # tables of the run and of users
 
 
@@ -1451,6 +1555,18 @@ READERS: dict[str, Reader] = {reader.name: reader for reader in (
                                                         "samples.csv": "csv"}, call_xenium),
     Reader("xenium_csv", build_xenium(".csv"), {"S1/*.csv": "csv", "align.csv": "csv"},
            call_xenium),
+    Reader("h5ad_folder", build_h5ad, {"*.h5ad": "h5"}, _kept("h5ad")),
+    Reader("h5ad_samples", build_h5ad, {"samples.csv": "csv"}, _kept("h5ad")),
+    Reader("segmented", build_segmented, {
+        "S1/segmented_outputs/*.h5": "h5", "S1/segmented_outputs/*.geojson": "json",
+        "S1/segmented_outputs/spatial/*.json": "json"}, _read("segmented", patient="p")),
+    Reader("flat", build_flat, {"*.h5": "h5", "*.csv.gz": "csv", "*.json": "json",
+                                "samples.csv": "csv"}, _kept("flat")),
+    Reader("xenium_cells", build_xenium_cells, {"S1/*.h5": "h5", "S1/*.csv.gz": "csv",
+                                                "samples.csv": "csv"}, _read("xenium_cells")),
+    Reader("whole_slides", build_whole_slides, {"slides.csv": "csv"}, call_whole_slides),
+    Reader("slide_features", build_slide_features, {"*/*.h5": "h5", "slides.csv": "csv"},
+           call_slide_features),
     Reader("read_csv", build_csv, {"t.csv": "csv"}, call_csv),
     Reader("scores", build_scores, {"*/*/*/scores.csv": "csv"}, call_scores),
     Reader("clinical_panther", build_panther, {"*/*.csv": "csv"}, _clinical_call("panther")),
