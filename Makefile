@@ -1,4 +1,5 @@
 # make figures [PROFILE=demo] [PARAMS=dir] [DATA=dir] [OUT=.] [SEED=0] [JOBS=cores] [PYTHON=python3]
+#              [CLUSTER=workflow/profiles/slurm]
 # make tour [OUT=.]: notebook 00 alone
 # make profile PROFILE=mine DATA=dir [PARAMS=dir] | doctor [DATA=dir]
 # make predict SLIDES=file|dir MODEL=dir OUT=dir [MPP=um] [STRIDE_UM=um] [GENES=A,B|file] [JOBS=]
@@ -21,6 +22,7 @@ MPP     ?=
 STRIDE_UM ?=
 GENES   ?=
 PREDICTIONS ?=
+CLUSTER ?=
 PORT    ?=
 ARGS    ?=
 
@@ -40,10 +42,11 @@ override MPP     := $(value MPP)
 override STRIDE_UM := $(value STRIDE_UM)
 override GENES   := $(value GENES)
 override PREDICTIONS := $(value PREDICTIONS)
+override CLUSTER := $(value CLUSTER)
 override PORT    := $(value PORT)
 override ARGS    := $(value ARGS)
 export PYTHON PROFILE PARAMS DATA OUT SEED JOBS SLOW SLIDES MODEL MPP STRIDE_UM GENES PREDICTIONS \
-  PORT ARGS
+  CLUSTER PORT ARGS
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c

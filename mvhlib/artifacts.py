@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import os
+import platform
 import re
 import shutil
 import signal
@@ -509,7 +510,7 @@ def _plain(value: Any) -> Any:
 
 @contextlib.contextmanager
 def lock(path: str | os.PathLike, announce=print) -> Iterator[None]:
-    """Hold an operating-system lock on `path`; wait for another holder and name its process.
+    """Hold an operating-system lock on `path`; wait for another holder, named by process and host.
 
     The lock dies with the process, so a killed run never blocks the next one for good.
     """
@@ -525,9 +526,14 @@ def lock(path: str | os.PathLike, announce=print) -> Iterator[None]:
             fcntl.flock(stream, fcntl.LOCK_EX)
         stream.seek(0)
         stream.truncate()
-        stream.write(str(os.getpid()))
+        stream.write(this_process())
         stream.flush()
         yield
+
+
+def this_process() -> str:
+    """Number and host of this process, as locks name their holder."""
+    return f"{os.getpid()} on {platform.node() or 'this machine'}"
 
 
 @contextlib.contextmanager

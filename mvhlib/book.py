@@ -1,14 +1,19 @@
 """The executed notebooks of a run as a static HTML book, for a browser and without a server.
 
-``python -m mvhlib.book runs/demo book/demo`` writes one page per executed notebook and an index
-with each notebook's question. Pages follow the browser's light or dark setting; figures keep their
-white ground, and wide tables scroll by themselves on a narrow screen. A page runs nothing and asks
-for nothing, whatever names of samples its tables show.
+``python -m mvhlib.book runs/demo book/demo`` writes one page per executed notebook, code folded,
+with the ones before and after, and an index with each notebook's question, first picture and
+answer. `make book` puts the library's reference beside it (`reference`, by pdoc). Pages follow the
+browser's light or dark setting; figures keep their white ground, and wide tables scroll by
+themselves on a narrow screen. A page of a notebook runs nothing and asks for nothing, whatever
+names of samples its tables show.
 """
 
+import base64
 import html
+import io
 import json
 import re
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +33,15 @@ STYLE = """
 <style>
 :root { color-scheme: light dark; }
 body { max-width: 62rem; margin: 0 auto; padding: 0 1rem 4rem; overflow-wrap: break-word; }
-nav.book { font: 0.9rem sans-serif; padding: 1rem 0; }
+nav.book { font: 0.9rem sans-serif; padding: 1rem 0; display: flex; flex-wrap: wrap;
+  gap: 0 1.5rem; }
+details.code > summary { font: 0.75rem sans-serif; color: #777; cursor: pointer;
+  padding: 0.3rem 0; }
+ol.index { list-style: none; padding: 0; font: 1rem/1.4 sans-serif; }
+ol.index li { display: grid; grid-template-columns: 12rem 1fr; gap: 1rem; padding: 1rem 0;
+  border-top: 1px solid #8884; align-items: start; }
+ol.index p { margin: 0.3rem 0; }
+@media (max-width: 40rem) { ol.index li { grid-template-columns: 1fr; } }
 .jp-RenderedImage img, .jp-OutputArea-output img, img { max-width: 100%; height: auto;
   background: #fff; }
 .jp-RenderedHTMLCommon, .jp-OutputArea-output { overflow-x: auto; }
@@ -89,30 +102,96 @@ def write_book(run: str | Path, out: str | Path) -> list[Path]:
                          f"run make figures PROFILE={run.name} first")
     exporter = HTMLExporter(template_name="lab", embed_images=True)
     exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
-    pages, entries = [], []
+    contents, links = [], []
     for source in sources:
         content = read_json(source)
         with reading(source, "content", "is no notebook", AGAIN):
-            body, _ = exporter.from_notebook_node(nbformat.reads(
-                json.dumps(content), as_version=4))
-            title, asked = question(content)
-        head, _, body = body.partition("</head>")
-        head = re.sub(r"<script\b.*?</script>", "", head, flags=re.DOTALL)
-        head = re.sub(r"<title>.*?</title>", "", head, flags=re.DOTALL)
-        head = head.replace("<head>", f"<head>{POLICY}<title>{html.escape(title)}</title>", 1)
-        body = re.sub(r"(<body[^>]*>)", r'\1<nav class="book"><a href="index.html">all '
-                      "notebooks</a></nav>", body, count=1)
-        body = f"{head}{STYLE}</head>{body}"
-        pages.append(write_text(out / f"{source.stem}.html", body))
+            title, _ = question(content)
+            contents.append(nbformat.reads(json.dumps(content), as_version=4))
         wildcard = source.stem.partition(".")[2]
-        entries.append(f'<li><a href="{quote(source.stem)}.html">{html.escape(title)}'
-                       f'{html.escape(f" ({wildcard})" if wildcard else "")}</a><br>'
-                       f"{html.escape(asked)}</li>")
+        links.append((f"{quote(source.stem)}.html",
+                      html.escape(title + (f" ({wildcard})" if wildcard else ""))))
+    pages, entries = [], []
+    for i, (source, content) in enumerate(zip(sources, contents, strict=True)):
+        with reading(source, "content", "is no notebook", AGAIN):
+            body, _ = exporter.from_notebook_node(content)
+            entries.append(_entry(content, *links[i]))
+        text = _page(body, links[i][1], _navigation(links, i))
+        pages.append(write_text(out / f"{source.stem}.html", text))
     name = html.escape(run.name)
     index = (f'<!doctype html><html lang="en"><head>{POLICY}<meta charset="utf-8">'
              f"<title>{name}</title>{STYLE}</head><body><h1>Profile {name}</h1>"
-             f'<ul>{"".join(entries)}</ul></body></html>')
+             f'<ol class="index">{"".join(entries)}</ol></body></html>')
     return [write_text(out / "index.html", index), *pages]
+
+
+def _navigation(links: Sequence[tuple[str, str]], i: int) -> str:
+    """Links to all notebooks, and to the ones before and after."""
+    near = ['<a href="index.html">all notebooks</a>']
+    if i > 0:
+        near.append(f'<a href="{links[i - 1][0]}" rel="prev">← {links[i - 1][1]}</a>')
+    if i + 1 < len(links):
+        near.append(f'<a href="{links[i + 1][0]}" rel="next">{links[i + 1][1]} →</a>')
+    return f'<nav class="book">{"".join(near)}</nav>'
+
+
+def _page(exported: str, title: str, navigation: str) -> str:
+    """nbconvert's page without its scripts, its code folded, with links and our style."""
+    from bs4 import BeautifulSoup
+
+    head, _, body = exported.partition("</head>")
+    head = re.sub(r"<script\b.*?</script>", "", head, flags=re.DOTALL)
+    head = re.sub(r"<title>.*?</title>", "", head, flags=re.DOTALL)
+    head = head.replace("<head>", f"<head>{POLICY}<title>{title}</title>", 1)
+    soup = BeautifulSoup(body, "html.parser")
+    for code in soup.select(".jp-CodeCell > .jp-Cell-inputWrapper"):
+        folded = soup.new_tag("details", attrs={"class": "code"})
+        summary = soup.new_tag("summary")
+        summary.string = "code"
+        code.wrap(folded).insert(0, summary)
+    main = soup.find("main") or soup
+    main.insert(0, BeautifulSoup(navigation, "html.parser"))
+    main.append(BeautifulSoup(navigation, "html.parser"))
+    return f"{head}{STYLE}</head>{soup}"
+
+
+def _entry(notebook: dict, link: str, title: str) -> str:
+    """A notebook in the index: its first picture, its question and its answer."""
+    outputs = [output.get("data", {}) for cell in notebook["cells"] for output in
+               cell.get("outputs", [])]
+    pictures = [data["image/png"] for data in outputs if "image/png" in data]
+    said = ["".join(data["text/markdown"]) for data in outputs if "text/markdown" in data]
+    answer = next((text for text in said if text.startswith("**Answer.**")), "")
+    found = answer.partition("\n\n")[0].removeprefix("**Answer.** ")
+    picture = (f'<img alt="" src="data:image/png;base64,{_thumbnail(pictures[0])}">'
+               if pictures else "<span></span>")
+    return (f'<li>{picture}<div><a href="{link}">{title}</a>'
+            f"<p>{html.escape(question(notebook)[1])}</p><p><b>{html.escape(found)}</b></p>"
+            "</div></li>")
+
+
+def _thumbnail(picture: str, width: int = 400) -> str:
+    """A picture in base64, reduced to a width [px]."""
+    from PIL import Image
+
+    small = io.BytesIO()
+    with Image.open(io.BytesIO(base64.b64decode("".join(picture)))) as image:
+        image = image.convert("RGB")
+        image.thumbnail((width, width))
+        image.save(small, "png", optimize=True)
+    return base64.b64encode(small.getvalue()).decode()
+
+
+def write_reference(out: Path) -> Path | None:
+    """Write the reference of the library's public names from their docstrings; its first page.
+
+    None where pdoc (extra ``dev``) is not installed.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "pdoc", "--docformat", "numpy", "--no-show-source",
+         "--output-directory", str(out), "mvhlib", "!mvhlib.*.__main__"],
+        capture_output=True, text=True)
+    return out / "mvhlib.html" if done.returncode == 0 else None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -127,6 +206,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     print(f"{len(pages) - 1} notebooks; open {pages[0]}")
+    if reference := write_reference(pages[0].parent / "reference"):
+        print(f"the library's reference: {reference}")
     return 0
 
 

@@ -25,6 +25,8 @@ MPP           predict: micrometres per pixel of all slides         no number abo
 STRIDE_UM     predict: distance of tiles on the grid               no number above 0
 GENES         predict: ``A,B``, or a file, a gene in each line     genes that the model lacks
 PREDICTIONS   score: a folder (`mvhlib.expression.given`)          nothing there
+CLUSTER       figures: a folder with Snakemake's ``config.yaml``   no such file
+              (``workflow/profiles/slurm``), whose jobs count
 PORT, ARGS    lab: its port, further words for JupyterLab          no port, an open quote
 ============  ===================================================  ==============================
 
@@ -47,7 +49,7 @@ from mvhlib.places import home
 
 #: Variables of the Makefile; they are meant for this module and not for what it starts.
 VARIABLES = ("PROFILE", "PARAMS", "DATA", "OUT", "SEED", "JOBS", "SLOW", "PYTHON", "SLIDES",
-             "MODEL", "MPP", "STRIDE_UM", "GENES", "PREDICTIONS", "PORT", "ARGS")
+             "MODEL", "MPP", "STRIDE_UM", "GENES", "PREDICTIONS", "CLUSTER", "PORT", "ARGS")
 #: What make says to a make below it: a make that something started calls is none.
 OF_MAKE = ("MAKELEVEL", "MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKE_TERMOUT", "MAKE_TERMERR")
 #: Memory that a notebook may take [bytes].
@@ -100,14 +102,20 @@ def become(words: Sequence[str], env: Mapping[str, str]) -> None:
 def figures(given: Mapping[str, str]) -> None:
     """Run a profile's notebooks by Snakemake."""
     call = _call(given)
-    jobs = _jobs(given)
+    where = _cluster(given) or ["--cores", str(_jobs(given))]
     workflow.prepare(call)
     out = out_folder(given)
     _wait_for_others(out / "runs" / call.profile)
     become([sys.executable, "-m", "snakemake", "--snakefile", str(home() / "workflow/Snakefile"),
-            "--directory", str(out), "--cores", str(jobs), "--nolock", "--rerun-incomplete",
-            "--keep-going", "--quiet", "rules", "progress", "host", "--config",
-            workflow.to_jobs(call)], surroundings(out))
+            "--directory", str(out), *where, "--nolock", "--rerun-incomplete",
+            "--keep-going", "--logger", "mvh", "--config", workflow.to_jobs(call)],
+           _with_console(surroundings(out)))
+
+
+def _with_console(env: Mapping[str, str]) -> dict[str, str]:
+    """An environment in which Snakemake finds the plugin that prints a line for each job."""
+    paths = [str(home() / "workflow"), *filter(None, [env.get("PYTHONPATH")])]
+    return {**env, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def tour(given: Mapping[str, str]) -> int:
@@ -119,6 +127,17 @@ def tour(given: Mapping[str, str]) -> int:
     if not failed:
         print(*sorted((out / "figures/demo/00_tour").glob("*.png")), sep="\n")
     return failed
+
+
+def _cluster(given: Mapping[str, str]) -> list[str]:
+    """Snakemake's words for a cluster; empty where the machine itself does the work."""
+    if not (given.get("CLUSTER") or "").strip():
+        return []
+    folder = Path(_there(given, "CLUSTER"))
+    if not (folder / "config.yaml").is_file():
+        raise InputError(f"CLUSTER={folder}", "CLUSTER", "holds no config.yaml",
+                         "copy workflow/profiles/slurm, and name your site's partitions in it")
+    return ["--profile", str(folder)]
 
 
 def _jobs(given: Mapping[str, str]) -> int:
@@ -183,12 +202,12 @@ def _wait_for_others(run: Path) -> None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        holder = os.read(handle, 20).decode(errors="replace") or "unknown"
+        holder = os.read(handle, 300).decode(errors="replace") or "unknown"
         print(f"waiting for process {holder}, which still runs this profile in {run}",
               file=sys.stderr, flush=True)
         fcntl.flock(handle, fcntl.LOCK_EX)
     os.truncate(handle, 0)
-    os.pwrite(handle, str(os.getpid()).encode(), 0)
+    os.pwrite(handle, artifacts.this_process().encode(), 0)
     os.set_inheritable(handle, True)
 
 

@@ -149,6 +149,11 @@ def trained_by(source: str, weights: str, encoder: str) -> tuple[str, str]:
     return made_by[method], f"{method}-{built_on}" if built_on else encoder
 
 
+def learned_expression(weights: str) -> bool:
+    """Whether an encoder's weights come from a method that was trained on expression."""
+    return weights.partition(":")[0] in ("mmap", "cmrcnet")
+
+
 def python_file(source: str, folder: str | os.PathLike | None = None) -> tuple[Path, str]:
     """Take ``python:path/file.py:function`` apart.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mvhlib import plots
+from mvhlib import maps, plots
 from mvhlib.artifacts import InputError
 from mvhlib.standardise import standardise
 
@@ -86,8 +86,8 @@ class Explorer:
         fig = plt.figure(figsize=(plots.PAGE, 3.8))
         fig.suptitle(f"{section}, spot {barcode} (ringed), and the tiles that look most alike")
         above, below = fig.subfigures(2, 1, height_ratios=[1.9, 1])
-        axes = above.subplots(1, 3)
-        plots.measured_predicted(self.cohort[section].adata, predicted, [gene], axes[None],
+        axes = above.subplots(1, 4)
+        maps.measured_predicted(self.cohort[section].adata, predicted, [gene], axes[None],
                                  img=True, marked=barcode)
         shown = [(section, self.barcodes[section].index(barcode)), *self.nearest(section, barcode)]
         for ax, (name, row), place in zip(below.subplots(1, len(shown)), shown, range(99),

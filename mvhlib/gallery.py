@@ -5,6 +5,7 @@
 
 import re
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
@@ -14,6 +15,8 @@ from mvhlib.artifacts import InputError
 
 #: What a figure's record says, and as which type.
 RECORD = {"figure": str, "synthetic": bool, "caption": str}
+#: Notebooks whose answers the console shows at the end of a run, where the profile has them.
+FINDINGS = ("05_expression", "06_spatial_maps", "09_survival", "14_leaderboard", "16_predict")
 AGAIN = "delete it and run make figures again"
 
 
@@ -105,8 +108,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(error, file=sys.stderr)
         return 1
+    print("\n".join(findings(page.parent)))
     print(f"the figures are in {page.parent.resolve()}; start with {page.name}")
     return 0
+
+
+def findings(folder: Path) -> list[str]:
+    """What a run found, for the console: the answers of at most five notebooks, wrapped."""
+    found = {name: each[0] for name, each in answers.of_profile(folder).items()}
+    named = [name for name in FINDINGS if name in found] + [n for n in found if n not in FINDINGS]
+    return [line for name in sorted(named[:5]) for line in textwrap.wrap(
+        f"{name}: {found[name].found}", 98, subsequent_indent="    ", break_long_words=False)]
 
 
 if __name__ == "__main__":

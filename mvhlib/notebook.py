@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from mvhlib import answers, artifacts
+from mvhlib import answers, artifacts, freshness, phrases
 from mvhlib.artifacts import InputError
 from mvhlib.parameters import check, check_seed
 from mvhlib.places import choose_device, home, resolve
@@ -48,6 +48,10 @@ LARGEST_FIGURE_KB = 500
 DPI = {"png": (300, 200), "svg": (150, 100, 72)}
 #: Profiles whose figures git ignores; their pictures may be larger.
 UNCOMMITTED = ("demo", "test")
+#: Columns and rows of a table on screen.
+SHOWN = (8, 16)
+#: What libraries say of themselves: category, and how the message begins.
+QUIET = ((SyntaxWarning, ".* is not a valid key!"),)
 #: Packages whose versions can change a number.
 PACKAGES = ("anndata", "h5py", "lifelines", "matplotlib", "numpy", "pandas", "papermill", "pillow",
             "scanpy", "scikit-image", "scikit-learn", "scipy", "seaborn", "squidpy", "torch")
@@ -351,28 +355,35 @@ class Run:
         """
         from IPython.display import Markdown, display
 
+        display(Markdown(self._write_answer(found, limits).markdown()))
+
+    def _write_answer(self, found: str, limits: str) -> answers.Answer:
         which = self.stem.removeprefix(self.name).removeprefix(".")
         said = answers.Answer(self.name, which, " ".join(found.split()), " ".join(limits.split()))
         self.note(answers.write(said, self.figures))
-        display(Markdown(said.markdown()))
+        return said
 
     def finish(self) -> None:
-        """Write the provenance, last of all, and list what was made."""
+        """Write the provenance, last of all, and say how much was made and where it lies."""
         record = {"hashed": self._hashed() | {"outputs": self.outputs, "checks": self.checks},
                   "minutes": round((time.time() - self.started) / 60, 2),
                   "platform": platform.platform()}
         record["sha256"] = artifacts.sha256_of(record["hashed"])
         artifacts.write_json(self.path("provenance", f"{self.stem}.json"), record)
         print(f"{self.name} ({self.profile}) took {record['minutes']:.1f} min and wrote:")
-        for name in sorted(self.outputs):
-            print(f"  {name}  {(self.out / name).stat().st_size / 1000:,.0f} kB")
+        folders = {}
+        for name in self.outputs:
+            folders.setdefault("/".join(Path(name).parts[:-1][:3]), []).append(name)
+        for folder, names in sorted(folders.items()):
+            size_kb = sum((self.out / name).stat().st_size for name in names) / 1000
+            print(f"  {folder}: {phrases.count(len(names), 'file')}, {size_kb:,.0f} kB")
         _release(self._lock_path)
 
     def end(self, reason: str) -> None:
         """End well where nothing is left to do: say why, write the provenance, run no more cells.
 
-        papermill, and with it the workflow, takes ``SystemExit(0)`` for success; JupyterLab runs
-        no further cell.
+        The reason is the notebook's answer where it has given none before. papermill, and with it
+        the workflow, takes ``SystemExit(0)`` for success; JupyterLab runs no further cell.
 
         Raises
         ------
@@ -380,6 +391,9 @@ class Run:
             With 0.
         """
         print(reason)
+        if not any(answers.FILE.fullmatch(Path(name).name) for name in self.outputs):
+            self._write_answer(reason, "Nothing was measured here, which speaks neither for nor "
+                                       "against anything.")
         self.finish()
         raise SystemExit(0)
 
@@ -400,14 +414,14 @@ class Run:
         import torch
 
         source = self.home / "notebooks" / f"{self.name}.ipynb"
-        modules = {name: artifacts.sha256_file(module.__file__)
+        modules = {name: freshness.code_sha256(Path(module.__file__))
                    for name, module in sorted(sys.modules.items())
                    if name.split(".")[0] == "mvhlib" and getattr(module, "__file__", None)}
         return {
             "parameters": {key: value for key, value in self.parameters.items()
                            if key not in ("out", "data")},
             "inputs": dict(sorted(self.inputs.items())),
-            "notebook": artifacts.sha256_file(source) if source.exists() else None,
+            "notebook": freshness.code_sha256(source) if source.exists() else None,
             "modules": modules,
             "versions": {"python": platform.python_version()} | {
                 package: _version(package) for package in PACKAGES},
@@ -456,8 +470,37 @@ def begin(name: str, namespace: dict[str, Any]) -> Run:
     from mvhlib import plots
 
     plots.set_style()
+    set_tables()
     print(f"{run.stem}: profile {run.profile}, seed {run.seed}, device {run.device}")
     return run
+
+
+def set_tables() -> None:
+    """Show tables as a page can hold them: `SHOWN` columns and rows, three digits; files keep all.
+
+    Warnings that a reader can do nothing about, of libraries about themselves, are not shown.
+    """
+    import warnings
+
+    import pandas as pd
+
+    n_columns, n_rows = SHOWN
+    pd.set_option("display.max_columns", n_columns, "display.max_rows", n_rows,
+                  "display.min_rows", n_rows, "display.width", 100, "display.max_colwidth", 60,
+                  "display.float_format", three_digits)
+    for category, message in QUIET:
+        warnings.filterwarnings("ignore", category=category, message=message)
+
+
+def three_digits(value: float) -> str:
+    """A number as a table shows it.
+
+    Examples
+    --------
+    >>> [three_digits(value) for value in (0.12345, 3897.4, -0.00004, 2.0)]
+    ['0.123', '3,897', '-4e-05', '2']
+    """
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.3g}"
 
 
 def show_errors_in_one_line() -> None:

@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mvhlib import lattice
-from mvhlib.artifacts import InputError
-from mvhlib.standardise import standardise
+from mvhlib import phrases
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLUMN, PAGE = 3.5, 7.2  # [inch]
+SMALLEST_PT = 6  # text that a page can still print [pt]
 
 #: Okabe and Ito's colours, safe for colour-blind readers; one per encoder family, everywhere.
 PALETTE = {
@@ -72,6 +71,18 @@ PROTOCOLS = {
 }
 
 
+def on_protocol(protocol: str) -> str:
+    """A protocol as it stands in a sentence: ``on an unseen study``, ``on random sections``.
+
+    Examples
+    --------
+    >>> on_protocol("loso"), on_protocol("random10_section"), on_protocol("transfer")
+    ('on an unseen study', 'on random sections', 'on another group')
+    """
+    said = PROTOCOLS.get(protocol, protocol.replace("_", " ")).replace("\n", " ")
+    return f"on {'an ' if said.startswith('unseen') else ''}{said}"
+
+
 def set_style() -> None:
     """Set matplotlib's defaults: sizes for print, text kept as text, bytes that repeat."""
     import matplotlib as mpl
@@ -114,7 +125,8 @@ def label(encoder: str) -> str:
 
 def spatial_map(adata: "AnnData", values, ax: "Axes", *, title: str = "", cmap: str = "viridis",
                 vmin: float | None = None, vmax: float | None = None, img: bool = False,
-                colorbar: bool = True, size: float = 1.0, palette=None) -> "Axes":
+                colorbar: bool = True, size: float = 1.0, palette=None,
+                alpha: float = 1.0) -> "Axes":
     """Draw one value per spot at its place, on the H&E or on white.
 
     Parameters
@@ -128,6 +140,8 @@ def spatial_map(adata: "AnnData", values, ax: "Axes", *, title: str = "", cmap: 
         committed.
     size
         Diameter of a spot relative to its own.
+    alpha
+        Opacity of the spots [0-1].
     """
     import pandas as pd
     import squidpy as sq
@@ -144,11 +158,11 @@ def spatial_map(adata: "AnnData", values, ax: "Axes", *, title: str = "", cmap: 
     else:
         options |= {"library_id": library, "size": size, "img": img}
     sq.pl.spatial_scatter(shown, color="value", ax=ax, title=title, frameon=False,
-                          colorbar=colorbar and not categorical, **options)
+                          colorbar=colorbar and not categorical, alpha=alpha, **options)
     ax.set_xlabel("")
     ax.set_ylabel("")
     places = np.asarray(shown.obsm["spatial"], float) * (
-        _image_scale(adata) if library is not None else 1.0)
+        image_scale(adata) if library is not None else 1.0)
     (left, top), (right, bottom) = places.min(axis=0), places.max(axis=0)
     margin = 0.06 * max(right - left, bottom - top)
     ax.set_xlim(left - margin, right + margin)
@@ -160,95 +174,7 @@ def spatial_map(adata: "AnnData", values, ax: "Axes", *, title: str = "", cmap: 
     return ax
 
 
-def map_values(prediction: "AnnData", genes) -> "pd.DataFrame":
-    """What `measured_predicted` draws, as a table: one row per spot and gene.
-
-    Parameters
-    ----------
-    prediction
-        Layers ``measured`` and ``predicted``, ``obsm["spatial"]``.
-    """
-    import pandas as pd
-
-    columns = [list(prediction.var_names).index(gene) for gene in genes]
-    measured, predicted = (np.asarray(prediction.layers[layer][:, columns], float)
-                           for layer in ("measured", "predicted"))
-    left = residual(measured, predicted, standardised=True)
-    x, y = np.asarray(prediction.obsm["spatial"], float).T
-    return pd.concat([pd.DataFrame({
-        "gene": gene, "spot": list(prediction.obs_names), "x_px": x, "y_px": y,
-        "measured": measured[:, k], "predicted": predicted[:, k], "residual": left[:, k]})
-        for k, gene in enumerate(genes)], ignore_index=True)
-
-
-def residual(measured: np.ndarray, predicted: np.ndarray, *,
-             standardised: bool = False) -> np.ndarray:
-    """Measured less predicted, positive where the tissue expresses more than its image suggests.
-
-    Parameters
-    ----------
-    measured, predicted
-        `(T, G)`.
-    standardised
-        Bring both to mean 0 and standard deviation 1 per gene first. An offset between studies
-        then does not colour the whole map; constant genes become 0.
-    """
-    measured, predicted = np.asarray(measured, np.float64), np.asarray(predicted, np.float64)
-    if measured.shape != predicted.shape:
-        raise InputError("residual", "shape", f"measured {measured.shape}, predicted "
-                         f"{predicted.shape}", "give the same spots and genes in one order")
-    if standardised:
-        measured, predicted = standardise(measured), standardise(predicted)
-    return measured - predicted
-
-
-def measured_predicted(adata: "AnnData", prediction: "AnnData", genes, axes, *, img: bool = False,
-                       marked: str | None = None) -> np.ndarray:
-    """Draw measured, predicted and residual maps, one row of axes per gene.
-
-    Parameters
-    ----------
-    adata
-        The section, for its thumbnail and spot size.
-    prediction
-        Its prediction; spots that it lacks are left out.
-    genes
-        One per row of `axes` `(genes, 3)`.
-    img
-        Draw the H&E below the spots.
-    marked
-        Barcode of a spot to be ringed.
-    """
-    values = map_values(prediction, genes)
-    common = adata[list(prediction.obs_names)]
-    for row, gene in zip(axes, genes, strict=True):
-        part = values[values["gene"] == gene]
-        limit = np.nanquantile(np.abs(part["residual"]), 0.98)
-        for ax, kind in zip(row, ("measured", "predicted", "residual"), strict=True):
-            options = ({"cmap": "coolwarm", "vmin": -limit, "vmax": limit} if kind == "residual"
-                       else {"cmap": "viridis"})
-            # Without tissue below them spots may be larger than they are: the map reads better.
-            spatial_map(common, part[kind].to_numpy(), ax, img=img,
-                        title=kind if gene == genes[0] else "",
-                        size=1.0 if img else _filling(common), **options)
-            if marked is not None:
-                place = part.loc[part["spot"] == marked, ["x_px", "y_px"]].to_numpy()[0]
-                ax.scatter(*place * _image_scale(adata), s=45, facecolor="none",
-                           edgecolor="black", linewidth=1.0)
-        row[0].text(-0.04, 0.5, gene, rotation=90, ha="right", va="center", fontsize=7,
-                    transform=row[0].transAxes)
-    return axes
-
-
-def _filling(adata: "AnnData") -> float:
-    """Size at which spots all but touch, relative to their own."""
-    places = np.asarray(adata.obsm["spatial"], float)
-    pitch = lattice.pitch(places)
-    library = next(iter(adata.uns["spatial"].values()))
-    return max(1.0, 0.9 * pitch / float(library["scalefactors"]["spot_diameter_fullres"]))
-
-
-def _image_scale(adata: "AnnData") -> float:
+def image_scale(adata: "AnnData") -> float:
     """Units of the drawn map per level-0 pixel: squidpy draws in the thumbnail's pixels."""
     library = next(iter(adata.uns["spatial"].values()))
     return float(library["scalefactors"]["tissue_hires_scalef"])
@@ -269,9 +195,8 @@ def headline(text: str, run=None, summary: "pd.DataFrame | None" = None, seeds=N
     """
     remarks = []
     if summary is not None and len(summary):
-        names = {"block": "spot blocks", "study": "studies"}
         counts = summary.groupby("unit", sort=False)["n_units"].max()
-        remarks += [f"{n} {names.get(unit, unit + 's')}" for unit, n in counts.items()]
+        remarks += [phrases.count(n, unit) for unit, n in counts.items()]
     if run is not None and run.is_synthetic:
         remarks.append("synthetic")
     if seeds is not None and len(seeds):
@@ -352,23 +277,6 @@ def differences(table: "pd.DataFrame", ax: "Axes", *, by: str, xlabel: str) -> "
     ax.set_yticks(range(len(groups)), groups)
     ax.set_ylim(len(groups) - 0.5, -0.5)
     ax.set_xlabel(xlabel)
-    return ax
-
-
-def drop_lines(table: "pd.DataFrame", ax: "Axes") -> "Axes":
-    """Draw each encoder's score under random folds and on an unseen study, joined by a line.
-
-    Parameters
-    ----------
-    table
-        From `mvhlib.expression.evaluation.drops`, one row per encoder: encoder, random, loso.
-    """
-    for row in table.itertuples():
-        ax.plot([0, 1], [row.random, row.loso], marker="o", markersize=3.2, linewidth=1.0,
-                color=colour(row.encoder), label=label(row.encoder))
-    ax.set_xticks([0, 1], ["random\nsections", "unseen\nstudy"])
-    ax.set_xlim(-0.25, 1.25)
-    ax.set_ylabel("mean Pearson r")
     return ax
 
 

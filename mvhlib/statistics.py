@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from mvhlib import verdicts
+from mvhlib import phrases, verdicts
 from mvhlib.artifacts import InputError
 
 #: Up to so many pairs every flip of signs is enumerated.
@@ -386,5 +386,74 @@ def sentence(judged: Mapping[str, Any]) -> str:
     """A row of `judge` to be read."""
     why = f" ({judged['why']})" if judged["why"] else ""
     return (f"{judged['claim']}: {judged['verdict']}{why}; {judged['better']} less "
-            f"{judged['worse']} {judged['difference']:+.3f} [{judged['ci_low']:+.3f}, "
-            f"{judged['ci_high']:+.3f}], {judged['n_units']} {judged['unit']}s")
+            f"{judged['worse']} {phrases.mean(*(judged[key] for key in _GAP), 3)} over "
+            f"{phrases.count(judged['n_units'], judged['unit'])}")
+
+
+_GAP = ("difference", "ci_low", "ci_high")
+
+
+def tally(judged: pd.DataFrame, most: int = 3) -> str:
+    """How many claims end with which verdict, those with one that decides by name.
+
+    Parameters
+    ----------
+    judged
+        Rows of `judge`.
+    most
+        Names of one verdict at most.
+    """
+    if judged.empty:
+        return "No claim was tried."
+    said = []
+    for verdict, own in judged.groupby("verdict", sort=False):
+        names = "" if verdict == verdicts.UNDECIDED else f" ({phrases.listed(own['claim'], most)})"
+        said.append(f"{len(own)} {verdict}{names}")
+    units = phrases.count(int(judged["n_units"].max()), judged["unit"].iloc[0])
+    return f"Of {phrases.count(len(judged), 'claim')} tried over {units}: {'; '.join(said)}."
+
+
+def placed(name: str, difference: float, low: float, high: float) -> str:
+    """Where another arm lies, in the same units: ahead, behind, or not told apart.
+
+    Parameters
+    ----------
+    name
+        The other arm.
+    difference, low, high
+        Of it, less what the sentence speaks of.
+
+    Examples
+    --------
+    >>> placed("ridge", 0.05, 0.03, 0.07), placed("ridge", -0.05, -0.07, -0.03)
+    ('ridge is ahead by 0.050 [0.030, 0.070]', 'ridge is behind by 0.050 [0.030, 0.070]')
+    >>> placed("ridge", 0.01, -0.01, 0.03), placed("ridge", 0.01, float("nan"), 0.03)
+    ('ridge is not told apart (0.010 [-0.010, 0.030])', 'ridge differs by 0.010 (no interval)')
+    """
+    if not (np.isfinite(low) and np.isfinite(high)):
+        return f"{name} differs by {phrases.mean(difference, low, high, 3)}"
+    if low > 0 or high < 0:
+        low, high = sorted((abs(low), abs(high)))
+        where = "ahead" if difference > 0 else "behind"
+        return f"{name} is {where} by {phrases.mean(abs(difference), low, high, 3)}"
+    return f"{name} is not told apart ({phrases.mean(difference, low, high, 3)})"
+
+
+def against(units: pd.DataFrame, reference: str, unit: str) -> pd.DataFrame:
+    """Every arm less a reference, unit by unit.
+
+    Parameters
+    ----------
+    units
+        One row per unit of inference, one column per arm.
+
+    Returns
+    -------
+    pd.DataFrame
+        Columns ``arm, unit, n_units, mean, ci_low, ci_high`` of the paired difference; the
+        reference itself is left out.
+    """
+    others = [name for name in units if name != reference]
+    return pd.DataFrame([{"arm": name, **unit_row(units[name] - units[reference], unit)}
+                         for name in others],
+                        columns=["arm", "unit", "n_units", "mean", "ci_low", "ci_high"])

@@ -541,10 +541,16 @@ class StopSignal:
 
 @contextlib.contextmanager
 def stop_on_signal() -> Iterator[StopSignal]:
-    """Catch SIGTERM and SIGINT while the block runs; a second one kills as usual."""
+    """Catch SIGTERM and SIGINT while the block runs; a second SIGINT kills as usual.
+
+    A second SIGTERM is no haste: a scheduler signals every process of a job, and a launcher passes
+    it on to its workers, so that each of them is told twice.
+    """
     wish = StopSignal()
 
     def note(number: int, _frame: Any) -> None:
+        if wish.received and number == signal.SIGTERM:
+            return
         if wish.received:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)

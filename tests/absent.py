@@ -31,8 +31,7 @@ SMALL = {
     "09_survival": {"encoders": ["uni"], "endpoints": ["composition"], "n_folds": 3,
                     "n_permutations": 2, "n_prototypes": 3, "tile_components": 4,
                     "cox_components": 4},
-    "10_frequency": {"backbones": ["mvhybrid"], "trained": [], "n_images": 4, "n_tokens": 16,
-                     "n_draws": 20},
+    "10_frequency": {"backbones": ["mvhybrid"], "trained": [], "n_images": 4, "n_tokens": 16},
     "11_ablations": {"encoders": ["handmade"], "pairs": [], "stability_steps": 2,
                      "stability_grid": [{"lr_factor": [10], "depth": [2]}]},
     "12_mmap": {"encoder": "mvh", "source": "mvhybrid_micro_patch8_64", "weights": "random",
@@ -46,12 +45,14 @@ SMALL = {
     "14_leaderboard": {"encoders": ["handmade"]},
     "15_transfer": {"encoders": ["handmade"], "organs": {}},
     "16_predict": {"zarr": False, "synthetic": {"spots_per_side": 5, "n_genes_per_program": 2}},
+    "17_frequency_theory": {"n_images": 4, "n_tokens": 16, "n_draws": 20},
 }
 
 #: Notebooks in the order in which one needs another.
 ORDER = ("01_cohort", "02_tiles", "03_pretrain", "04_embed", "05_expression", "06_spatial_maps",
          "07_classification", "08_retrieval", "10_frequency", "11_ablations", "12_mmap",
-         "13_cmrcnet", "14_leaderboard", "15_transfer", "16_predict")
+         "13_cmrcnet", "14_leaderboard", "15_transfer", "16_predict",
+         "17_frequency_theory")
 
 
 def walk(name: str, out: Path, **given) -> str:

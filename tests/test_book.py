@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from mvhlib import book, gallery
+from mvhlib import answers, book, gallery
 from mvhlib.artifacts import InputError
 
 PIXEL = base64.b64encode(base64.b64decode(
@@ -50,7 +50,24 @@ def test_every_figure_and_table_is_inside_its_page(run, tmp_path):
         assert 'href="index.html"' in text
     text = index.read_text(encoding="utf-8")
     assert 'href="04_b.vit-x.html">04 · B (vit-x)</a>' in text
+    assert text.count("data:image/png;base64,") == 2  # the first picture of each
     assert "Does &lt;it&gt; work?" in text
+
+
+def test_pages_lead_on_and_fold_their_code(run, tmp_path):
+    content = notebook("05 · C", 1)
+    content["cells"][1]["outputs"].append({
+        "output_type": "display_data", "metadata": {},
+        "data": {"text/markdown": "**Answer.** It is <0.3>.\n\n**Not shown.** Why."}})
+    (run / "notebooks/05_c.ipynb").write_text(json.dumps(content))
+    index, *pages = book.write_book(run, tmp_path / "book")
+    first, middle, last = (page.read_text(encoding="utf-8") for page in pages)
+    assert 'rel="prev"' not in first and first.count('href="04_b.vit-x.html" rel="next"') == 2
+    assert 'href="01_a.html" rel="prev"' in middle and 'href="05_c.html" rel="next"' in middle
+    assert 'rel="next"' not in last
+    folded = re.search(r'<details class="code"><summary>code</summary>(.*?)</details>', first, re.S)
+    assert "jp-InputArea" in folded[1] and "jp-OutputArea" not in folded[1]
+    assert "<b>It is &lt;0.3&gt;.</b>" in index.read_text(encoding="utf-8")
 
 
 def test_nothing_run_or_a_broken_notebook_is_one_error(run, tmp_path, capsys):
@@ -129,3 +146,14 @@ def test_a_broken_record_is_one_line(figures, name, text, capsys):
     assert gallery.main([str(figures / "runs/toy"), str(page)]) == 1 and not page.exists()
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and name in said and "Fix: " in said
+
+
+def test_the_console_says_what_a_run_found(figures, capsys):
+    for name in ("00_t", "01_c", "02_t", "03_p", "05_expression", "14_leaderboard"):
+        answers.write(answers.Answer(name, "", f"{name} found {'much ' * 40}.", "x"),
+                      figures / "figures/toy" / name)
+    assert gallery.main([str(figures / "runs/toy"), str(figures / "figures/toy/FIGURES.md")]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in said[:-1] if not line.startswith(" ")] == [
+        "00_t", "01_c", "02_t", "05_expression", "14_leaderboard"]
+    assert all(len(line) <= 98 for line in said[:-1]) and "start with FIGURES.md" in said[-1]

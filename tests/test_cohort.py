@@ -14,7 +14,15 @@ from scipy import sparse
 
 from mvhlib import cohort
 from mvhlib.artifacts import InputError, write_csv
-from mvhlib.cohort import base, feature_matrix, legacy_st, pseudospots, qc, visium
+from mvhlib.cohort import (
+    base,
+    feature_matrix,
+    legacy_st,
+    pseudospots,
+    qc,
+    thumbnail,
+    visium,
+)
 
 PITCH_PX = 50.0  # of the small arrays below; 200 um, hence 4 um/px
 GENES = ["GENEA", "GENEB", "MT-CO1", "NA"]
@@ -315,6 +323,22 @@ def test_thumbnail_is_bounded_and_overlays(tmp_path):
     scale = record["scalefactors"]["tissue_hires_scalef"]
     assert scale == pytest.approx(record["images"]["hires"].shape[1] / 480)
     assert (pixel.max(0) * scale < record["images"]["hires"].shape[1::-1]).all()
+
+
+def test_a_contact_sheet_names_each_section_and_holds_its_pixels(tmp_path):
+    import matplotlib.pyplot as plt
+
+    write_st_section(tmp_path)
+    section = cohort.read("her2st", tmp_path)["A1"]
+    fig, ax = plt.subplots()
+    thumbnail.contact_sheet([section] * 3, ax, n_columns=2, side_px=50)
+    assert [text.get_text() for text in ax.texts] == ["A1"] * 3
+    sheet = np.asarray(ax.images[0].get_array())
+    assert sheet.shape[1] == 2 * 58 and sheet.shape[0] == 2 * (58 + 24)
+    assert (sheet[82:, 58:] == 255).all()  # no fourth section
+    assert (sheet[24:74, :50] < 255).any()
+    plt.close(fig)
+    assert thumbnail.sheet_height(9) > thumbnail.sheet_height(8) == thumbnail.sheet_height(1)
 
 
 def write_mob(root: Path) -> None:

@@ -114,6 +114,22 @@ def test_snakemake_prints_what_it_was_given(clone, tmp_path):
         "profile": "tiny", "out": str(tmp_path / "out"), "data": str(data), "seed": 0}
 
 
+def test_a_cluster_gets_every_job_with_its_resources(clone, tmp_path):
+    """The executor's dry run, by the profile that stands in the repository."""
+    done = subprocess.run(
+        [sys.executable, "-m", "snakemake", "-s", str(clone / "workflow/Snakefile"), "--directory",
+         str(tmp_path / "out"), "-n", "--nolock", "--config", "profile=tiny",
+         "--profile", str(clone / "workflow/profiles/slurm")],
+        capture_output=True, text=True, env=os.environ | {"MVH_HOME": str(clone)})
+    assert done.returncode == 0, done.stderr
+    assert "slurm_partition=main" in done.stdout + done.stderr and "rule tour" in done.stdout
+
+
+def test_a_cluster_without_a_profile_is_refused_in_one_line(clone, tmp_path):
+    done = make(clone, "figures", "PROFILE=tiny", f"OUT={tmp_path / 'o'}", f"CLUSTER={tmp_path}")
+    assert done.returncode == 2 and "CLUSTER: holds no config.yaml. Fix: copy" in done.stderr
+
+
 def test_snakemake_refuses_in_one_line(clone, tmp_path):
     done = snakemake(clone, tmp_path / "out", "profile=tiny", "data=/no where #x")
     assert done.returncode == 2 and not (tmp_path / "out/runs").exists()

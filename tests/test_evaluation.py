@@ -78,6 +78,9 @@ def test_remarks_name_the_protocol_and_who_saw_the_test():
     assert evaluation.remarks(summary) == (
         "section: spots of one patient, no inference to patients. Pretrained on test images: b.")
     assert "Pretrained" not in evaluation.remarks(summary[:1])
+    learned = evaluation.remarks(summary, ["b"])
+    assert "Learned from the expression of sections that are tested here" in learned
+    assert "Pretrained" not in learned
 
 
 class People(list):

@@ -124,6 +124,11 @@ def test_rare_genes_do_not_qualify(caplog):
     counts[:, 1] = np.arange(20) + 1
     panel = genes.panel("heg", [section(counts, ["A", "B", "C"])], 3, min_spots=0.1)
     assert set(panel) == {"A", "B"} and "2 genes qualify" in caplog.text
+    caplog.clear()
+    memory = {}
+    for _ in range(3):  # as for three folds of one cohort
+        genes.panel("heg", [section(counts, ["A", "B", "C"])], 3, memory=memory)
+    assert caplog.text.count("genes qualify") == 1
 
 
 def test_only_shared_genes_and_no_controls():

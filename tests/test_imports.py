@@ -11,17 +11,17 @@ import mvhlib
 
 #: From the ground up. A row may import from rows below it and, within the row, from its left.
 FLOORS = (
-    ("files, errors, places", "artifacts places progress parameters tables own_tables"),
+    ("files, errors, places", "artifacts phrases places progress parameters tables own_tables"),
     ("names of encoders and of their read-outs", "encoder_sources read_outs"),
     ("numbers", "standardise lattice verdicts statistics power nulls neighbours"),
-    ("loops and pictures", "training plots"),
+    ("loops and pictures", "training plots dots maps"),
     ("pixels", "tiles"),
     ("networks", "backbones dino"),
     ("data sets, and what is known of a spot", "cohort features slide_features spots"),
     ("encoders", "encoders"),
     ("what is predicted, and what follows", "expression prediction frequency downstream"),
-    ("a notebook", "answers notebook explorer"),
-    ("a run and its report", "profiles workflow commands gallery claims book doctor"),
+    ("a notebook", "answers freshness notebook explorer"),
+    ("a run and its report", "profiles workflow commands gallery results claims book cover doctor"),
 )
 HOME = Path(mvhlib.__file__).parent
 

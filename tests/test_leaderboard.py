@@ -1,4 +1,4 @@
-"""The leaderboard: ranks by hand, Demsar's example, and no order that no test supports."""
+"""The leaderboard: ranks by hand, no order that no test supports, no rank for who peeked."""
 
 import numpy as np
 import pandas as pd
@@ -20,13 +20,6 @@ def scores(gaps, n=12, noise=0.01, seed=0):
         for system, gap in gaps.items() for unit in range(n) for gene in "xy"])
 
 
-def test_critical_difference_is_demsars():
-    """Table 5 of Demsar 2006: q 2.343 for two..., 2.569 for four classifiers at 5 %."""
-    means = pd.DataFrame(np.random.default_rng(0).random((14, 4)))
-    assert leaderboard.rank(means).critical_difference == pytest.approx(
-        2.569 * np.sqrt(4 * 5 / (6 * 14)), abs=1e-3)
-
-
 def test_ranks_and_friedman_by_hand():
     means = leaderboard.unit_means(scores({"a": 0.1, "b": 0.05, "c": 0.0}))
     found = leaderboard.rank(means)
@@ -36,15 +29,54 @@ def test_ranks_and_friedman_by_hand():
     assert found.p_friedman == pytest.approx(stats.friedmanchisquare(*means.to_numpy().T).pvalue)
 
 
-def test_alike_systems_share_one_bar_and_distinct_ones_do_not():
-    one_bar = []
-    for seed in range(40):  # alike systems are told apart in about one draw of twenty
-        table = scores({"a": 0, "b": 0, "c": 0}, noise=0.2, seed=seed)
-        found = leaderboard.rank(leaderboard.unit_means(table))
-        one_bar.append(found.groups() == [tuple(found.ranks.index)])
-    assert 0.8 < np.mean(one_bar) < 1.0
-    apart = leaderboard.rank(leaderboard.unit_means(scores({"a": 0.2, "b": 0.1, "c": 0.0}, n=40)))
-    assert all(len(group) == 1 for group in apart.groups())
+def test_who_learned_from_tested_sections_is_listed_last_and_has_no_rank():
+    table = scores({"peeks": 0.3, "a": 0.1, "b": 0.0})
+    table.loc[table["system"] == "peeks", "encoder_saw_test_images"] = "yes"
+    board = leaderboard.table(table)
+    assert list(board["system"]) == ["a", "b", "peeks"]
+    last = board.iloc[-1]
+    assert last["note"] == leaderboard.APART
+    assert last[["mean_rank", "behind", "p_holm"]].isna().all()
+    assert last["mean"] > board["mean"].iloc[0]
+    without = leaderboard.table(table[table["system"] != "peeks"])
+    assert list(board["mean_rank"][:2]) == list(without["mean_rank"])
+    alone = leaderboard.table(table[table["system"] == "peeks"])
+    assert list(alone["note"]) == [leaderboard.APART]
+
+
+def said(gaps, peeks=(), **how):
+    table = scores(gaps, **how)
+    table.loc[table["system"].isin(peeks), "encoder_saw_test_images"] = "yes"
+    return leaderboard.sentence(leaderboard.table(table), "on an unseen study", str.upper)
+
+
+def test_the_sentence_says_what_the_tests_allow():
+    clear = said({"a": 0.3, "b": 0.1, "c": 0.0})
+    assert "A reaches a mean Pearson r of" in clear and "over 12 patients on an unseen" in clear
+    assert "every other system behind it; the closest, B, by 0.19 [" in clear
+    alike = said({"a": 0.1, "b": 0.1, "c": 0.0}, noise=0.03)
+    assert "puts 1 of the other 2 behind it and cannot tell it from" in alike
+    assert "With 4 patients no test can" in said({"a": 0.1, "c": 0.0}, n=4)
+    assert "(no interval) over 1 patient" in said({"a": 0.1, "c": 0.0}, n=1)
+    apart = said({"a": 0.1, "b": 0.0}, peeks=["b"])
+    assert "is the only system with a rank. B (" in apart and "has no rank" in apart
+    assert said({"a": 0.1, "b": 0.0}, peeks=["a", "b"]).endswith("have no rank.")
+    nothing = leaderboard.table(scores({"a": 0.1}).iloc[:0])
+    assert "no system was scored" in leaderboard.sentence(nothing, "", str)
+
+
+def test_what_is_drawn_is_what_the_table_says():
+    from matplotlib.figure import Figure
+
+    table = scores({"a": 0.3, "b": 0.29, "c": 0.0, "d": 0.5}, noise=0.05)
+    table.loc[table["system"] == "d", "encoder_saw_test_images"] = "yes"
+    board = leaderboard.table(table)
+    axes = Figure().subplots(1, 2, sharey=True)
+    leaderboard.draw(board, axes, str, lambda _: "black")
+    behind = [line.get_xdata()[0] for line in axes[1].lines if line.get_marker() == "o"]
+    assert sorted(set(behind)) == pytest.approx(sorted(-board["behind"].dropna()))
+    assert [text.get_text() for text in axes[0].get_yticklabels()] == list(board["system"])
+    assert [text.get_text() for text in axes[0].texts] == [f"{v:.2f}" for v in board["mean"]]
 
 
 def test_the_table_names_the_best_and_only_what_a_test_separates():

@@ -5,12 +5,13 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from mvhlib import answers, artifacts, notebook, plots
+from mvhlib import answers, artifacts, freshness, notebook, plots
 from mvhlib.artifacts import InputError
 
 CELL = '''profile: str = "demo"  # folder below runs/
@@ -177,8 +178,8 @@ def test_figure_is_written_with_data_and_provenance_and_repeats_byte_for_byte(tm
     record = json.loads((tmp_path / "one/runs/demo/provenance/05_expression.json").read_text())
     assert record["hashed"]["checks"] == ["one holds"]
     assert str(tmp_path) not in json.dumps(record["hashed"])
-    assert record["hashed"]["modules"]["mvhlib.notebook"] == artifacts.sha256_file(
-        notebook.__file__)
+    assert record["hashed"]["modules"]["mvhlib.notebook"] == freshness.code_sha256(
+        Path(notebook.__file__))
 
 
 def test_tissue_stays_out_of_the_figures_folder(tmp_path):
@@ -276,3 +277,32 @@ def test_an_answer_is_written_and_read_back(tmp_path):
 def test_an_answer_without_a_number_is_refused(found, limits):
     with pytest.raises(InputError, match=r"05_a: answer: (found|limits)"):
         answers.Answer("05_a", "", found, limits)
+
+
+def test_a_notebook_that_ends_early_answers_with_its_reason(tmp_path):
+    run = begin(tmp_path)
+    with pytest.raises(SystemExit):
+        run.end("No section has\n  an image.")
+    found, = answers.of_notebook(run.figures)
+    assert found.found == "No section has an image." and "Nothing was measured" in found.limits
+    record = json.loads(run.path("provenance", f"{run.stem}.json").read_text())
+    assert any(name.endswith("/answer.md") for name in record["hashed"]["outputs"])
+
+
+def test_what_was_made_is_said_by_folder(tmp_path, capsys):
+    run = begin(tmp_path)
+    for name in "abc":
+        run.save_table(pd.DataFrame({"x": [1]}), name)
+    run.note(artifacts.write_text(run.path("deep", "er", "file.txt"), "x"))
+    run.finish()
+    said = capsys.readouterr().out.splitlines()[-2:]
+    assert said == ["  figures/demo/05_expression: 3 files, 0 kB",
+                    "  runs/demo/deep: 1 file, 0 kB"]
+
+
+def test_tables_on_screen_have_eight_columns_and_three_digits(tmp_path):
+    with pd.option_context("display.max_columns", 20):  # put back what `begin` changes
+        begin(tmp_path)
+        shown = repr(pd.DataFrame({f"c{k}": [k + 0.123456] for k in range(23)}))
+    assert "0.123 " in shown and "0.1235" not in shown and "..." in shown
+    assert "c3" in shown and "c4 " not in shown and "c19" in shown

@@ -536,6 +536,16 @@ def test_against_the_truth_at_given_spots(kept, fitted, tmp_path):
         apply.one(asked, fitted, tmp_path / "x", apply.Wish(stride_um=50.0))
 
 
+def test_what_was_found_is_said_beside_what_was_promised():
+    table = pd.DataFrame({"r": [0.2, 0.4, np.nan], "expected_r": [0.3, 0.5, 0.1],
+                          "inside": [True, False, None]})
+    assert truth.sentence(table) == (
+        "a mean Pearson r of 0.30 over 2 genes, where 0.30 was expected; 1 of the 2 genes with a "
+        "stated 95 % interval lie within it")
+    unknown = table.assign(expected_r=np.nan, inside=None)
+    assert truth.sentence(unknown).endswith("over 2 genes; no interval had been stated")
+
+
 def test_the_command_ends_with_what_it_did(kept, tmp_path):
     shutil.copy(kept.slide, tmp_path / "good.png")
     (tmp_path / "bad.png").write_bytes(b"no image")

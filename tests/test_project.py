@@ -4,13 +4,14 @@ import json
 import re
 import subprocess
 import tomllib
+from urllib.parse import unquote
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from mvhlib import doctor, plots
+from mvhlib import doctor, results
 from mvhlib.artifacts import read_csv, sha256_file
 from mvhlib.places import home
 
@@ -119,83 +120,29 @@ def test_doctor_says_what_to_do_and_never_fails(monkeypatch, tmp_path):
         assert said in text, said
 
 
-def test_readme_numbers_are_those_of_the_committed_tables():
-    summary = read_csv(ROOT / "figures/her2st/05_expression/summary.csv")
-    rows = summary[(summary["program"] == "all") & (summary["metric"] == "pcc")]
-    lines = []
-    for row in rows[rows["control"] == "none"].itertuples():
-        control = rows[(rows["control"] == "permuted") & (rows["protocol"] == row.protocol)
-                       & (rows["encoder"] == row.encoder)]["mean"].item()
-        test = plots.PROTOCOLS[row.protocol].replace("\n", " ")
-        lines.append(f"| {test} | {row.encoder} | {row.encoder_saw_test_images} | {row.mean:.3f} | "
-                     f"{row.ci_low:.3f} to {row.ci_high:.3f} | {row.n_units} {row.unit}s | "
-                     f"{control:.3f} |")
-    text = (ROOT / "README.md").read_text()
-    table = text.split("<!-- her2st -->")[1].split("<!-- end -->")[0].strip().splitlines()[2:]
-    assert table == lines
-    pairs = read_csv(ROOT / "figures/her2st/05_expression/comparisons.csv")
-    pairs = pairs[pairs["family"].isin(["primary", "planned"])]
-    assert (pairs["unit"] == "section").all() and (pairs["n_units"] == 4).all()
-    table = text.split("<!-- her2st pairs -->")[1].split("<!-- end her2st pairs -->")[0]
-    assert table.strip().splitlines()[2:] == [
-        f"| {row.comparison.replace(' - ', ' less ')} | {row.difference:+.3f} | "
-        f"{row.ci_low:+.3f} to {row.ci_high:+.3f} |" for row in pairs.itertuples()]
-    mob = read_csv(ROOT / "figures/mob/05_expression/summary.csv").query(
-        "program == 'all' and metric == 'pcc' and control == 'none'").set_index("protocol")["mean"]
-    assert f"r {mob['section']:.3f} on an unseen section and {mob['patient']:.3f}" in text
+@pytest.mark.parametrize("page", ["README.md", "RESULTS.md"])
+def test_numbers_of_pages_are_those_of_the_committed_tables(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert results.fill(text, ROOT, page) == text, "run python -m mvhlib.results " + page
 
 
-def comparison_lines(profile, kind):
-    """Rows of the README's table of a profile with seeds, from the committed comparisons."""
-    table = read_csv(ROOT / f"figures/{profile}/11_ablations/comparisons.csv")
-    rows = table[(table["measure"] == "all") & (table["protocol"] == "loso")
-                 & (table["kind"] == kind)]
-    return [f"| {row.variant} less {row.reference} | {row.difference:+.3f} | "
-            f"{row.seed_low:+.3f} to {row.seed_high:+.3f} | "
-            f"{row.unit_low:+.3f} to {row.unit_high:+.3f} |"
-            for row in rows.itertuples()]
+def test_links_of_pages_lead_somewhere():
+    broken = []
+    for page in (path for path in tracked() if path.suffix == ".md"):
+        text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
+        for link in re.findall(r"\]\(([^)\s]+)\)", text):
+            target = unquote(link.split("#")[0])
+            if target and not re.match(r"[a-z]+:", target) and not (page.parent / target).exists():
+                broken.append(f"{page.relative_to(ROOT)}: {link}")
+        for name in re.findall(r"`((?:tests|mvhlib|benchmarks|params|workflow)/[\w./-]+)`", text):
+            if "/mine" not in name and not (ROOT / name).exists():
+                broken.append(f"{page.relative_to(ROOT)}: {name}")
+    assert not broken, broken
 
 
-@pytest.mark.parametrize(("profile", "kind"), [("exploratory", "exploratory")])
-def test_readme_numbers_over_seeds_are_those_of_the_committed_table(profile, kind):
-    text = (ROOT / "README.md").read_text()
-    table = text.split(f"<!-- {profile} -->")[1].split(f"<!-- end {profile} -->")[0]
-    lines = comparison_lines(profile, kind)
-    assert table.strip().splitlines()[2:] == lines and lines
-
-
-def test_readme_numbers_of_the_two_systems_and_of_stability_are_those_of_the_committed_tables():
-    text, folder = (ROOT / "README.md").read_text(), ROOT / "figures/exploratory"
-    for notebook, column, key, sign, words in (
-            ("12_mmap", "variant", "ridge", 1, "{} to {} behind ridge on one view"),
-            ("12_mmap", "variant", "ridge, 3 views", 1, "{} to {} behind ridge on its three views"),
-            ("13_cmrcnet", "comparison", "cmrcnet - ridge", -1, "{} to {} behind ridge and level")):
-        tables = [read_csv(path).set_index(column) for path in folder.glob(f"{notebook}/paired.*")]
-        behind = sorted(sign * table.loc[key, "difference"] for table in tables)
-        assert len(behind) == 3
-        assert words.format(f"{behind[0]:.3f}", f"{behind[-1]:.3f}") in text
-    cells = read_csv(folder / "11_ablations/stability.csv")
-    assert (cells["verdict"] == "stable").all() and (cells["pole_max"] < 0).all()
-    beyond = cells.loc[cells["lr_factor"] == 10, "float16_step"].notna()
-    assert f"Of {len(cells)} short trainings" in text and beyond.all()
-    assert f"every one of {len(beyond)}." in text
-
-
-def test_readme_numbers_of_survival_and_glas_are_those_of_the_committed_tables():
-    text = (ROOT / "README.md").read_text()
-    survival = read_csv(ROOT / "figures/tcga_coadread/09_survival/summary.csv")
-    survival = survival[(survival["metric"] == "harrell_c")
-                        & (survival["fold_scheme"] == "site_disjoint")]
-    for row in survival.itertuples():
-        assert f"{row.mean:.3f}" in text, row
-    glas = read_csv(ROOT / "figures/glas/07_classification/summary.csv")
-    glas = glas[(glas["dataset"] == "image_label") & (glas["classifier"] == "logistic")
-                & (glas["metric"] == "auroc") & glas["encoder"].isin(["handmade", "vit12-random",
-                                                                      "stain"])]
-    for row in glas[glas["split"] == "grouped"].itertuples():
-        assert f"{row.mean:.2f} ({row.ci_low:.2f} to {row.ci_high:.2f})" in text, row
-    for row in glas[glas["split"] == "random"].itertuples():
-        assert f"{row.mean:.2f}" in text, row
+def test_a_group_leader_reads_the_readme_in_minutes():
+    text = re.sub(r"<!--.*?-->", "", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.S)
+    assert sum(bool(re.search(r"\w", word)) for word in text.split()) < 900
 
 
 def test_benchmark_numbers_are_those_of_the_committed_table():
@@ -205,20 +152,19 @@ def test_benchmark_numbers_are_those_of_the_committed_table():
     for candidate in ("torch", "native"):
         ratio = table.loc[(what, "published loop", candidate), "ratio"]
         assert f"| {ratio:,.0f} |" in text
-        assert f"{ratio:,.0f} times" in (ROOT / "README.md").read_text()
 
 
 def test_pretraining_numbers_are_those_of_the_committed_table():
     table = read_csv(ROOT / "benchmarks/dino.csv").set_index("what")
-    text, page = ((ROOT / name).read_text() for name in ("README.md", "benchmarks/README.md"))
+    page = (ROOT / "benchmarks/README.md").read_text()
     for side, images in (("64 + 32", 816), ("256 + 112", 43)):
         row = table.loc[f"augmentation of an image, {side} px"]
         assert row["note"].startswith(f"{images} images/s") and f"{row['ratio']:.2g} times" in page
-    for name, words in (("vit12", "0.6 images a second with ViT12"), ("mvhybrid", "0.4 with")):
+    for name, images in (("vit12", "0.6"), ("mvhybrid", "0.4")):
         step = table.loc[f"{name}_small_patch16_256: whole step", "note"]
-        assert words[:3] + " images/s" in step and words in text
+        assert f"{images} images/s" in step and f"{images} images a second with" in page
     days = table[table.index.str.startswith("mvhybrid_small_patch16_256: the published")]["note"]
-    assert days.iloc[0].split(" days")[0] + " days" in text
+    assert days.iloc[0].split(" days")[0] + " days" in page
 
 
 def test_retrieval_numbers_are_those_of_the_committed_table():

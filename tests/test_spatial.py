@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import sparse, stats
 
-from mvhlib import lattice, plots
+from mvhlib import lattice, maps
 from mvhlib.artifacts import InputError
 from mvhlib.expression import spatial
 
@@ -129,10 +129,10 @@ def test_smoothing_measures_the_excess_on_common_spots():
 def test_residual_and_its_standardised_form():
     rng = np.random.default_rng(5)
     truth = rng.standard_normal((30, 2))
-    np.testing.assert_allclose(plots.residual(truth, truth - 2.5), 2.5)
-    shifted = plots.residual(truth, 3 * truth + 10, standardised=True)
+    np.testing.assert_allclose(maps.residual(truth, truth - 2.5), 2.5)
+    shifted = maps.residual(truth, 3 * truth + 10, standardised=True)
     np.testing.assert_allclose(shifted, 0, atol=1e-12)
-    constant = plots.residual(np.full((5, 1), 0.1), np.arange(5.0)[:, None], standardised=True)
+    constant = maps.residual(np.full((5, 1), 0.1), np.arange(5.0)[:, None], standardised=True)
     assert constant.mean() == pytest.approx(0) and constant.std() == pytest.approx(1)
 
 
@@ -142,7 +142,7 @@ def test_residual_and_its_standardised_form():
     (lambda: spatial.morans_i(np.ones((3, 1)), sparse.eye(4)), "values"),
     (lambda: spatial.smoothing(np.ones((9, 2)), np.ones((9, 1)), square(3, 3), ["a"]), "shape"),
     (lambda: spatial.smoothing(np.ones((9, 1)), np.ones((9, 1)), square(3, 3), []), "genes"),
-    (lambda: plots.residual(np.ones((9, 1)), np.ones((8, 1))), "shape"),
+    (lambda: maps.residual(np.ones((9, 1)), np.ones((8, 1))), "shape"),
 ])
 def test_bad_input_is_one_error(call, field):
     with pytest.raises(InputError) as caught:

@@ -237,3 +237,20 @@ def test_every_cell_is_drawn_with_its_last_loss():
         "0.50 | 6e+00"] * 4 + ["not finite | 6e+00"] * 2
     assert [label.get_text() for label in ax.get_yticklabels()] == [
         "released, 12 blocks, clip 3", "float16, released, 12 blocks, clip 3"]
+    assert not ax.patches
+
+
+def test_what_is_beyond_float16_is_hatched_and_said():
+    from matplotlib.figure import Figure
+
+    rows = [{**cell, **stability.judge(trajectory([10.0, 5.0]))}
+            for cell in stability.grid([{"lr_factor": [1, 10]}])]
+    rows[1]["activation_max"], rows[2]["activation_max"] = 8e4, np.nan
+    rows[3]["verdict"] = "diverged"
+    table = pd.DataFrame(rows)
+    ax = stability.draw_verdicts(table, Figure().subplots())
+    assert len(ax.patches) == 2 and all(patch.get_hatch() for patch in ax.patches)
+    said = stability.sentence(table)
+    assert said.startswith("Of 4 short trainings of 3 steps, ")
+    assert "1 of 2 with MLP diverged and 2 left the range of float16" in said
+    assert said.endswith("eigenvalue was -1.000.")

@@ -349,6 +349,32 @@ def test_permuted_outcomes_give_a_half():
     assert drawn["x"].equals(table["x"]) and not drawn["event"].equals(table["event"])
 
 
+def test_a_control_by_permutation_fails_on_a_leak_and_not_on_chance():
+    table = cohort(n=160, effect=2.0)
+    folds = clinical.site_folds(table, 4)
+    options = {"n_permutations": 2, "seed": 0, "horizon": 8.0}
+    scores = sv.permuted_scores(table, folds, [sv.Model("x", ("x",))], **options)
+    found = sv.control(scores).iloc[0]
+    assert found["verdict"] == "none" and found["low"] < found["mean"] < found["high"] < 0.7
+    # A model that knows the test patients' permuted outcomes.
+    leaky = scores.assign(value=np.where(scores["metric"] == "harrell_c", 0.9, scores["value"]))
+    assert sv.control(leaky)["verdict"].item() == "leak"
+    few = sv.control(scores.assign(n_events=3)).iloc[0]
+    assert few["verdict"] == "no control" and few["low"] <= 0
+
+
+def test_the_band_of_the_control_is_that_of_random_orders():
+    rng = np.random.default_rng(0)
+    n = 30
+    drawn = [sv.harrell_c(np.arange(1.0, n + 1), np.ones(n), rng.normal(size=n))
+             for _ in range(2000)]
+    scores = pd.DataFrame({"metric": "harrell_c", "model": "m", "encoder": "e", "permutation": 0,
+                           "n_events": n, "value": [0.5]})
+    band = sv.control(scores, confidence=0.95).iloc[0]
+    assert np.mean((np.array(drawn) < band["low"]) | (np.array(drawn) > band["high"])
+                   ) == pytest.approx(0.05, abs=0.02)
+
+
 def test_summary_has_the_contracts_columns_and_is_over_folds():
     table = cohort()
     result = sv.evaluate(table, clinical.site_folds(table, 4), [sv.Model("x", ("x",))],

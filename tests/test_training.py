@@ -262,6 +262,14 @@ def test_a_signal_is_a_wish_until_the_block_ends():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_second_sigterm_is_no_haste():
+    """A scheduler signals every process of a job, and a launcher passes it on."""
+    with training.stop_on_signal() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.received == "SIGTERM"
+
+
 def test_gradients_are_clipped_to_their_joint_norm():
     parameters = [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1))]
     parameters[0].grad, parameters[1].grad = torch.tensor([3.0, 0.0]), torch.tensor([4.0])

@@ -54,7 +54,7 @@ def test_the_gap_is_paired_on_what_both_sides_predict():
     assert gaps.loc[list(pairs), "p_permutation"].isna().all()
     assert gaps.loc[(transfer.ANY, transfer.ALL), "p_permutation"] == pytest.approx(2 / 2**9)
     row = gaps.reset_index().iloc[0].to_dict()
-    assert "gap +0.100" in transfer.sentence(row) and "3 patients" in transfer.sentence(row)
+    assert "gap 0.100 [0.100, 0.100] over 3 patients" in transfer.sentence(row)
 
 
 def test_cells_average_genes_then_sections_then_patients():
@@ -77,6 +77,31 @@ def test_no_diagonal_no_gap():
     assert transfer.gaps(table[table["protocol"] == "transfer"]).empty
     one = transfer.gaps(table[table["tested_on"] == "B"].query("trained_on != 'C'"))
     assert list(one["trained_on"]) == ["A"] and list(one["tested_on"]) == ["B"]
+
+
+def test_the_answer_is_the_gap_or_says_that_there_is_none():
+    table = scores()
+    cells, gaps = transfer.cells(table), transfer.gaps(table)
+    method, encoder = cells[["method", "encoder"]].iloc[0]
+    asked = (method, encoder, "study", "ridge")
+    said = transfer.answer(gaps, cells, *asked)
+    assert "the gap is 0.10 [0.10, 0.10] over 9 patients" in said
+    away = table[table["protocol"] == "transfer"]
+    said = transfer.answer(transfer.gaps(away), transfer.cells(away), *asked)
+    assert "no study has two patients" in said and "nan" not in said
+    one = table[table["tested_on"] == "B"].query("trained_on != 'C'")
+    assert "over 3 patients" in transfer.answer(transfer.gaps(one), transfer.cells(one), *asked)
+
+
+def test_who_teaches_least_and_most():
+    cells = transfer.cells(scores())
+    cells.loc[(cells["trained_on"] == "B") & (cells["tested_on"] != "B"), "mean"] = -9.0
+    cells.loc[(cells["trained_on"] == "C") & (cells["tested_on"] != "C"), "mean"] = 0.9
+    own = cells.loc[(cells["trained_on"] == "B") & (cells["tested_on"] == "B"), "mean"].item()
+    assert transfer.extremes(cells) == (
+        f"B teaches the others least, mean r -9.00 (-9.00; inside itself {own:.2f}), and C "
+        "most, 0.90.")
+    assert transfer.extremes(cells[cells["trained_on"] == "A"], "organ").startswith("Only 1 organ")
 
 
 def test_matrix_and_its_drawing():

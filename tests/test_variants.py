@@ -81,15 +81,6 @@ def test_a_finding_needs_seeds_units_and_to_be_named_in_advance(options, advance
                             primary=primary)["reading"].iloc[0] == reading
 
 
-def test_a_row_is_read_with_its_seeds_or_as_one():
-    many = next(variants.compare(table({"a": 0.05, "b": 0.0}), [["a", "b"]]).itertuples())
-    assert "8 seeds +0.0" in variants.sentence(many) and "nan" not in variants.sentence(many)
-    one = next(variants.compare(table({"a": 0.05, "b": 0.0}, n_seeds=1),
-                                [["a", "b"]]).itertuples())
-    assert "(one seed; 6 patients +0.0" in variants.sentence(one)
-    assert variants.sentence(one).endswith("one seed, no claim")
-
-
 def test_holm_covers_the_pairs_named_in_advance_only():
     scores = table({"a": 0.05, "b": 0.0, "c": 0.01})
     found = variants.compare(scores, [["a", "b"], ["c", "b"], ["a", "c"]],
@@ -131,6 +122,32 @@ def test_the_effect_of_training_is_paired_with_the_twin_of_the_same_seed():
     assert found.set_index(keys)["value"].to_dict() == pytest.approx((own - twin).to_dict())
     assert set(found["variant"]) == {"a-dino.cls"} and set(found["protocol"]) == {"effect"}
     assert variants.effects(scores, {}).empty
+
+
+@pytest.mark.parametrize(("given", "said"), [
+    ({}, "0 of 2 pairs of variants differ beyond what another seed and another patient would move "
+         "(on an unseen study, mean Pearson r of all genes, 8 seeds and 6"),
+    ({"gap": 0.05}, "of all genes, 8 seeds and 6 patients): A less B 0.0"),
+    ({"n_seeds": 1}, "(on an unseen study, mean Pearson r of all genes, 6 patients); one seed "
+                     "makes no claim."),
+    ({"primary": [named("a", "b")], "gap": 0.05},
+     "Of 1 comparison named in advance, over 8 seeds and 6 patients: A less B, on an unseen study, "
+     "all genes: 0.0")])
+def test_the_answer_says_what_was_compared(given, said, monkeypatch):
+    monkeypatch.setattr(variants.plots, "label", str.upper)
+    given = {"gap": 0.0, "n_seeds": 8, "primary": []} | given
+    scores = table({"a": given["gap"], "b": 0.0, "c": 0.0}, n_seeds=given["n_seeds"])
+    scores.loc[scores["variant"] == "c", "value"] = scores.loc[
+        scores["variant"] == "b", "value"].to_numpy()
+    found = variants.compare(scores, [["a", "b"], ["c", "b"]], primary=given["primary"])
+    judged = variants.judge(found, given["primary"])
+    assert said in variants.answer(found, judged, "loso", "all")
+
+
+def test_no_pair_is_an_answer_too():
+    found = variants.compare(table({"a": 0.0}), [])
+    assert variants.answer(found, variants.judge(found, []), "drop", "all") == (
+        "No pair of variants was compared in what an unseen study costs.")
 
 
 def test_spread_separates_seeds_from_units():

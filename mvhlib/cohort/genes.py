@@ -138,8 +138,11 @@ def panel(name: str, adatas: Sequence["AnnData"], n_genes: int = 50, *,
                          f"found in {min_spots:.0%} of the spots of every section",
                          "lower min_spots")
     ranked = {"hvg": _hvg, "hmhvg": _hmhvg, "heg": _heg}[name](statistics, qualified)
-    if len(ranked) < n_genes:
-        log.warning("panel %s: %d genes qualify, %d were asked for", name, len(ranked), n_genes)
+    said = (name, len(ranked), n_genes)
+    if len(ranked) < n_genes and said not in (memory or ()):
+        log.warning("panel %s: %d genes qualify, %d were asked for", *said)
+        if memory is not None:
+            memory[said] = True  # folds of one cohort say it once
     return Panel(ranked[:n_genes], name)
 
 

@@ -64,6 +64,10 @@ FREQUENCY_PROGRAMS = tuple(f"{band}_{way}" for band in BANDS for way in ("along"
 PROGRAMS = (*CLASSES, "density", *FREQUENCY_PROGRAMS, "study_offset", "artefact", "noise")
 #: Programs whose genes follow nothing that tissue shows.
 WITHOUT_SIGNAL = ("study_offset", "artefact", "noise")
+#: What programs have in common: groups that are few enough to be told apart in a figure.
+GROUPS = {**dict.fromkeys((*CLASSES, "density"), "tissue class"),
+          **dict.fromkeys(FREQUENCY_PROGRAMS, "texture"),
+          **dict.fromkeys(("study_offset", "artefact"), "artefact"), "noise": "noise"}
 ROLES = {"evaluation": ("S", 0), "pretraining": ("U", 1), "prediction": ("V", 4)}
 
 _CAUSES = {
@@ -430,6 +434,11 @@ def _genes(seed: int, n_per_program: int) -> "pd.DataFrame":
                          _CAUSES[program], effect, np.exp(0.4 * rng.standard_normal())))
     frame = pd.DataFrame(rows, columns=["gene", "program", "cause", "effect", "abundance"])
     return frame.set_index("gene")
+
+
+def group_of(program: object) -> str:
+    """The group of a gene's program, for figures; genes of no program of ours are ``genes``."""
+    return GROUPS.get(str(program), "genes")
 
 
 def _group(program: str) -> str:

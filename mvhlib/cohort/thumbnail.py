@@ -1,6 +1,7 @@
-"""A section's small image, where squidpy and scanpy look for it."""
+"""A section's small image, where squidpy and scanpy look for it; and all of them on one sheet."""
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -8,6 +9,8 @@ import numpy as np
 from mvhlib.artifacts import InputError
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from mvhlib.cohort.base import Section
 
 #: Longest side of a thumbnail [px].
@@ -47,3 +50,38 @@ def attach_thumbnail(section: "Section", max_px: int = MAX_PX) -> None:
         "scalefactors": {"tissue_hires_scalef": float(scale),
                          "spot_diameter_fullres": float(diameter)},
         "metadata": {}}
+
+
+def sheet_height(n: int, n_columns: int = 8) -> float:
+    """Height of a figure for the contact sheet of `n` sections [inch]."""
+    return 0.45 + 0.98 * -(-n // n_columns)
+
+
+def contact_sheet(sections: Sequence["Section"], ax: "Axes", *, n_columns: int = 8,
+                  side_px: int = 150) -> "Axes":
+    """Draw the thumbnail of each section, its name above it, row by row.
+
+    Parameters
+    ----------
+    sections
+        With an image.
+    side_px
+        Longer side of a thumbnail on the sheet [px].
+    """
+    from PIL import Image
+
+    pitch, name_px = side_px + 8, 24
+    n_rows = -(-len(sections) // n_columns)
+    sheet = Image.new("RGB", (n_columns * pitch, n_rows * (pitch + name_px)), "white")
+    for number, section in enumerate(sections):
+        attach_thumbnail(section)
+        pixels = np.asarray(section.adata.uns["spatial"][section.name]["images"]["hires"])
+        small = Image.fromarray(pixels if pixels.dtype == np.uint8 else
+                                np.rint(255 * pixels).astype(np.uint8))
+        small.thumbnail((side_px, side_px))
+        x, y = number % n_columns * pitch, number // n_columns * (pitch + name_px)
+        sheet.paste(small, (x, y + name_px))
+        ax.text(x, y + name_px - 4, section.name[:14], fontsize=6, va="bottom")
+    ax.imshow(sheet, interpolation="bilinear")
+    ax.set_axis_off()
+    return ax

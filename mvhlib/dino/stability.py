@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor, nn
 
-from mvhlib import artifacts
+from mvhlib import artifacts, phrases
 from mvhlib.artifacts import InputError
 from mvhlib.dino.config import Config
 from mvhlib.dino.monitors import state_space_extremes
@@ -342,6 +342,23 @@ def _counts(pairs: "pd.DataFrame") -> dict[str, Any]:
     return found | {"pole_max": float(poles), "n_seeds": 1}
 
 
+def sentence(table: "pd.DataFrame") -> str:
+    """What a grid says of the published instability: how many cells diverged, and their poles.
+
+    Parameters
+    ----------
+    table
+        From `run_grid`.
+    """
+    counts = [f"{int((own['verdict'] == 'diverged').sum())} of {len(own)} with {NAMES[mixer]}"
+              for mixer, own in table.groupby("channel_mixer")]
+    beyond = int((~(table["activation_max"] <= FLOAT16)).sum())
+    return (f"Of {phrases.count(len(table), 'short training')} of {int(table['n_steps'].max())} "
+            f"steps, {phrases.listed(counts)} diverged and {beyond} left the range of float16; the "
+            f"largest real part of any eigenvalue was "
+            f"{phrases.number(table['pole_max'].max(), 3)}.")
+
+
 def harshest(trajectories: "pd.DataFrame") -> "pd.DataFrame":
     """Rows of the highest rate, for the first trunk and inputs of the grid, and what is drawn.
 
@@ -415,25 +432,33 @@ def draw_key(rows: "pd.DataFrame", fig) -> None:
 def draw_verdicts(table: "pd.DataFrame", ax: "Axes") -> "Axes":
     """Draw the verdict of every cell, with its last loss over its first and its largest activation.
 
+    Cells whose activations left the range of float16, which is no part of the verdict, are hatched.
+
     Parameters
     ----------
     table
         From `run_grid`.
     """
     from matplotlib.colors import ListedColormap
-    from matplotlib.patches import Patch
+    from matplotlib.patches import Patch, Rectangle
 
     ratio = table["loss_end"] / table["loss_start"]
     texts = ratio.map("{:.2f}".format).where(np.isfinite(ratio), "not finite") + (
         table["activation_max"].map(" | {:.0e}".format))
-    wide = table.assign(code=table["verdict"].map([*VERDICTS].index), text=texts).pivot(
-        index=RECIPE, columns=["channel_mixer", "lr_factor"], values=["code", "text"])
+    wide = table.assign(code=table["verdict"].map([*VERDICTS].index), text=texts,
+                        beyond=~(table["activation_max"] <= FLOAT16)).pivot(
+        index=RECIPE, columns=["channel_mixer", "lr_factor"], values=["code", "text", "beyond"])
     order = [*table.drop_duplicates(RECIPE)[RECIPE].itertuples(index=False, name=None)]
-    codes, texts = (wide[name].sort_index(axis=1).reindex(order) for name in ("code", "text"))
+    codes, texts, beyond = (wide[name].sort_index(axis=1).reindex(order)
+                            for name in ("code", "text", "beyond"))
     ax.imshow(codes.to_numpy(float), cmap=ListedColormap(list(VERDICTS.values())),
               vmin=-0.5, vmax=len(VERDICTS) - 0.5, aspect="auto", interpolation="nearest")
     for (i, j), text in np.ndenumerate(texts.where(texts.notna(), "").to_numpy()):
-        ax.text(j, i, text, ha="center", va="center", fontsize=6.5)
+        ax.text(j, i, text, ha="center", va="center", fontsize=6.5,
+                bbox=dict(facecolor="white", alpha=0.75, linewidth=0, pad=1) if text else None)
+    hatched = {"facecolor": "none", "edgecolor": "0.25", "hatch": "////", "linewidth": 0}
+    for i, j in zip(*np.nonzero(beyond.to_numpy() == True), strict=True):  # noqa: E712
+        ax.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, **hatched))
     for axis, n in ((ax.yaxis, len(codes)), (ax.xaxis, codes.shape[1])):
         axis.set_ticks(np.arange(n + 1) - 0.5, minor=True)
     ax.grid(which="minor", color="white", linewidth=1)
@@ -443,8 +468,9 @@ def draw_verdicts(table: "pd.DataFrame", ax: "Axes") -> "Axes":
     ax.set_yticks(range(len(codes)), [_row_name(*row) for row in codes.index])
     # Long names are wider in print than on the screen that the layout is made for.
     ax.figure.set_layout_engine("constrained", w_pad=0.1)
-    ax.figure.legend([Patch(color=colour) for colour in VERDICTS.values()], [*VERDICTS],
-                     loc="outside lower center", ncols=len(VERDICTS))
+    ax.figure.legend([*(Patch(color=colour) for colour in VERDICTS.values()), Patch(**hatched)],
+                     [*VERDICTS, f"beyond float16 ({FLOAT16:,.0f})"],
+                     loc="outside lower center", ncols=len(VERDICTS) + 1)
     return ax
 
 

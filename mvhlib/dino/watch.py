@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mvhlib import phrases
 from mvhlib.artifacts import InputError, write_text
 from mvhlib.dino.config import Config
 from mvhlib.dino.data import TileSource
@@ -94,7 +95,9 @@ def pretrain_and_draw(config: Config, processes: int = 1) -> Path:
 
     curves = _LiveCurves(config.path / "log.csv")
     if processes <= 1:
-        return pretrain(config, watch=lambda step, row: curves.update())
+        folder = pretrain(config, watch=lambda step, row: curves.update())
+        curves.close()
+        return folder
     import yaml
 
     config.path.mkdir(parents=True, exist_ok=True)
@@ -115,6 +118,7 @@ def pretrain_and_draw(config: Config, processes: int = 1) -> Path:
             if process.poll() is None:
                 process.terminate()  # torchrun passes it on; the step is saved first
                 process.wait()
+    curves.close()
     if process.returncode:
         tail = said.read_text(encoding="utf-8").strip().splitlines()
         last = tail[-1] if tail else "it said nothing"
@@ -153,6 +157,13 @@ class _LiveCurves:
         else:
             self.handle.update(fig)
         plt.close(fig)
+
+    def close(self) -> None:
+        """Take the live curves away: the notebook draws those of the whole run."""
+        if self.handle is not None:
+            from IPython.display import Markdown
+
+            self.handle.update(Markdown("*The curves of the whole run are drawn below.*"))
 
 
 def draw_log(log: "pd.DataFrame", axes: "np.ndarray") -> "np.ndarray":
@@ -221,3 +232,44 @@ def draw_half_lives(table: "pd.DataFrame", ax: "Axes") -> "Axes":
     ax.set_ylim(0, 1.4 * table["half_life"].max())
     ax.legend(ncols=3, loc="upper center")
     return ax
+
+
+def answer(log: "pd.DataFrame", memory: "pd.DataFrame", initial: float) -> tuple[str, str]:
+    """What a run's log says: whether losses fell, the embedding stayed spread, a memory grew.
+
+    Parameters
+    ----------
+    log
+        One row per logged step.
+    memory
+        From `half_lives`.
+    initial
+        Share of the initial weights in the exported teacher [0-1].
+
+    Returns
+    -------
+    tuple of str
+        What was found, after the name of the encoder; and what that does not show.
+    """
+    tenth = max(1, len(log) // 10)
+    early, late = log.iloc[:tenth].mean(), log.iloc[-tenth:].mean()
+    change = late["dino_local"] - early["dino_local"]
+    moved = "fell" if change < 0 else "rose" if change > 0 else "stayed"
+    steps = phrases.count(int(log["step"].iloc[-1]) + 1, "step")
+    found = (f"over {steps} the local loss {moved} from {early['dino_local']:.2f} to "
+             f"{late['dino_local']:.2f} (means of the first and the last tenth), and the effective "
+             f"rank of the class token went from {early['effective_rank']:.1f} to "
+             f"{late['effective_rank']:.1f}, where 1 is collapse. ")
+    found += f"Of the exported teacher {initial:.0%} is initial weights"
+    if len(memory):
+        longest = memory.groupby("step")["half_life"].max()
+        found += (f"; the longest half-life of a state-space layer went from {longest.iloc[0]:.2f} "
+                  f"to {longest.iloc[-1]:.2f} tokens")
+    else:
+        found += "; it has no state-space layer, whose memory could be asked for"
+    limits = ("Whether what was learned is of use: only a comparison with the same network before "
+              "training, in `05_expression`, says that")
+    if initial > 0.1:
+        limits += (f", and with {initial:.0%} of initial weights left most of what the two have in "
+                   "common was never trained")
+    return f"{found}.", f"{limits}."

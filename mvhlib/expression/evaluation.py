@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from mvhlib import artifacts, lattice, statistics
+from mvhlib import artifacts, lattice, phrases, plots, statistics
 from mvhlib.artifacts import InputError
 from mvhlib.cohort import genes, hest, splits
 from mvhlib.expression import protocols, ridge
@@ -680,26 +680,32 @@ def benchmarks(results: Sequence[Evaluation]) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
-def remarks(summary: pd.DataFrame) -> str:
+def remarks(summary: pd.DataFrame, learned: Sequence[str] = ()) -> str:
     """What a reader of the summary must know, in a sentence or two per protocol.
 
     Parameters
     ----------
     summary
         Columns ``protocol, encoder, encoder_saw_test_images, unit, n_units``.
+    learned
+        Encoders that learned from the *expression* of tested sections, not from images alone.
     """
     said = []
     for protocol, rows in summary.groupby("protocol", sort=False):
         note = [protocols.NOTES[protocol]] if protocol in protocols.NOTES else []
         units = rows[rows["unit"].isin(["patient", "study"])]
         if len(units) and units["n_units"].max() < 4:
-            note.append(f"{units['n_units'].max()} {units['unit'].iloc[0]}s, a demonstration that "
-                        "allows no test")
+            count = phrases.count(int(units["n_units"].max()), units["unit"].iloc[0])
+            note.append(f"{count}, a demonstration that allows no test")
         if note:
             said.append(f"{protocol}: {'; '.join(note)}.")
-    saw = summary.loc[summary["encoder_saw_test_images"] == "yes", "encoder"]
-    if len(saw):
-        said.append(f"Pretrained on test images: {', '.join(saw.unique())}.")
+    saw = summary.loc[summary["encoder_saw_test_images"] == "yes", "encoder"].unique()
+    for what, names in (("Learned from the expression of sections that are tested here, so that "
+                         "their rows are no test", [name for name in saw if name in learned]),
+                        ("Pretrained on test images", [name for name in saw
+                                                       if name not in learned])):
+        if names:
+            said.append(f"{what}: {phrases.listed(map(plots.label, names))}.")
     return " ".join(said)
 
 

@@ -1,11 +1,16 @@
 """Every method and encoder side by side: the same sections, genes and units, ranked with care.
 
-A rank is only as good as the test behind it. Mean ranks over units are compared by Friedman's test
-and, where that finds a difference, by Nemenyi's critical difference (Demsar, JMLR 7, 2006): two
-systems whose mean ranks lie closer than it share a bar in the diagram and no order.
+A rank is only as good as the test behind it. The system with the best mean rank is compared with
+every other one unit by unit: the paired difference with its interval, and Wilcoxon's signed-rank
+test corrected by Holm's method. Tests of mean ranks (Nemenyi's critical difference) are not used:
+whether they separate two systems depends on which others stand beside them (Benavoli, Corani and
+Mangili, JMLR 17, 2016), and they join what the paired tests separate.
+
+A system whose encoder has learned from the sections that it is tested on is listed with its score,
+behind the others and without a rank.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from mvhlib import artifacts, statistics
+from mvhlib import artifacts, phrases, statistics
 from mvhlib.artifacts import InputError
 
 if TYPE_CHECKING:
@@ -27,6 +32,10 @@ SCORE_COLUMNS = ("system", "method", "encoder", "encoder_saw_test_images", "stud
 TABLE_COLUMNS = ("system", "method", "encoder", "encoder_saw_test_images", "unit", "n_units",
                  "n_genes", "mean", "ci_low", "ci_high", "mean_rank", "behind", "behind_low",
                  "behind_high", "p_holm", "note")
+#: What is said of each system in the table.
+BEST, ALIKE, BEHIND = "best mean rank", "not separable from it", "behind it"
+ONLY = "the only system"
+APART = "learned from tested sections: no rank"
 
 
 def read(folder: str | Path, protocol: str, encoders: Iterable[str] | None = None) -> pd.DataFrame:
@@ -93,31 +102,15 @@ class Ranking:
     ----------
     ranks
         System -> mean rank over units, 1 the best, sorted.
-    critical_difference
-        Nemenyi's, at 5 %: closer mean ranks are no order. NaN with fewer than two units or
-        systems.
     p_friedman
-        Of the hypothesis that all systems are alike.
+        Of the hypothesis that all systems are alike; NaN with fewer than two units or systems.
     n_units
         Patients or studies.
     """
 
     ranks: pd.Series = field(repr=False)
-    critical_difference: float
     p_friedman: float
     n_units: int
-
-    def groups(self) -> list[tuple[str, ...]]:
-        """Runs of systems that no test separates; all of them where Friedman's p is above 5 %."""
-        names, values = list(self.ranks.index), self.ranks.to_numpy()
-        if not self.p_friedman <= 0.05:
-            return [tuple(names)]
-        found: list[tuple[int, int]] = []
-        for start in range(len(names)):
-            end = int(np.searchsorted(values, values[start] + self.critical_difference, "right"))
-            if not found or end > found[-1][1]:
-                found.append((start, end))
-        return [tuple(names[start:end]) for start, end in found]
 
 
 def rank(means: pd.DataFrame) -> Ranking:
@@ -128,13 +121,16 @@ def rank(means: pd.DataFrame) -> Ranking:
     n, k = means.shape
     ranks = means.rank(axis=1, ascending=False).mean().sort_values(kind="stable")
     if n < 2 or k < 2:
-        return Ranking(ranks, float("nan"), float("nan"), n)
-    # Nemenyi's q is the studentised range with infinite degrees of freedom, over the root of two.
-    q = stats.studentized_range.ppf(0.95, k, np.inf) / np.sqrt(2)
+        return Ranking(ranks, float("nan"), n)
     # Friedman's test needs three systems; of two it is the sign of their difference.
     p = (stats.friedmanchisquare(*means.to_numpy().T).pvalue if k > 2
          else statistics.signed_rank_test(means.iloc[:, 0], means.iloc[:, 1]))
-    return Ranking(ranks, float(q * np.sqrt(k * (k + 1) / (6 * n))), float(p), n)
+    return Ranking(ranks, float(p), n)
+
+
+def ranked(scores: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the systems that get a rank: those that have not learned from tested sections."""
+    return scores[scores["encoder_saw_test_images"] != "yes"]
 
 
 def table(scores: pd.DataFrame, unit: str = "patient") -> pd.DataFrame:
@@ -145,32 +141,33 @@ def table(scores: pd.DataFrame, unit: str = "patient") -> pd.DataFrame:
     pd.DataFrame
         system, method, encoder, encoder_saw_test_images, unit, n_units, n_genes, mean, ci_low,
         ci_high, mean_rank, behind, behind_low, behind_high (paired difference from the system
-        with the best mean rank), p_holm (Wilcoxon, corrected over all systems), and note: ``best
-        mean rank``, ``not separable from it``, ``behind it``, or ``the only system``.
+        with the best mean rank), p_holm (Wilcoxon, corrected over all ranked systems), and note:
+        `BEST`, `ALIKE`, `BEHIND`, `ONLY`, or why there is no test. Systems that have learned from
+        tested sections come last, with the note `APART`, and have neither rank nor test.
     """
     if scores.empty:
         return pd.DataFrame(columns=list(TABLE_COLUMNS))
     means = unit_means(scores, unit)
-    ranking = rank(means)
-    best = ranking.ranks.index[0]
-    pairs = {name: (means[best].to_numpy(), means[name].to_numpy())
-             for name in ranking.ranks.index[1:]}
+    order = rank(means[[name for name in means if name in set(ranked(scores)["system"])]]).ranks
+    best = order.index[0] if len(order) else None
+    others = means.drop(columns=order.index).mean().sort_values(ascending=False, kind="stable")
+    pairs = {name: (means[best].to_numpy(), means[name].to_numpy()) for name in order.index[1:]}
     tests = statistics.compare(pairs).set_index("comparison")
     facts = scores.drop_duplicates("system").set_index("system")
     rows = []
-    for name in ranking.ranks.index:
+    for name in [*order.index, *others.index]:
         row = {"system": name, **facts.loc[name, ["method", "encoder",
                                                   "encoder_saw_test_images"]],
                "n_genes": scores["gene"].nunique(), **statistics.unit_row(means[name], unit),
-               "mean_rank": ranking.ranks[name], "behind": np.nan, "behind_low": np.nan,
+               "mean_rank": order.get(name, np.nan), "behind": np.nan, "behind_low": np.nan,
                "behind_high": np.nan, "p_holm": np.nan,
-               "note": "best mean rank" if pairs else "the only system"}
-        if name != best:
+               "note": APART if name in others else BEST if pairs else ONLY}
+        if name in pairs:
             test = tests.loc[name]
             apart = test["p_wilcoxon_holm"] <= 0.05
             row |= {"behind": test["difference"], "behind_low": test["ci_low"],
                     "behind_high": test["ci_high"], "p_holm": test["p_wilcoxon_holm"],
-                    "note": "behind it" if apart else test["note"] or "not separable from it"}
+                    "note": BEHIND if apart else test["note"] or ALIKE}
         rows.append(row)
     return pd.DataFrame(rows, columns=list(TABLE_COLUMNS))
 
@@ -181,28 +178,88 @@ def by_program(scores: pd.DataFrame) -> pd.DataFrame:
     return known.groupby(["system", "program"], sort=False)["pcc"].mean().unstack("program")
 
 
-def draw_ranks(ranking: Ranking, ax: "Axes", label, colour) -> "Axes":
-    """Critical-difference diagram: mean ranks on a line, bars over systems that are not separable.
+def draw(board: pd.DataFrame, axes: "Sequence[Axes]", label, colour) -> None:
+    """Draw a leaderboard, one row per system: its score, and its distance from the best mean rank.
 
     Parameters
     ----------
+    board
+        From `table`. A filled dot on the right is behind the best by the corrected test, an open
+        one is not; below the line stand systems without a rank.
+    axes
+        Two, side by side; the y axis of the second is that of the first.
     label, colour
         Functions of a system's name.
     """
-    ranks, k = ranking.ranks, len(ranking.ranks)
-    for row, (name, value) in enumerate(ranks.items()):
-        ax.plot(value, row, "o", markersize=4, color=colour(name))
-        ax.annotate(f"{value:.1f}", (value, row), xytext=(5, 3), textcoords="offset points",
-                    fontsize=6)
-    places = {name: row for row, name in enumerate(ranks.index)}
-    for number, group in enumerate(ranking.groups()):
-        if len(group) > 1:
-            x = k + 0.35 + 0.22 * number
-            ax.plot([x, x], [places[group[0]] - 0.25, places[group[-1]] + 0.25], color="0.25",
-                    linewidth=2, solid_capstyle="butt")
-    ax.set_yticks(range(k), [label(name) for name in ranks.index])
-    ax.set_ylim(k - 0.4, -0.6)
-    ax.set_xlabel("mean rank (1 is best); bars join systems that no test separates")
-    return ax
+    ranked_rows = int((board["note"] != APART).sum())
+    for y, row in enumerate(board.itertuples()):
+        color = "0.55" if row.note == APART else colour(row.system)
+        for ax, value, low, high, filled in (
+                (axes[0], row.mean, row.ci_low, row.ci_high, row.note != APART),
+                (axes[1], -row.behind, -row.behind_high, -row.behind_low, row.note == BEHIND)):
+            if np.isfinite(value):
+                error = np.nan_to_num([[value - low], [high - value]])
+                ax.errorbar(value, y, xerr=error, fmt="o", markersize=3.6, capsize=1.5, color=color,
+                            linewidth=0.9, markerfacecolor=color if filled else "white")
+        axes[0].annotate(f"{row.mean:.2f}", (1, y), xycoords=("axes fraction", "data"),
+                         xytext=(3, 0), textcoords="offset points", va="center", fontsize=6)
+    for ax in axes:
+        if 0 < ranked_rows < len(board):
+            ax.axhline(ranked_rows - 0.5, color="0.6", linewidth=0.6, linestyle=":")
+        ax.locator_params(axis="x", nbins=5)
+        ax.set_ylim(len(board) - 0.4, -0.6)
+    axes[0].set_yticks(range(len(board)), [label(name) for name in board["system"]])
+    axes[0].set_xlabel("mean Pearson r")
+    axes[1].tick_params(labelleft=False)
+    axes[1].axvline(0, color="0.75", linewidth=0.6, zorder=0)
+    axes[1].set_xlabel("less the best mean rank, paired\n(filled: behind it by the test)")
 
 
+def sentence(board: pd.DataFrame, where: str, label) -> str:
+    """What a leaderboard says: the best mean rank, how many are behind it, and who has no rank.
+
+    Parameters
+    ----------
+    board
+        From `table`.
+    where
+        What was not seen, such as ``on an unseen study`` (`mvhlib.plots.on_protocol`).
+    label
+        Function of a system's name.
+    """
+    if board.empty:
+        return "no system was scored, so that none is compared."
+    own = board[board["note"] != APART]
+    apart = board[board["note"] == APART]
+    said = []
+    if len(own):
+        first = own.iloc[0]
+        said.append(f"{label(first['system'])} reaches a mean Pearson r of "
+                    f"{phrases.row_mean(first)} {where}"
+                    + (" and is the only system with a rank." if len(own) == 1 else
+                       f", the best mean rank of {len(own)} systems."))
+    if len(own) > 1:
+        said.append(_behind(own, label))
+    if len(apart):
+        each = [f"{label(row.system)} ({phrases.number(row.mean)})" for row in apart.itertuples()]
+        said.append(f"{phrases.listed(each)} learned from tested sections and "
+                    f"{'has' if len(apart) == 1 else 'have'} no rank.")
+    return " ".join(said)
+
+
+def _behind(own: pd.DataFrame, label) -> str:
+    """How many ranked systems the tests put behind the best, and which they do not."""
+    rest = own.iloc[1:]
+    behind = rest[rest["note"] == BEHIND]
+    n, unit = int(own["n_units"].min()), own["unit"].iloc[0]
+    if statistics.smallest_p(n) * len(rest) > 0.05:
+        return (f"With {phrases.count(n, unit)} no test can put another system behind it, corrected "
+                f"for {phrases.count(len(rest), 'comparison')}.")
+    if len(behind) == len(rest):
+        closest = rest.loc[rest["behind"].idxmin()]
+        gap = phrases.mean(closest["behind"], closest["behind_low"], closest["behind_high"])
+        return (f"Wilcoxon's test with Holm's correction puts every other system behind it; the "
+                f"closest, {label(closest['system'])}, by {gap}.")
+    alike = [label(name) for name in rest.loc[rest["note"] != BEHIND, "system"]]
+    return (f"Wilcoxon's test with Holm's correction puts {len(behind)} of the other {len(rest)} "
+            f"behind it and cannot tell it from {phrases.listed(alike)}.")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from mvhlib import artifacts, statistics
+from mvhlib import artifacts, phrases, statistics
 from mvhlib.artifacts import InputError
 from mvhlib.cohort.splits import ARROW
 from mvhlib.expression.scores import pearson
@@ -230,14 +230,59 @@ def draw(values: pd.DataFrame, ax: "Axes", *, label: str, vmax: float | None = N
 
 def sentence(gap: Mapping) -> str:
     """One row of `gaps` in words."""
-    interval = ("" if np.isnan(gap["ci_low"]) else
-                f" [{gap['ci_low']:+.3f}, {gap['ci_high']:+.3f}]")
-    units = f"{gap['n_units']} {gap['unit']}s".replace("1 patients", "1 patient").replace(
-        "studys", "studies")
     note = f"; {gap['note']}" if gap["note"] else ""
     return (f"{gap['method']} on {gap['encoder']}, trained on {gap['trained_on']}, tested on "
             f"{gap['tested_on']}: r {gap['transfer']:.3f}, inside the group {gap['within']:.3f}, "
-            f"gap {gap['difference']:+.3f}{interval} over {units}{note}")
+            f"gap {phrases.mean(gap['difference'], gap['ci_low'], gap['ci_high'], 3)} over "
+            f"{phrases.count(gap['n_units'], gap['unit'])}{note}")
+
+
+def answer(gaps: pd.DataFrame, cells: pd.DataFrame, method: str, encoder: str, what: str,
+           name: str) -> str:
+    """What is left of one system elsewhere, over all pairs of groups or over the only one.
+
+    Parameters
+    ----------
+    gaps, cells
+        Of that system and others.
+    what
+        What a group is, such as ``study``.
+    name
+        How the system is called in the sentence.
+    """
+    own, table = (part[(part["method"] == method) & (part["encoder"] == encoder)]
+                  for part in (gaps, cells))
+    if own.empty:
+        away = table[table["trained_on"] != table["tested_on"]]
+        return (f"trained on one {what} alone, {name} reaches a mean Pearson r of "
+                f"{phrases.span(away['mean'].agg(['min', 'max']), 2)} on another; no {what} has "
+                f"two patients, so that nothing says what it reaches inside its own.")
+    row = own[(own["trained_on"] == ANY) & (own["tested_on"] == ALL)]
+    row = (row if len(row) else own).iloc[0]
+    return (f"trained on one {what} alone, {name} reaches a mean Pearson r of "
+            f"{phrases.number(row['transfer'])} on another and {phrases.number(row['within'])} "
+            f"on unseen patients of its own; the gap is "
+            f"{phrases.mean(row['difference'], row['ci_low'], row['ci_high'])} over "
+            f"{phrases.count(int(row['n_units']), row['unit'])}.")
+
+
+def extremes(cells: pd.DataFrame, what: str = "group") -> str:
+    """Which group teaches the others least and which most, of one system's rows of `cells`.
+
+    A group that is predicted well from inside itself may still teach nothing: where its own
+    diagonal is known, it is said beside it.
+    """
+    away = cells[cells["trained_on"] != cells["tested_on"]]
+    taught = away.groupby("trained_on")["mean"].agg(["mean", "min", "max"]).dropna().sort_values(
+        "mean", kind="stable")
+    if len(taught) < 2:
+        return f"Only {phrases.count(len(taught), what)} was trained on: none teaches less or more."
+    inside = cells[cells["trained_on"] == cells["tested_on"]].set_index("trained_on")["mean"]
+    least, most = taught.index[0], taught.index[-1]
+    own = f"; inside itself {phrases.number(inside[least])}" if least in inside else ""
+    return (f"{least} teaches the others least, mean r {phrases.number(taught['mean'].iloc[0])} "
+            f"({phrases.span(taught.iloc[0][['min', 'max']], 2)}{own}), and {most} most, "
+            f"{phrases.number(taught['mean'].iloc[-1])}.")
 
 
 def beside_depth(predictions: Mapping[str, "Prediction"], sections: Mapping[str, "Section"],

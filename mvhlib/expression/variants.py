@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from mvhlib import artifacts, statistics, verdicts
+from mvhlib import artifacts, phrases, plots, statistics, verdicts
 from mvhlib.artifacts import InputError
 from mvhlib.cohort import synthetic
 from mvhlib.expression import site
@@ -38,6 +38,10 @@ SIGNAL, SLOW_LESS_FINE = "signal", "slow_less_fine"
 LEAST_STATE, MOST_INITIAL = 0.05, 0.05
 #: Keys of a comparison that is named in advance.
 PRIMARY = ("variant", "reference", "protocol", "measure", "claimed")
+#: Measures and protocols of a comparison as they stand in a sentence.
+GENES = {"all": "all genes", SIGNAL: "the genes that the image shows",
+         SLOW_LESS_FINE: "slow morphology less fine texture", "tissue_class": "the tissue class"}
+LOST = {"drop": "in what an unseen study costs", "effect": "in what training added"}
 VERDICT_COLUMNS = (*PRIMARY, "difference", "ci_low", "ci_high", "n_seeds", "unit", "n_units",
                    "p_seeds", "p_holm", "verdict", "why")
 
@@ -332,14 +336,57 @@ def _read(row: Any) -> str:
     return seen
 
 
-def sentence(row: Any) -> str:
-    """A row of `compare` (as `itertuples` gives it) to be read."""
-    over_seeds = (f"{row.n_seeds} seeds {row.seed_low:+.3f} to {row.seed_high:+.3f}"
-                  if row.n_seeds > 1 else "one seed")
-    return (f"{row.variant} against {row.reference}, {row.measure}: {row.difference:+.3f} "
-            f"[{row.ci_low:+.3f}, {row.ci_high:+.3f}] "
-            f"({over_seeds}; {row.n_units} {row.unit}s {row.unit_low:+.3f} to "
-            f"{row.unit_high:+.3f}): {row.reading}")
+def answer(table: pd.DataFrame, judged: pd.DataFrame, protocol: str, measure: str) -> str:
+    """What the comparisons found: those that were named in advance, else all pairs of a protocol.
+
+    Parameters
+    ----------
+    table
+        From `compare`.
+    judged
+        From `judge`.
+    protocol, measure
+        Of the pairs that are summed up where nothing was named in advance.
+    """
+    if len(judged):
+        said = [f"{_pair(row)}, {_where(row.protocol)}, {GENES.get(row.measure, row.measure)}: "
+                f"{phrases.mean(row.difference, row.ci_low, row.ci_high, 3)}, {row.verdict}"
+                for row in judged.itertuples()]
+        return (f"Of {phrases.count(len(judged), 'comparison')} named in advance, over "
+                f"{_seeds(judged)}: {'; '.join(said)}.")
+    own = table[(table["protocol"] == protocol) & (table["measure"] == measure)]
+    over = f"{_where(protocol)}, mean Pearson r of {GENES.get(measure, measure)}"
+    if own.empty:
+        return f"No pair of variants was compared {_where(protocol)}."
+    low, high = own["difference"].min(), own["difference"].max()
+    span = phrases.span([low, high], 3)
+    if own["n_seeds"].max() < 2:
+        units = phrases.count(int(own["n_units"].min()), own["unit"].iloc[0])
+        return (f"{phrases.count(len(own), 'pair')} of variants with one seed each "
+                f"{'differs' if len(own) == 1 else 'differ'} by {span} ({over}, {units}); one seed "
+                f"makes no claim.")
+    apart = own[(own["ci_low"] > 0) | (own["ci_high"] < 0)]
+    said = [f"{_pair(row)} {phrases.mean(row.difference, row.ci_low, row.ci_high, 3)}"
+            for row in apart.itertuples()]
+    found = f"{len(apart)} of {phrases.count(len(own), 'pair')} of variants differ beyond what " \
+            f"another seed and another {own['unit'].iloc[0]} would move ({over}, {_seeds(own)})"
+    return f"{found}: {phrases.listed(said, 3)}." if said else f"{found}; they lie at {span}."
+
+
+def _pair(row: Any) -> str:
+    return f"{plots.label(row.variant)} less {plots.label(row.reference)}"
+
+
+def _where(protocol: str) -> str:
+    return LOST.get(protocol) or plots.on_protocol(protocol)
+
+
+def _seeds(table: pd.DataFrame) -> str:
+    """Seeds and units behind rows of `compare` or `judge`."""
+    units = phrases.span([table["n_units"].min(), table["n_units"].max()])
+    unit = phrases.count(int(table["n_units"].max()), table["unit"].iloc[0]).split(" ", 1)[1]
+    seeds = phrases.span([table["n_seeds"].min(), table["n_seeds"].max()])
+    return f"{seeds} {'seed' if table['n_seeds'].max() == 1 else 'seeds'} and {units} {unit}"
 
 
 def spread(scores: pd.DataFrame, *, measure: str = "all", unit: str = "patient") -> pd.DataFrame:

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from mvhlib import plots
+from mvhlib.frequency import theory
 from mvhlib.frequency.layers import PUBLISHED_MIN, spectrum
 
 if TYPE_CHECKING:
@@ -15,6 +17,13 @@ if TYPE_CHECKING:
 
 #: Columns that say whose a curve is; state is ``untrained``, ``trained`` or ``fixed``.
 WHOSE = ("encoder", "preset", "state")
+#: What passes waves alike to within this share passes all of them.
+FLAT = 0.05
+#: Families of poles whose curve is drawn, and the backbone whose colour each has.
+_FAMILY_COLOURS = {"real": "mvhybrid", "equal": "hydrahybrid", "s4d_lin": "vit12",
+                   "random": "handmade"}
+#: Marks of presets: filled as published.
+_PRESET_MARKS = ("o", "s", "D")
 #: Lines: what training did is solid.
 _STYLES = {"untrained": "--", "trained": "-", "fixed": "-"}
 #: Marks of the second and further trained encoders of one family.
@@ -72,6 +81,82 @@ def legend(table: "DataFrame", fig: "Figure") -> None:
                ncols=len(handles) if len(handles) < 8 else -(-len(handles) // 2))
 
 
+def family_colours() -> dict[str, str]:
+    """Colour of each family of poles, by its printed name."""
+    return {theory.FAMILIES[name]: plots.colour(backbone)
+            for name, backbone in _FAMILY_COLOURS.items()}
+
+
+def passes(halves: "DataFrame", ax: "Axes", *, n_states: int = 16) -> "DataFrame":
+    """Draw the share of energy that passes above pi/4 over the step, and where each layer stands.
+
+    Parameters
+    ----------
+    halves
+        Columns backbone, preset, direction, delta_median, energy_share; a point per row, open for
+        all but the first preset.
+    n_states
+        Modes of the families of poles whose curves are drawn.
+
+    Returns
+    -------
+    DataFrame
+        The curves: columns family, delta, energy_share.
+    """
+    import pandas as pd
+
+    steps = np.geomspace(1e-3, 1, 80)
+    curves_of = {theory.FAMILIES[name]: theory.mean_energy_share(
+        np.broadcast_to(poles, (len(steps), len(poles))), steps)
+        for name, poles in theory.families(n_states).items()}
+    for name, share in curves_of.items():
+        ax.plot(steps, share, color=family_colours()[name], linewidth=1.0, label=f"poles {name}")
+    presets = list(dict.fromkeys(halves["preset"]))
+    backbones = list(dict.fromkeys(halves["backbone"]))
+    for (backbone, preset), rows in halves.groupby(["backbone", "preset"], sort=False):
+        number, color = presets.index(preset), plots.colour(backbone)
+        # Smaller on larger: layers that agree stay visible.
+        ax.plot(rows["delta_median"], rows["energy_share"], _PRESET_MARKS[number % 3], color=color,
+                markersize=max(3.5, 8 - 1.5 * backbones.index(backbone)) + 2 * (number > 0),
+                markerfacecolor=color if number == 0 else "none", linestyle="",
+                markeredgewidth=0.9, label=f"{plots.label(backbone)}, {preset}")
+    ax.axhline(0.75, color="0.7", linewidth=0.6, linestyle=":", zorder=0)
+    ax.annotate("white noise", (steps[0], 0.75), xytext=(2, 2), textcoords="offset points",
+                fontsize=6, color="0.4")
+    ax.set(xscale="log", xlabel="median step delta [time per token]", ylim=(0, 0.9),
+           ylabel="share of energy above pi/4 rad per token")
+    return pd.concat([pd.DataFrame({"family": name, "delta": steps, "energy_share": share})
+                      for name, share in curves_of.items()], ignore_index=True)
+
+
+def tilt(table: "DataFrame", ax: "Axes", panels: Sequence[str]) -> "Axes":
+    """Draw the gain for the fastest wave over that for the mean of all tokens, as numbers.
+
+    Parameters
+    ----------
+    table
+        Columns of `WHOSE`, panel and fastest_over_mean; cells that a model has not stay white.
+    panels
+        Columns of the drawing, in their order.
+    """
+    wide = table.pivot(index=list(WHOSE), columns="panel", values="fastest_over_mean")
+    wide = wide.reindex(index=table[list(WHOSE)].drop_duplicates().itertuples(
+        index=False, name=None), columns=list(panels))
+    decades = np.log10(wide.to_numpy(float))
+    plots.heatmap(np.ma.masked_invalid(decades), ax, vmax=1.0, cmap="RdBu_r",
+                  label="log10 of the number")
+    for (row, column), value in np.ndenumerate(wide.to_numpy(float)):
+        if np.isfinite(value):
+            color = "white" if abs(np.log10(value)) > 0.7 else "black"
+            ax.text(column, row, f"{value:.2g}" if value < 0.1 else f"{value:.2f}", ha="center",
+                    va="center", fontsize=6, color=color)
+    ax.set_xticks(range(wide.shape[1]), [name.replace(" ", "\n", 1) for name in wide.columns])
+    ax.set_yticks(range(len(wide)), [f"{plots.label(encoder)}, {preset}, {state}"
+                                     for encoder, preset, state in wide.index])
+    ax.set_aspect("auto")
+    return ax
+
+
 def before_after(bins: "DataFrame", edges: dict[str, ArrayLike], density: "DataFrame",
                  axes: "Sequence[Axes]") -> None:
     """Draw one encoder's spectra before and after training, and what its layers pass.
@@ -101,6 +186,8 @@ def before_after(bins: "DataFrame", edges: dict[str, ArrayLike], density: "DataF
     axes[2].axhline(1, color="0.8", linewidth=0.6, zorder=0)
     axes[2].set(xscale="log", yscale="log", xlabel="theta [rad per token]",
                 ylabel="energy density, white = 1")
+    low, high = axes[2].get_ylim()
+    axes[2].set_ylim(min(0.1, low), max(10, high))  # a decade each way: small changes look small
 
 
 def draw_slow_and_fast(over: "DataFrame", inside: "DataFrame", axes: "Sequence[Axes]",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from mvhlib import artifacts, cohort
+from mvhlib import artifacts, cohort, phrases
 from mvhlib.artifacts import InputError
 from mvhlib.cohort.genes import normalize
 from mvhlib.expression.scores import dense, section_scores
@@ -82,6 +82,19 @@ def against(predicted: "AnnData", measured: "AnnData") -> pd.DataFrame:
     table["inside"] = inside.astype(object).where(known, None)
     return table.reset_index()[["gene", "expected_r", "ci_low", "ci_high", "r", "inside",
                                 "n_spots"]]
+
+
+def sentence(scored: pd.DataFrame) -> str:
+    """How a slide's genes were found, beside what had been promised: a table of `against`."""
+    found = (f"a mean Pearson r of {phrases.number(scored['r'].mean())} over "
+             f"{phrases.count(int(scored['r'].notna().sum()), 'gene')}")
+    if scored["expected_r"].notna().any():
+        found += f", where {phrases.number(scored['expected_r'].mean())} was expected"
+    known = scored["inside"].dropna()
+    if known.empty:
+        return f"{found}; no interval had been stated"
+    return (f"{found}; {int(known.astype(bool).sum())} of the {len(known)} genes with a stated "
+            f"95 % interval lie within it")
 
 
 def draw(table: pd.DataFrame, ax: "Axes") -> "Axes":

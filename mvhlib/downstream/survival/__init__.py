@@ -37,6 +37,7 @@ from mvhlib.downstream.survival.figures import (
     plot_calibration,
     plot_hazard_ratios,
     plot_kaplan_meier,
+    row_name,
 )
 from mvhlib.downstream.survival.inference import (
     SUMMARY,
@@ -44,6 +45,7 @@ from mvhlib.downstream.survival.inference import (
     calibration,
     calibration_slope,
     clinical_ratios,
+    control,
     differences,
     hazard_ratios,
     likelihood_ratio,
@@ -65,8 +67,8 @@ from mvhlib.downstream.survival.scores import (
 
 __all__ = ["METRICS", "PENALTIES", "SUMMARY", "Censoring", "Evaluation", "Model",
            "PartialLikelihood", "RidgeCox", "added_value", "brier_scores", "calibration",
-           "calibration_slope", "clinical_ratios", "differences", "evaluate", "harrell_c",
-           "hazard_ratios", "integrated_brier", "kaplan_meier_at", "likelihood_ratio", "logrank_of",
-           "patient_interval", "permute_outcomes", "permuted_scores", "plot_calibration",
-           "plot_hazard_ratios", "plot_kaplan_meier", "proportional_hazards", "select",
-           "stratified_logrank", "summarise", "uno_c"]
+           "calibration_slope", "clinical_ratios", "control", "differences", "evaluate",
+           "harrell_c", "hazard_ratios", "integrated_brier", "kaplan_meier_at", "likelihood_ratio",
+           "logrank_of", "patient_interval", "permute_outcomes", "permuted_scores",
+           "plot_calibration", "plot_hazard_ratios", "plot_kaplan_meier", "proportional_hazards",
+           "row_name", "select", "stratified_logrank", "summarise", "uno_c"]

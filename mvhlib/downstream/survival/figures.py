@@ -5,8 +5,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from mvhlib import plots
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+#: Where the axis of hazard ratios ends at most.
+FURTHEST_RATIO = 10.0
 
 
 def plot_kaplan_meier(risks: pd.DataFrame, ax: "Axes", *, n_marks: int = 5,
@@ -70,7 +75,10 @@ def plot_calibration(table: pd.DataFrame, ax: "Axes", *, label: str = "", colour
 
 
 def plot_hazard_ratios(table: pd.DataFrame, ax: "Axes", *, colour: str = "#0072B2") -> "Axes":
-    """Draw hazard ratios with their intervals on a log axis, one row per entry of ``column``."""
+    """Draw hazard ratios with their intervals on a log axis, one row per entry of ``column``.
+
+    Intervals that reach further than `FURTHEST_RATIO` are cut.
+    """
     from matplotlib.ticker import NullLocator
 
     y = np.arange(len(table))
@@ -79,6 +87,7 @@ def plot_hazard_ratios(table: pd.DataFrame, ax: "Axes", *, colour: str = "#0072B
                 capsize=1.5, linewidth=0.9, color=colour)
     ax.axvline(1, color="0.7", linewidth=0.6, zorder=0)
     reach = max(1.5, *np.nan_to_num(1 / table["ci_low"]), *np.nan_to_num(table["ci_high"]))
+    reach = min(reach, FURTHEST_RATIO)
     ax.set_xscale("log")
     ticks = [tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10) if 1 / reach <= tick <= reach]
     ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
@@ -88,3 +97,12 @@ def plot_hazard_ratios(table: pd.DataFrame, ax: "Axes", *, colour: str = "#0072B
     ax.set_ylim(len(table) - 0.5, -0.5)
     ax.set_xlabel("hazard ratio per standard deviation")
     return ax
+
+
+def row_name(row: str) -> str:
+    """A row of the figure of all models, ``<encoder>|<model>``, as it is printed."""
+    encoder, _, model = row.partition("|")
+    if encoder == "no image":
+        return model
+    encoder, _, adjusted = encoder.partition("+")
+    return f"{model}, {plots.label(encoder)}" + (f" ({adjusted})" if adjusted else "")

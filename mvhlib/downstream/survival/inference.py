@@ -54,6 +54,47 @@ def summarise(scores: pd.DataFrame, *, dataset: str, endpoint: str, fold_scheme:
     return pd.DataFrame(rows, columns=list(SUMMARY))
 
 
+def control(scores: pd.DataFrame, confidence: float = 0.999) -> pd.DataFrame:
+    """Hold models of permuted outcomes against a C of one half.
+
+    Few permutations have no interval worth the name, so that the width comes from theory: among n
+    patients whose order is random, Kendall's tau has the variance 2 (2n + 5) / (9 n (n - 1)), and C
+    is (tau + 1) / 2. n is the number of events of a fold, which is too few and so too wide; folds
+    are taken to move together, which is again the widest case (see `permuted_scores`);
+    permutations are independent.
+
+    Parameters
+    ----------
+    scores
+        From `permuted_scores`.
+    confidence
+        Of the band; the default lets an honest control fail once in a thousand rows at most.
+
+    Returns
+    -------
+    pd.DataFrame
+        ``model, encoder, n_permutations, mean, low, high, verdict``: the mean of Harrell's C, the
+        band about 0.5, and ``none``, ``leak`` (above the band) or ``no control`` (the band holds
+        every C, so that nothing could have been seen).
+
+    References
+    ----------
+    Kendall, "Rank correlation methods", 1948.
+    """
+    rows = []
+    own = scores[scores["metric"] == "harrell_c"]
+    for (model, encoder), part in own.groupby(["model", "encoder"], sort=False):
+        n = part["n_events"].clip(lower=2).to_numpy(np.float64)
+        deviation = np.sqrt((2 * n + 5) / (18 * n * (n - 1))).mean()
+        half = stats.norm.ppf(0.5 + confidence / 2) * deviation / np.sqrt(
+            part["permutation"].nunique())
+        mean = part["value"].mean()
+        rows.append((model, encoder, part["permutation"].nunique(), mean, 0.5 - half, 0.5 + half,
+                     "no control" if half >= 0.5 else "leak" if mean > 0.5 + half else "none"))
+    return pd.DataFrame(rows, columns=["model", "encoder", "n_permutations", "mean", "low", "high",
+                                       "verdict"])
+
+
 def differences(result: Evaluation,
                 pairs: Sequence[tuple[tuple[str, str], tuple[str, str]]],
                 metric: str = "harrell_c") -> pd.DataFrame:

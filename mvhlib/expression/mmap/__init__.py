@@ -37,6 +37,7 @@ encoder of tiles: `mvhlib.expression.fused`.
 from mvhlib.expression.mmap.ablations import (
     against,
     draw_differences,
+    sentence,
     verdicts,
 )
 from mvhlib.expression.mmap.estimator import (
@@ -90,5 +91,5 @@ __all__ = ["EVAL_BATCH", "FEWEST", "MARGIN", "METHODS", "MIN_VIEW_PX", "MMAP", "
            "PrototypeModel", "Prototypes", "SpotModel", "adapted_copies", "add_lora", "against",
            "all_views", "augment", "class_token", "cluster", "crop_views", "cut_views",
            "draw_differences", "draw_map", "draw_tiles", "n_prototypes", "n_selected", "select",
-           "similarity_loss", "stnet", "tile_folder", "token_folder", "verdicts",
+           "sentence", "similarity_loss", "stnet", "tile_folder", "token_folder", "verdicts",
            "view_tokens"]

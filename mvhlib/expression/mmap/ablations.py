@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from mvhlib import statistics
+from mvhlib import phrases, statistics
 from mvhlib.statistics import JUDGED_COLUMNS, judge
 
 if TYPE_CHECKING:
@@ -68,6 +68,22 @@ def verdicts(scores: pd.DataFrame, claims: Mapping[str, tuple[str, str]], unit: 
     rows = [judge(table, words, better, worse, unit=unit)
             for words, (better, worse) in claims.items() if better in table and worse in table]
     return pd.DataFrame(rows, columns=list(JUDGED_COLUMNS))
+
+
+def sentence(paired: pd.DataFrame, names: Mapping[str, str]) -> str:
+    """What a table of `against` says of its reference and of each other method.
+
+    Parameters
+    ----------
+    names
+        Variant -> how it is called.
+    """
+    own = paired[paired["note"] == "reference"].iloc[0]
+    others = [statistics.placed(names.get(row.variant, row.variant), row.difference, row.diff_low,
+                                row.diff_high)
+              for row in paired[paired["note"] != "reference"].itertuples()]
+    return (f"{names.get(own['variant'], own['variant'])} reaches a mean Pearson r of "
+            f"{phrases.row_mean(own, 3)}; on the same units {phrases.listed(others)}.")
 
 
 def draw_differences(table: pd.DataFrame, ax: "Axes", *, by: str = "variant") -> "Axes":
