@@ -1702,7 +1702,7 @@ def test_outputs_at_two_depths_are_all_found(tmp_path):
 def test_flat_files_of_geo_are_refused_with_what_to_do(tmp_path, name):
     (tmp_path / name).write_bytes(b"x")
     (tmp_path / f"._{name}").write_bytes(b"x")
-    refuses(lambda: cohort.read("visium", tmp_path), name, "make a folder for each section")
+    refuses(lambda: cohort.read("visium", tmp_path), name, "read it with source flat")
 
 
 def test_what_else_a_folder_may_hold_is_said(tmp_path):

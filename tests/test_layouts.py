@@ -29,8 +29,7 @@ def loosen(output: Path, target: Path, prefix: str) -> None:
     shutil.rmtree(output)
 
 
-@pytest.mark.parametrize("prefix", ["GSM1_lab_", "GSM1-lab.", ""])
-@pytest.mark.parametrize("matrix", ["h5", "mtx"])
+@pytest.mark.parametrize("prefix, matrix", [("GSM1_lab_", "h5"), ("GSM1-lab.", "mtx"), ("", "h5")])
 def test_loose_files_are_read_as_the_output_was(tmp_path, prefix, matrix):
     output = tmp_path / ".work/lab"
     write_visium(output, header=matrix == "h5")

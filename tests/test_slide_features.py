@@ -45,8 +45,8 @@ def write_trident(root, n):
         (root / folder / f"{k}.jpg").write_bytes(b"x")
     time = np.random.default_rng(0).exponential(600, n).round() + 1
     pd.DataFrame({"bcr_patient_barcode": [name[:12] for name in SLIDES[:n]], "OS.time": time,
-                  "OS": [int(k % 4 > 0) for k in range(n)], "age": [40 + k for k in range(n)],
-                  "gender": ["male", "female"] * (n // 2), "ajcc_stage": [
+                  "OS": [int(k % 5 > 1) for k in range(n)], "age": [40 + k for k in range(n)],
+                  "gender": [("male", "female")[k % 7 // 3 % 2] for k in range(n)], "ajcc_stage": [
                       f"Stage {'I' * (k % 3 + 1)}" for k in range(n)], "label": LABELS[:n]}).to_csv(
         root / "clinical.csv", index=False)
     return root

@@ -75,8 +75,9 @@ TRANSCRIPT_FILES = ("transcripts.parquet", "transcripts.csv.gz", "transcripts.cs
 CELL_MATRICES = ("cell_feature_matrix.h5", "cell_feature_matrix")
 CELL_TABLES = ("cells.parquet", "cells.csv.gz", "cells.csv")
 #: Ends of the names of files that `mvhlib.cohort.flat` reads where they lie loose.
-_LOOSE = re.compile(r".+((filtered|raw)_feature_bc_matrix\.h5|(matrix\.mtx|scalefactors_json\.json|"
-                    r"tissue_positions(_list)?\.(csv|parquet)|transcripts\.(csv|parquet))(\.gz)?)$")
+_LOOSE = re.compile(r".+((filtered|raw)_feature_bc_matrix\.h5|(matrix\.mtx|features\.tsv|"
+                    r"barcodes\.tsv|scalefactors_json\.json|tissue_positions(_list)?\.(csv|parquet)|"
+                    r"transcripts\.(csv|parquet))(\.gz)?)")
 _COPY_SPATIAL = "copy spatial/ of the Space Ranger output as a whole"
 _TRUNCATED = "it is probably truncated: copy it again from its source"
 
@@ -336,9 +337,9 @@ def _what_else(levels: list[list[Path]], source: str) -> tuple[str, str]:
     folders = [folder for level in levels for folder in level]
     files = [path for folder in folders[:200] for path in sorted(folder.iterdir())
              if not path.name.startswith(".")]
-    if any(_LOOSE.search(path.name) for path in files):
-        return ("holds files of a platform that lie loose, with a prefix or without",
-                "read them with source flat")
+    loose = next((path for path in files if _LOOSE.fullmatch(path.name)), None)
+    if loose is not None:
+        return f"holds {loose.name}, whose name has a prefix", "read it with source flat"
     packed = next((path for path in files if path.name.endswith((".tar", ".tar.gz", ".zip"))),
                   None)
     if packed is not None:

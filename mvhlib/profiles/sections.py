@@ -153,9 +153,18 @@ def look_output(source: str) -> Callable[[Path], Found]:
             rows = _each(source, root, named, options)
         used |= {Path(row.cells["image"]).parts[0] for row in rows if "image" in row.cells}
         return Found(root, source, says, source, rows=rows, used=used, table=OUTPUT_COLUMNS,
-                     options=options, advice=_alone(rows, root))
+                     options=options, advice=_alone(rows, root) + _reduced(rows))
 
     return look
+
+
+def _reduced(rows: Sequence[Row]) -> list[str]:
+    """What a scale that has to be filled in is of, where the image at hand is a reduced one."""
+    times = {row.name: row.facts.get("reduced") or 1.0 for row in rows}
+    name = max(times, key=times.get, default="")
+    return [f"mpp in samples.csv is of the full image, whose pixels the positions count: the image "
+            f"of {name} is reduced {times[name]:.3g} times and has {times[name]:.3g} times its "
+            "um/px."] if times and times[name] > 1.01 else []
 
 
 def _named(outputs: Iterable[str], root: Path) -> list[dict[str, Any]]:
@@ -226,7 +235,8 @@ def _one(source: str, root: Path, row: dict[str, Any], cells: dict[str, Any],
         except InputError as error:
             made = Row(row["section"], told, problem=str(error))
         if not made.problem:
-            if "mpp" in tried:
+            if "mpp" in tried:  # at 1 um/px of the full image this one has as many as it is reduced
+                made.facts["reduced"] = made.facts["mpp"]
                 made.cells["mpp"], made.facts["mpp"] = BLANK, BLANK
             return made
         if tried == without or "image" not in row:

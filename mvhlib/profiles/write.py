@@ -298,6 +298,7 @@ def _of_slides(found: Found, encoders: Sequence[str]
     if len({row.known("label") for row in found.readable} - {None, ""}) > 1:
         notebooks.append("07_classification")
     endpoints = found.options.get("endpoints") or ["os"]
+    n_studies = len(found.values("study") or [])
     if found.options.get("endpoints"):
         notebooks.append("09_survival")
     return notebooks, {
@@ -310,7 +311,8 @@ def _of_slides(found: Found, encoders: Sequence[str]
         "09_survival.yaml": [
             (f"endpoints: {_flow(endpoints)}", "each modelled by itself"),
             (f"encoders: {_flow(list(encoders[:1]))}", "folders below slides/features/"),
-            ("n_folds: 5", "outer folds, disjoint by study"),
+            (f"n_folds: {min(5, n_studies) if n_studies > 1 else 5}",
+             "outer folds, disjoint by study"),
             ("shown_model: clinical+mixture", "whose risk groups are drawn")]}
 
 
