@@ -4,7 +4,7 @@ HEST reduces features to 256 principal components and fits ridge with a fixed pe
 intercept. Each of the three is changed here: components or all features, the penalty
 `100 / (width genes)` or one that inner folds over training sections choose (scikit-learn's grid
 search), with and without an intercept. Expression is log1p of counts, as HEST's. Features are
-centred, so that an intercept changes the squared error and never a correlation.
+centred, so that at one penalty an intercept changes the squared error and no correlation.
 
     python benchmarks/regressions.py --run runs/her2st --protocol section --out benchmarks
 
