@@ -304,6 +304,7 @@ def test(given: Mapping[str, str]) -> None:
     jobs = _jobs(given)
     env = surroundings(out_folder(given))
     env.setdefault("OMP_NUM_THREADS", "1")
+    env.setdefault("NUMBA_NUM_THREADS", "1")  # plugins import numba before the tests can say so
     # Files in their order: the longest comes first (tests/conftest.py).
     words = ["-q", "-rs", "-p", "no:cacheprovider", "-n", str(jobs), "--dist", "loadfile",
              "--no-loadscope-reorder", "tests"]

@@ -45,7 +45,7 @@ SMALLEST_TEXT_PT = 6
 LARGEST_FIGURE_KB = 500
 #: Dots per inch of a png, and of what is rasterised inside an svg: the first that makes a file
 #: small enough to be committed.
-DPI = {"png": (300, 200), "svg": (150, 100, 72)}
+DPI = {"png": (300, 200, 150), "svg": (150, 100, 72)}
 #: Profiles whose figures git ignores; their pictures may be larger.
 UNCOMMITTED = ("demo", "test")
 #: Columns and rows of a table on screen.
