@@ -37,6 +37,7 @@ nav.book { font: 0.9rem sans-serif; padding: 1rem 0; display: flex; flex-wrap: w
   gap: 0 1.5rem; }
 details.code > summary { font: 0.75rem sans-serif; color: #777; cursor: pointer;
   padding: 0.3rem 0; }
+h1 { font-family: sans-serif; font-weight: 500; }
 ol.index { list-style: none; padding: 0; font: 1rem/1.4 sans-serif; }
 ol.index li { display: grid; grid-template-columns: 12rem 1fr; gap: 1rem; padding: 1rem 0;
   border-top: 1px solid #8884; align-items: start; }

@@ -427,8 +427,10 @@ def placed(name: str, difference: float, low: float, high: float) -> str:
     --------
     >>> placed("ridge", 0.05, 0.03, 0.07), placed("ridge", -0.05, -0.07, -0.03)
     ('ridge is ahead by 0.050 [0.030, 0.070]', 'ridge is behind by 0.050 [0.030, 0.070]')
-    >>> placed("ridge", 0.01, -0.01, 0.03), placed("ridge", 0.01, float("nan"), 0.03)
-    ('ridge is not told apart (0.010 [-0.010, 0.030])', 'ridge differs by 0.010 (no interval)')
+    >>> placed("ridge", 0.01, -0.01, 0.03)
+    'ridge is not told apart from it (0.010 [-0.010, 0.030])'
+    >>> placed("ridge", 0.01, float("nan"), 0.03)
+    'ridge differs by 0.010 (no interval)'
     """
     if not (np.isfinite(low) and np.isfinite(high)):
         return f"{name} differs by {phrases.mean(difference, low, high, 3)}"
@@ -436,7 +438,7 @@ def placed(name: str, difference: float, low: float, high: float) -> str:
         low, high = sorted((abs(low), abs(high)))
         where = "ahead" if difference > 0 else "behind"
         return f"{name} is {where} by {phrases.mean(abs(difference), low, high, 3)}"
-    return f"{name} is not told apart ({phrases.mean(difference, low, high, 3)})"
+    return f"{name} is not told apart from it ({phrases.mean(difference, low, high, 3)})"
 
 
 def against(units: pd.DataFrame, reference: str, unit: str) -> pd.DataFrame:

@@ -148,7 +148,7 @@ def test_an_arm_is_judged_against_the_best_of_the_others():
     few = statistics.judge(units.iloc[:4], "a is best", "a", unit="section")
     assert few["verdict"] == AS_CLAIMED
     assert few["why"] == "on these sections, no test possible at this n"
-    assert statistics.sentence(row).startswith("a is best: as claimed; a less b +0.")
+    assert statistics.sentence(row).startswith("a is best: as claimed; a less b 0.")
 
 
 def test_claims_of_all_profiles_stand_in_one_table(tmp_path):

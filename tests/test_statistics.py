@@ -180,3 +180,36 @@ def test_compare_says_when_no_test_is_possible():
     assert list(many["p_wilcoxon"]) == [pytest.approx(2**-7)] * 2 + [1.0]
     assert many["p_wilcoxon_holm"][0] == pytest.approx(3 * 2**-7)
     assert many["note"][2] == "8 pairs do not differ"
+
+
+# ---- sentences
+
+
+def test_another_arm_is_ahead_behind_or_not_told_apart():
+    assert st.placed("b", 0.05, 0.03, 0.07) == "b is ahead by 0.050 [0.030, 0.070]"
+    assert st.placed("b", -0.05, -0.07, -0.03) == "b is behind by 0.050 [0.030, 0.070]"
+    assert st.placed("b", 0.01, -0.01, 0.03) == (
+        "b is not told apart from it (0.010 [-0.010, 0.030])")
+    assert st.placed("b", 0.01, np.nan, np.nan) == "b differs by 0.010 (no interval)"
+
+
+def test_arms_are_paired_with_their_reference():
+    rng = np.random.default_rng(3)
+    units = pd.DataFrame({"a": rng.random(6)}).assign(b=lambda t: t["a"] + 0.1, c=rng.random(6))
+    found = st.against(units, "a", "study").set_index("arm")
+    assert list(found.index) == ["b", "c"] and (found["n_units"] == 6).all()
+    assert found.loc["b", ["mean", "ci_low", "ci_high"]].tolist() == pytest.approx([0.1] * 3)
+    by_hand = st.t_interval(units["c"] - units["a"])
+    assert found.loc["c", "ci_low"] == pytest.approx(by_hand.low)
+    assert st.against(units[["a"]], "a", "study").empty
+
+
+def test_verdicts_are_counted_and_those_that_decide_are_named():
+    units = pd.DataFrame({"a": [0.5, 0.51, 0.52, 0.5], "b": [0.3, 0.3, 0.31, 0.29],
+                          "c": [0.9, 0.1, 0.6, 0.4]})
+    rows = pd.DataFrame([st.judge(units, words, *arms, unit="study") for words, arms in (
+        ("a wins", ("a", "b")), ("b wins", ("b", "a")), ("a beats c", ("a", "c")))])
+    assert st.tally(rows) == ("Of 3 claims tried over 4 studies: 1 as claimed (a wins); 1 "
+                                      "the other way (b wins); 1 undecided.")
+    assert st.tally(rows.iloc[:0]) == "No claim was tried."
+    assert st.sentence(rows.iloc[0]).endswith("over 4 studies")

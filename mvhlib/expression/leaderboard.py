@@ -201,7 +201,7 @@ def draw(board: pd.DataFrame, axes: "Sequence[Axes]", label, colour) -> None:
                 error = np.nan_to_num([[value - low], [high - value]])
                 ax.errorbar(value, y, xerr=error, fmt="o", markersize=3.6, capsize=1.5, color=color,
                             linewidth=0.9, markerfacecolor=color if filled else "white")
-        axes[0].annotate(f"{row.mean:.2f}", (1, y), xycoords=("axes fraction", "data"),
+        axes[0].annotate(phrases.number(row.mean), (1, y), xycoords=("axes fraction", "data"),
                          xytext=(3, 0), textcoords="offset points", va="center", fontsize=6)
     for ax in axes:
         if 0 < ranked_rows < len(board):
@@ -253,8 +253,8 @@ def _behind(own: pd.DataFrame, label) -> str:
     behind = rest[rest["note"] == BEHIND]
     n, unit = int(own["n_units"].min()), own["unit"].iloc[0]
     if statistics.smallest_p(n) * len(rest) > 0.05:
-        return (f"With {phrases.count(n, unit)} no test can put another system behind it, corrected "
-                f"for {phrases.count(len(rest), 'comparison')}.")
+        return (f"With {phrases.count(n, unit)} no test can put another system behind it, "
+                f"corrected for {phrases.count(len(rest), 'comparison')}.")
     if len(behind) == len(rest):
         closest = rest.loc[rest["behind"].idxmin()]
         gap = phrases.mean(closest["behind"], closest["behind_low"], closest["behind_high"])
