@@ -1844,7 +1844,11 @@ def test_real_files_that_lack_facts_or_contradict_themselves(shared):
             "2053 of 2695 spots have no position")
     refuses(lambda: next(iter(cohort.read("visium_hd", bins.with_name("square_008um"),
                                           spot_um=96.0))).adata, "bin_size_um", "8 µm", "16")
-    refuses(lambda: cohort.read("xenium", data / "fixtures" / "xenium_small"), "no transcripts")
+    cells = data / "fixtures" / "xenium_small"
+    refuses(lambda: cohort.read("xenium", cells), "cells of Xenium", "source xenium_cells")
+    counts = feature_matrix.read_matrix(cells / "cell_feature_matrix.h5").layers["counts"]
+    [section] = cohort.read("xenium_cells", cells, min_counts=0)
+    assert section.adata.layers["counts"].sum() == counts.sum() and not section.has_image
 
 
 def test_a_real_matrix_whose_numbers_are_all_floats(shared):
