@@ -204,16 +204,20 @@ class Explorer:
             values = view.values(self.gene)
             column = values["measured" if view.has_truth else "predicted"]
             barcode = view.barcodes[int(np.nanargmax(column))]
-        shown = [(view.section, barcode), *self.nearest(barcode)]
-        fig = plt.figure(figsize=(plots.PAGE, 3.8))
+        with plt.rc_context():
+            plots.set_style()
+            return self._drawn(plt.figure(figsize=(plots.PAGE, 3.8)), barcode)
+
+    def _drawn(self, fig: "Figure", barcode: str) -> "Figure":
+        """The maps above, and below them the tile of a spot and its nearest."""
+        view, shown = self.view, [(self.view.section, barcode), *self.nearest(barcode)]
         fig.suptitle(f"{view.section}, spot {barcode} (ringed), and the tiles that look most alike"
                      if view.has_truth else f"{view.section}, spot {barcode} (ringed), and tiles "
                      "alike in predicted expression")
         above, below = fig.subfigures(2, 1, height_ratios=[1.9, 1])
         if view.has_truth:
             maps.measured_predicted(view.tissue, view.prediction, [self.gene],
-                                    above.subplots(1, 4)[None], img=view.picture is not None,
-                                    marked=barcode)
+                                    above.subplots(1, 4)[None], img=True, marked=barcode)
         else:
             self._draw_prediction(above.subplots(), barcode)
         for place, (ax, (name, spot)) in enumerate(zip(

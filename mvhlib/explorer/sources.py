@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mvhlib import cohort, features, lattice, maps, neighbours
-from mvhlib.artifacts import InputError
+from mvhlib.artifacts import InputError, read_csv
 from mvhlib.expression import evaluation, scores
 from mvhlib.standardise import standardise
 from mvhlib.tiles import slides, store
@@ -185,7 +185,8 @@ class OfRun:
     def __init__(self, folder: str | os.PathLike, protocol: str = "loso", method: str = "ridge",
                  encoder: str | None = None):
         self.folder = Path(folder)
-        self.people = cohort.read("run", self.folder / "cohort")
+        self.names = read_csv(self.folder / "cohort" / "manifest.csv", ("section",),
+                              dtype={"section": str})["section"].tolist()
         expression = self.folder / "expression"
         if encoder is None:
             made = sorted(expression.glob(f"{protocol}/{method}/*/scores.csv")) or sorted(
@@ -203,12 +204,13 @@ class OfRun:
 
     def sections(self, encoder: str) -> list[str]:
         """Those with a prediction, in the order of the cohort."""
-        return [name for name in self.people.sections
+        return [name for name in self.names
                 if (self.home / encoder / "predictions" / f"{name}.h5ad").exists()]
 
     def _view(self, section: str, encoder: str) -> View:
         prediction = evaluation.read_prediction(self.home / encoder, section)
-        return View(section, encoder, prediction, self.people[section].adata,
+        own = cohort.read("run", self.folder / "cohort", sections=[section])[section]
+        return View(section, encoder, prediction, own.adata,
                     str(prediction.uns.get("mvh", {}).get("unit", "")))
 
     def gallery(self, section: str, encoder: str) -> Gallery | None:
