@@ -2,8 +2,6 @@
 
 import base64
 import io
-import json
-import os
 import shutil
 import socket
 import subprocess
@@ -16,12 +14,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mvhlib import artifacts, cohort, explorer, features
+from mvhlib import artifacts, cohort, commands, explorer, features
 from mvhlib.artifacts import InputError
 from mvhlib.cohort import base
 from mvhlib.explorer import panels
+from mvhlib.expression.scores import dense
 from mvhlib.tiles import cut, store
 
+ROOT = Path(__file__).resolve().parents[1]
 GENES = ["A1", "B<2>", "C3"]
 
 
@@ -206,9 +206,9 @@ def test_a_prediction_has_one_panel_and_tiles_of_its_slide(run, predicted):
     shown.widget  # noqa: B018
     assert [trace.name for trace in shown.figure_widget.data] == ["predicted", "ring"]
     np.testing.assert_allclose(shown.figure_widget.data[0].marker.color,
-                               shown.view.prediction[:, shown.gene].X.ravel())
+                               dense(shown.view.prediction[:, shown.gene].X).ravel())
     click(shown, 3)
-    values = np.asarray(shown.view.prediction.X, np.float64)
+    values = dense(shown.view.prediction.X).astype(np.float64)
     spread = values.std(axis=0)
     values = (values - values.mean(axis=0))[:, spread > 0] / spread[spread > 0]
     unit = values / np.linalg.norm(values, axis=1, keepdims=True)
@@ -254,3 +254,109 @@ def test_without_a_browser_there_is_one_static_figure(run, predicted, monkeypatc
         titles = [ax.get_title() for ax in fig.axes]
         assert sum(title.startswith(("spot of", "nearest")) for title in titles) == 6
         plt.close(fig)
+
+
+@pytest.fixture
+def lab(run, tmp_path):
+    """JupyterLab on a notebook that shows the explorer; its address."""
+    pytest.importorskip("jupyterlab", reason="JupyterLab is not installed")
+    notebook = {"cells": [{"cell_type": "code", "id": "one", "metadata": {}, "outputs": [],
+                           "execution_count": None, "source": "from mvhlib import explorer\n"
+                           f"shown = explorer.explore({str(run)!r})\nshown"}],
+                "metadata": {"kernelspec": {"name": "python3", "display_name": "Python 3",
+                                            "language": "python"}},
+                "nbformat": 4, "nbformat_minor": 5}
+    artifacts.write_json(tmp_path / "home" / "look.ipynb", notebook)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    env = commands.surroundings(tmp_path) | {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    with open(tmp_path / "lab.log", "w") as log, subprocess.Popen(
+            [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}",
+             "--ServerApp.port_retries=0", "--IdentityProvider.token=", "--expose-app-in-browser",
+             "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+             f"--notebook-dir={tmp_path / 'home'}"],
+            env=env, stdout=log, stderr=log, cwd=tmp_path) as server:
+        yield f"http://127.0.0.1:{port}/lab/tree/look.ipynb"
+        server.terminate()  # it ends its kernels, and waits for them
+
+
+@pytest.fixture
+def browser(tmp_path):
+    """Chromium without a window, and nothing of a person's."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if program is None or driver is None:
+        pytest.skip("chromium and chromedriver are not installed")
+    options = webdriver.ChromeOptions()
+    options.binary_location = program
+    for flag in ("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run",
+                 "disable-background-networking", "disable-component-update", "disable-sync",
+                 "window-size=1400,1100", f"user-data-dir={tmp_path / 'chromium'}"):
+        options.add_argument("--" + flag)
+    opened = webdriver.Chrome(service=webdriver.ChromeService(driver), options=options)
+    yield opened
+    opened.quit()
+
+
+@pytest.mark.slow
+def test_in_a_browser_a_clicked_spot_shows_its_tile(run, lab, browser, tmp_path):
+    from selenium.common.exceptions import WebDriverException
+    from selenium.webdriver import ActionChains, Keys
+
+    def until(script, *given, seconds=120):
+        """What the page answers, once it is something."""
+        for _ in range(4 * seconds):
+            if found := browser.execute_script("return " + script, *given):
+                return found
+            time.sleep(0.25)
+        browser.save_screenshot(str(tmp_path / "waited.png"))
+        pytest.fail(f"waited {seconds} s for {script}: {tmp_path}")
+
+    for _ in range(120):
+        try:
+            browser.get(lab)
+            break
+        except WebDriverException:  # the server is starting
+            time.sleep(0.5)
+    until("window.jupyterapp && document.querySelector('.jp-Notebook .jp-CodeCell') && true")
+    browser.execute_script("window.jupyterapp.commands.execute('notebook:run-all-cells')")
+    until("document.querySelectorAll('.js-plotly-plot .scatterlayer path.point').length > 9")
+
+    section = explorer.explore(run).view.section
+    barcodes = list(anndata.read_h5ad(
+        run / "expression/loso/ridge/one/predictions" / f"{section}.h5ad").obs_names)
+    for row, panel in ((7, 0), (11, 2)):
+        point = browser.execute_script(
+            "return document.querySelectorAll('.js-plotly-plot g.points')[arguments[0]]"
+            ".querySelectorAll('path.point')[arguments[1]]", panel, row)
+        ActionChains(browser).move_to_element(point).pause(0.3).click().perform()
+        title = f"spot {barcodes[row]} of {section}"
+        until("[...document.querySelectorAll('.mvh-tiles figcaption')].some("
+              "each => each.textContent === arguments[0])", title)
+        assert until("document.querySelectorAll('.mvh-tiles img').length") == 6
+        assert until("document.querySelector('.hoverlayer').textContent.includes(arguments[0])",
+                     barcodes[row])
+    browser.save_screenshot(str(tmp_path / "clicked.png"))
+
+    ranges = ("['xaxis', 'xaxis2', 'xaxis3'].map(axis => "
+              "document.querySelector('.js-plotly-plot')._fullLayout[axis].range.join())")
+    before = until(ranges)
+    size = "document.querySelector('.js-plotly-plot')._fullData[1].marker.size"
+    drawn = until(size)
+    browser.execute_script(
+        "const at = document.querySelectorAll('.js-plotly-plot .nsewdrag')[0], "
+        "box = at.getBoundingClientRect(); at.dispatchEvent(new WheelEvent('wheel', {deltaY: -200,"
+        "clientX: box.left + 100, clientY: box.top + 100, bubbles: true, cancelable: true}))")
+    after = until(f"{ranges}[0] !== arguments[0] && {ranges}", before[0])
+    assert len(set(before)) == len(set(after)) == 1, "three panels show one part of the section"
+    assert until(f"{size} > 1.05 * arguments[0] && {size}", drawn), "spots grow with the tissue"
+
+    (box,) = [each for each in browser.find_elements("css selector", ".widget-combobox")
+              if "gene" in each.text]
+    field = box.find_element("css selector", "input")
+    field.click()
+    field.send_keys(Keys.CONTROL, "a")
+    field.send_keys("C3", Keys.ENTER)
+    until("document.querySelector('.js-plotly-plot .gtitle').textContent.includes(', C3, ')")
+    browser.save_screenshot(str(tmp_path / "zoomed.png"))

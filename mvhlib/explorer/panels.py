@@ -31,7 +31,7 @@ PANEL_PX, TITLE_PX, BAR_PX, GAP = 360, 70, 60, 0.02
 TILE_PX = 110
 
 #: Largest and smallest drawn spot [px].
-SPOT_PX = (2.0, 80.0)
+SPOT_PX = (2.0, 300.0)
 
 _BARS = {"measured": "coloraxis", "predicted": "coloraxis", "residual": "coloraxis2"}
 _SHOWN = {"measured": "measured_z", "predicted": "predicted_z", "residual": "residual"}
