@@ -2,6 +2,7 @@
 
 import base64
 import io
+import secrets
 import shutil
 import socket
 import subprocess
@@ -269,15 +270,15 @@ def lab(run, tmp_path):
     artifacts.write_json(tmp_path / "home" / "look.ipynb", notebook)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        port, token = free.getsockname()[1], secrets.token_hex()
     env = commands.surroundings(tmp_path) | {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
     with open(tmp_path / "lab.log", "w") as log, subprocess.Popen(
             [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}",
-             "--ServerApp.port_retries=0", "--IdentityProvider.token=", "--expose-app-in-browser",
+             "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}", "--expose-app-in-browser",
              "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
              f"--notebook-dir={tmp_path / 'home'}"],
             env=env, stdout=log, stderr=log, cwd=tmp_path) as server:
-        yield f"http://127.0.0.1:{port}/lab/tree/look.ipynb"
+        yield f"http://127.0.0.1:{port}/lab/tree/look.ipynb?token={token}"
         server.terminate()  # it ends its kernels, and waits for them
 
 
@@ -319,7 +320,8 @@ def test_in_a_browser_a_clicked_spot_shows_its_tile(run, lab, browser, tmp_path)
             break
         except WebDriverException:  # the server is starting
             time.sleep(0.5)
-    until("window.jupyterapp && document.querySelector('.jp-Notebook .jp-CodeCell') && true")
+    until("window.jupyterapp && document.querySelector('.jp-Notebook .jp-CodeCell') && "
+          "window.jupyterapp.shell.currentWidget.sessionContext.session?.kernel?.status === 'idle'")
     browser.execute_script("window.jupyterapp.commands.execute('notebook:run-all-cells')")
     until("document.querySelectorAll('.js-plotly-plot .scatterlayer path.point').length > 9")
 
