@@ -25,7 +25,7 @@ PICTURE_PX = 1500
 SVG_SPOTS = 4000
 
 #: Size of a panel, and what stands around all of them [px].
-PANEL_PX, TITLE_PX, BAR_PX, GAP = 360, 70, 60, 0.02
+PANEL_PX, TITLE_PX, BAR_PX, GAP = 305, 70, 60, 0.02
 
 #: Side of a tile on the page [px].
 TILE_PX = 110
@@ -107,7 +107,8 @@ def build(view: "View", gene: str, opacity: float) -> "go.FigureWidget":
     fig._config = {"scrollZoom": True, "displaylogo": False, "responsive": False}
     dots = go.Scattergl if len(view.barcodes) > SVG_SPOTS else go.Scatter
     hover = ("<b>%{text}</b>" + "".join(
-        f"<br>{kind} %{{customdata[{k}]:.3g}}" for k, kind in enumerate(names))
+        f"<br>{kind}{' [z]' * (kind == 'residual')} %{{customdata[{k}]:.3g}}"
+        for k, kind in enumerate(names))
         + "<extra></extra>")
     for column, name in enumerate(names, start=1):
         fig.add_trace(dots(mode="markers", name=name, hovertemplate=hover, showlegend=False,
