@@ -274,7 +274,8 @@ def lab(run, tmp_path):
     env = commands.surroundings(tmp_path) | {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
     with open(tmp_path / "lab.log", "w") as log, subprocess.Popen(
             [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}",
-             "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}", "--expose-app-in-browser",
+             "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}",
+             "--expose-app-in-browser",
              "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
              f"--notebook-dir={tmp_path / 'home'}"],
             env=env, stdout=log, stderr=log, cwd=tmp_path) as server:
