@@ -22,7 +22,7 @@ import numpy as np
 
 from mvhlib import maps, plots
 from mvhlib.artifacts import InputError
-from mvhlib.explorer import panels
+from mvhlib.explorer import controls, panels
 from mvhlib.explorer.sources import Gallery, OfPrediction, OfRun, View, open_source
 
 if TYPE_CHECKING:
@@ -125,15 +125,15 @@ class Explorer:
         self.barcode = barcode
         try:
             self.shown = [(self.view.section, barcode), *self.nearest(barcode)]
-            said = "" if len(self.shown) > 1 else "The run keeps no embedding to search. "
+            said = "" if len(self.shown) > 1 else "The run keeps no embedding to search."
         except InputError as error:  # a spot off the tissue has no tile, and the maps stay
-            self.shown, said = [(self.view.section, barcode)], f"{error} "
+            self.shown, said = [(self.view.section, barcode)], str(error)
         if self._widget is None:
             return
         panels.ring(self.figure_widget, self.view, barcode)
         gallery = self.source.gallery(self.view.section, self.view.encoder)
-        self.controls["said"].value = (f"Nearest by cosine {gallery.likeness}. " if gallery
-                                       and not said else said)
+        controls.say(self, f"Nearest by cosine {gallery.likeness}." if gallery and not said
+                     else said)
         self.controls["tiles"].value = self.tiles_html()
 
     def tiles_html(self) -> str:
@@ -162,27 +162,20 @@ class Explorer:
         if moved or self.barcode not in self.view.barcodes:
             self.barcode, self.shown = None, []
             panels.ring(self.figure_widget, self.view, None)
-            self.controls["tiles"].value = self.controls["said"].value = ""
+            self.controls["tiles"].value = ""
+            controls.say(self, controls.INVITATION)
         elif self.view is not before:
             self.click(self.barcode)
-        self._offer()
+        controls.offer(self)
 
     @property
     def widget(self) -> "Widget":
         """Maps, tiles and what chooses them; made at first use."""
         if self._widget is None:
-            from mvhlib.explorer import controls
-
             self.figure_widget = panels.build(self.view, self.gene, self.opacity)
             self.controls = controls.make(self)
             self._widget = controls.lay_out(self)
         return self._widget
-
-    def _offer(self) -> None:
-        """Let the choosers offer what there is, and say what is shown."""
-        from mvhlib.explorer import controls
-
-        controls.offer(self)
 
     def _ipython_display_(self) -> None:
         from IPython.display import display

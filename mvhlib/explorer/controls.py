@@ -1,14 +1,19 @@
 """The widgets around the maps: what chooses, what answers a click, what stands where."""
 
+import html
 from typing import TYPE_CHECKING, Any
 
 from mvhlib.artifacts import InputError
 from mvhlib.explorer import panels
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ipywidgets import Widget
 
     from mvhlib.explorer import Explorer
+
+INVITATION = "Click a spot to see its tile, and those nearest to it."
 
 
 def make(shown: "Explorer") -> "dict[str, Widget]":
@@ -25,11 +30,10 @@ def make(shown: "Explorer") -> "dict[str, Widget]":
     made["opacity"] = widgets.FloatSlider(
         value=shown.opacity, min=0, max=1, step=0.05, description="opacity",
         layout=widgets.Layout(width="250px"), style={"description_width": "60px"})
-    made["said"] = widgets.HTML("Click a spot to see its tile, and those nearest to it.")
+    made["said"] = widgets.HTML(INVITATION)
     made["tiles"] = widgets.HTML()
     for trace in fig.data[:len(panels.panels_of(shown.view))]:
-        trace.on_click(lambda trace, points, state: (
-            shown.click(shown.view.barcodes[points.point_inds[0]]) if points.point_inds else None))
+        trace.on_click(lambda trace, points, state: _clicked(shown, points.point_inds))
     fig.layout.on_change(lambda layout, x, y: _resize(shown, x, y), "xaxis.range", "yaxis.range")
     made["opacity"].observe(lambda change: _fade(shown, change["new"]), names="value")
     shown.controls = made
@@ -65,6 +69,20 @@ def lay_out(shown: "Explorer") -> "Widget":
                          shown.figure_widget, parts["said"], parts["tiles"]])
 
 
+def _clicked(shown: "Explorer", rows: "Sequence[int]") -> None:
+    """Follow a click; what is wrong with a file stands below the maps."""
+    if len(rows):
+        try:
+            shown.click(shown.view.barcodes[rows[0]])
+        except InputError as error:
+            say(shown, error)
+
+
+def say(shown: "Explorer", text: object) -> None:
+    """A line below the maps."""
+    shown.controls["said"].value = html.escape(str(text))
+
+
 def _chosen(shown: "Explorer", name: str, value: str) -> None:
     """Follow a chooser; while somebody empties it nothing happens."""
     now = {"section": shown.view.section, "gene": shown.gene, "encoder": shown.view.encoder}
@@ -73,7 +91,8 @@ def _chosen(shown: "Explorer", name: str, value: str) -> None:
     try:
         shown.choose(**{name: value})
     except InputError as error:
-        shown.controls["said"].value = str(error)
+        say(shown, error)
+        offer(shown)  # what is shown still, not what was asked for
 
 
 def _fade(shown: "Explorer", opacity: float) -> None:
