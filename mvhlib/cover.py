@@ -2,7 +2,8 @@
 
 ``python -m mvhlib.cover OUT PICTURE`` draws it from a finished run of profile ``demo`` in OUT. The
 gene is the one that the best encoder predicts best on an unseen study, on the section where it does
-so middlingly; the rows beside it are all encoders of the run.
+so middlingly; the rows beside it are all encoders of the run that learned from no tested section's
+expression.
 """
 
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from mvhlib import artifacts, cohort, dots, maps, plots
+from mvhlib import artifacts, cohort, dots, encoder_sources, maps, plots
 from mvhlib.artifacts import InputError
 from mvhlib.expression import evaluation
 
@@ -42,9 +43,10 @@ def draw(out: Path):
     rows = summary[(summary["metric"] == "pcc") & (summary["program"] == "all")
                    & (summary["control"] == "none")
                    & summary["protocol"].isin([PROTOCOL, EASIER])]
+    run = out / "runs" / PROFILE
+    rows = rows[[_is_test(run / "features" / name) for name in rows["encoder"]]]
     rows = rows.assign(open=rows["protocol"] == EASIER)
     names = dots.order(rows)
-    run = out / "runs" / PROFILE
     folder = run / "expression" / PROTOCOL / "ridge" / names[0]
     gene, section, r = shown(artifacts.read_csv(_made(folder / "scores.csv")))
     people = cohort.read("run", run / "cohort")
@@ -64,6 +66,13 @@ def draw(out: Path):
     tissue, first = (ax.get_position() for ax in axes[0, :2])
     axes[0, 0].set_position([tissue.x0, first.y0, tissue.width, first.height])
     return fig
+
+
+def _is_test(features: Path) -> bool:
+    """Whether an encoder learned nothing from the expression of sections that are tested."""
+    recipe = features / "encoder.json"
+    return not (recipe.exists() and encoder_sources.learned_expression(
+        artifacts.read_json(recipe).get("recipe", {}).get("weights", "")))
 
 
 def _made(path: Path) -> Path:

@@ -64,12 +64,10 @@ def test_what_cannot_be_read_out_is_refused(written, field, tmp_path):
         workflow.read_plan(tmp_path)
 
 
-@pytest.fixture(scope="module")
-def scored(tmp_path_factory):
-    """Two read-outs, one informative in one half of the studies alone, and what came of them."""
-    people = cohort.read("synthetic", tmp_path_factory.mktemp("cohort"), n_studies=4,
-                         patients_per_study=1, sections_per_patient=1, spots_per_side=8,
-                         tile_px=36, n_genes_per_program=2, seed=0)
+def scores_of(folder, protocol, **sizes):
+    """Two read-outs, one far noisier than the other, and what came of them."""
+    people = cohort.read("synthetic", folder, spots_per_side=8, tile_px=36, n_genes_per_program=2,
+                         seed=0, **sizes)
     rng = np.random.default_rng(1)
     embedded = {"a.cls": {}, "a.mean": {}}
     for section in people:
@@ -79,10 +77,28 @@ def scored(tmp_path_factory):
             values = truth + noise * rng.standard_normal(truth.shape)
             embedded[name][section.name] = Features(
                 values.astype(np.float32), np.zeros((len(names), 2), int), names)
-    panels = evaluation.choose_panels(people, ["loso"], ["hvg"], 10)
-    jobs, _ = evaluation.jobs(people.manifest, ["loso"], dict.fromkeys(embedded, None))
+    panels = evaluation.choose_panels(people, [protocol], ["hvg"], 10)
+    jobs, _ = evaluation.jobs(people.manifest, [protocol], dict.fromkeys(embedded, None))
     return [evaluation.evaluate(job, people, embedded[job.encoder], panels, unit="study")
             for job in jobs]
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory):
+    return scores_of(tmp_path_factory.mktemp("cohort"), "loso", n_studies=4, patients_per_study=1,
+                     sections_per_patient=1)
+
+
+def test_the_chosen_of_one_patient_has_its_interval_by_blocks(tmp_path):
+    scored = scores_of(tmp_path, "section", n_studies=1, patients_per_study=1,
+                       sections_per_patient=3)
+    (made,), choices = chosen.choose(scored, {"a": ["a.cls", "a.mean"]}, unit="study")
+    assert set(choices["chosen"]) == {"a.mean"}
+    same = next(one for one in scored if one.job.encoder == "a.mean").summary
+    plain = same[same["control"] == "none"].drop(columns="encoder").reset_index(drop=True)
+    found = made.summary[made.summary["control"] == "none"].drop(columns="encoder")
+    pd.testing.assert_frame_equal(found.reset_index(drop=True), plain)
+    assert (plain["unit"].iloc[0], plain["ci_low"].notna().iloc[0]) == ("block", True)
 
 
 def test_the_best_on_inner_folds_is_taken_fold_by_fold(scored):

@@ -77,10 +77,27 @@ def _joined(slug: str, parts: Mapping[str, Evaluation], choices: pd.DataFrame,
     scores = rows([part.scores for part in parts.values()])
     penalties = rows([part.penalties for part in parts.values()])
     pooled = rows([part.pooled for part in parts.values()])
+    predictions = _predictions(scores, parts, wanted)
     return replace(first, job=replace(first.job, encoder=slug), scores=scores, pooled=pooled,
-                   penalties=penalties, summary=protocols.summarise(scores, unit, pooled=pooled),
-                   predictions=_predictions(scores, parts, wanted), members={},
+                   penalties=penalties, summary=_summary(scores, unit, pooled, predictions),
+                   predictions=predictions, members={},
                    notes=["each fold by the read-out that its inner folds prefer"])
+
+
+def _summary(scores: pd.DataFrame, unit: str, pooled: pd.DataFrame,
+             predictions: Mapping[str, protocols.Prediction]) -> pd.DataFrame:
+    """Means and intervals; by spatial blocks of the predictions where no unit is left.
+
+    Predictions are those of the first panel without a control, as everywhere.
+    """
+    tables = []
+    for i, ((panel, control), part) in enumerate(
+            scores.groupby(["panel", "control"], sort=False)):
+        held = i == 0 and control == "none" and set(part["section"]) <= set(predictions)
+        own = pooled[(pooled["panel"] == panel) & (pooled["control"] == control)]
+        tables.append(protocols.summarise(part, unit, pooled=own,
+                                          predictions=predictions if held else None))
+    return pd.concat(tables, ignore_index=True)
 
 
 def _predictions(scores: pd.DataFrame, parts: Mapping[str, Evaluation], choices: pd.DataFrame
