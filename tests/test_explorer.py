@@ -136,6 +136,11 @@ def test_all_panels_move_together_and_keep_their_shape(run):
     assert [image.xref for image in fig.layout.images] == ["x", "x2", "x3"]
     size = fig.data[0].marker.size
     (left, right), (bottom, top) = fig.layout.xaxis.range, fig.layout.yaxis.range
+    # A panel's side on the screen, from the layout alone: spots are as large as on the tissue.
+    low, high = fig.layout.xaxis2.domain
+    side = (high - low) * (fig.layout.width - fig.layout.margin.l - fig.layout.margin.r)
+    assert side == pytest.approx(fig.layout.height - fig.layout.margin.t - fig.layout.margin.b)
+    assert size == pytest.approx(64 * side / max(right - left, bottom - top))
     fig.update_layout(xaxis_range=(left, left + (right - left) / 2),
                       yaxis_range=(bottom, bottom + (top - bottom) / 2))
     np.testing.assert_allclose([trace.marker.size for trace in fig.data[:3]], 2 * size)

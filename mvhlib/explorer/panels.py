@@ -24,8 +24,8 @@ PICTURE_PX = 1500
 #: Spots drawn as SVG; more of them are drawn by WebGL, which not every browser has.
 SVG_SPOTS = 4000
 
-#: Size of a panel, and what stands around all of them [px].
-PANEL_PX, TITLE_PX, BAR_PX, GAP = 305, 70, 60, 0.02
+#: Side of a panel by their number, and what stands around all of them [px]; gaps are shares.
+PANEL_PX, TITLE_PX, BAR_PX, MARGIN_PX, GAP = {1: 560, 3: 290}, 70, 60, 5, 0.02
 
 #: Side of a tile on the page [px].
 TILE_PX = 110
@@ -66,7 +66,8 @@ def extent(view: "View") -> tuple[float, float, float, float]:
 
 def spot_size(view: "View", width: float, height: float) -> float:
     """Diameter of a marker [screen px], where a panel shows `width` x `height` level-0 px."""
-    drawn = view.spot_px * PANEL_PX / max(width, height, 1e-9)
+    side = PANEL_PX[len(panels_of(view))]
+    drawn = view.spot_px * side / max(width, height, 1e-9)
     return float(np.clip(drawn, *SPOT_PX))
 
 
@@ -122,9 +123,10 @@ def build(view: "View", gene: str, opacity: float) -> "go.FigureWidget":
     fig.update_xaxes(matches="x", visible=False, constrain="domain")
     fig.update_yaxes(matches="y", visible=False, constrain="domain")
     fig.update_yaxes(scaleanchor="x", scaleratio=1, row=1, col=1)
-    fig.update_layout(width=PANEL_PX * max(len(names), 2), dragmode="pan", plot_bgcolor="white",
-                      height=PANEL_PX + TITLE_PX + BAR_PX, template="plotly_white",
-                      margin={"l": 5, "r": 5, "t": TITLE_PX, "b": BAR_PX},
+    side, shared = PANEL_PX[len(names)], 1 - GAP * (len(names) - 1)
+    fig.update_layout(width=len(names) * side / shared + 2 * MARGIN_PX,
+                      height=side + TITLE_PX + BAR_PX, dragmode="pan", template="plotly_white",
+                      margin={"l": MARGIN_PX, "r": MARGIN_PX, "t": TITLE_PX, "b": BAR_PX},
                       **_colour_axes(names, view.unit))
     fill(fig, view, gene, opacity)
     return fig
@@ -136,7 +138,7 @@ def _colour_axes(names: Sequence[str], unit: str) -> dict[str, Any]:
            "title": {"side": "bottom"}}
     if len(names) == 1:
         return {"coloraxis": {"colorscale": _scale("viridis"), "colorbar": bar | {
-            "x": 0.5, "len": 0.6, "title": {"text": unit, "side": "bottom"}}}}
+            "x": 0.5, "len": 0.7, "title": {"text": unit, "side": "bottom"}}}}
     return {"coloraxis": {"colorscale": _scale("viridis"), "colorbar": bar | {
                 "x": 1 / 3, "len": 0.4, "title": {"text": "z", "side": "bottom"}}},
             "coloraxis2": {"colorscale": _scale("coolwarm"), "colorbar": bar | {
@@ -200,7 +202,7 @@ def title(view: "View", gene: str, values: "pd.DataFrame") -> str:
     """Section, gene and encoder; with a truth the Pearson r over the section's spots."""
     text = f"{view.section}, {gene}, predicted from {view.encoder}"
     if not view.has_truth:
-        return text + f" [{view.unit}]" if view.unit else text
+        return text
     if values[["measured_z", "predicted_z"]].std().min() <= 0:
         return text + ": constant, no r"
     return text + f": r = {np.corrcoef(values['measured_z'], values['predicted_z'])[0, 1]:.2f}"
