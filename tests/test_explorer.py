@@ -307,7 +307,7 @@ def browser(tmp_path):
 
 
 @pytest.mark.slow
-def test_in_a_browser_a_clicked_spot_shows_its_tile(run, lab, browser, tmp_path):
+def test_in_a_browser_a_clicked_spot_shows_its_tile(run, browser, lab, tmp_path):
     from selenium.common.exceptions import WebDriverException
     from selenium.webdriver import ActionChains, Keys
 
@@ -334,6 +334,13 @@ def test_in_a_browser_a_clicked_spot_shows_its_tile(run, lab, browser, tmp_path)
     section = explorer.explore(run).view.section
     barcodes = list(anndata.read_h5ad(
         run / "expression/loso/ridge/one/predictions" / f"{section}.h5ad").obs_names)
+    # Spots of the synthetic sections touch: on the screen too, as far as one can see.
+    apart, width = browser.execute_script(
+        "const places = [...document.querySelectorAll('.js-plotly-plot g.points')[0]"
+        ".querySelectorAll('path.point')].map(each => each.getBoundingClientRect());"
+        "return [places[1].left - places[0].left, places[0].width]")
+    assert apart == pytest.approx(width, rel=0.02)
+
     for row, panel in ((7, 0), (11, 4)):  # of the measured and of the residual panel
         point = browser.execute_script(
             "return document.querySelectorAll('.js-plotly-plot g.points')[arguments[0]]"

@@ -25,7 +25,7 @@ PICTURE_PX = 1500
 SVG_SPOTS = 4000
 
 #: Side of a panel by their number, and what stands around all of them [px]; gaps are shares.
-PANEL_PX, TITLE_PX, BAR_PX, MARGIN_PX, GAP = {1: 560, 3: 290}, 70, 60, 5, 0.02
+PANEL_PX, TITLE_PX, BAR_PX, MARGIN_PX, GAP = {1: 560, 3: 290}, 70, 90, 5, 0.02
 
 #: Side of a tile on the page [px].
 TILE_PX = 110
