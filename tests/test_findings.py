@@ -238,3 +238,15 @@ def test_survival_with_and_without_slides(encoder, words):
     assert words in text and "(300 patients, 140 events)" in text
     assert "permuted outcomes give 0.52" in text
     assert ("a difference of 0.10 [0.02, 0.18] over 4 folds" in text) == bool(encoder)
+
+
+def test_survival_of_slides_without_clinical_columns():
+    row = {"dataset": "d", "endpoint": "os", "fold_scheme": "patients", "metric": "harrell_c",
+           "n_patients": 30, "n_events": 14, "model": "mixture", "encoder": "uni", "mean": 0.6,
+           "ci_low": 0.5, "ci_high": 0.7}
+    gaps = pd.DataFrame(columns=["endpoint", "model", "encoder", "than"])
+    text = said(downstream.survival(pd.DataFrame([row]), gaps, "uni", []))
+    assert "(30 patients, 14 events)" in text and "no age, sex or stage was given" in text
+    assert "0.60 [0.50, 0.70]" in text
+    assert said(downstream.survival(pd.DataFrame([row]), gaps, None, [])) == (
+        "No endpoint could be modelled.")

@@ -152,11 +152,18 @@ def survival(summary: pd.DataFrame, gaps: pd.DataFrame, encoder: str | None,
     given = phrases.listed("sex" if name == "male" else name for name in covariates)
     said = []
     for endpoint, own in rows.groupby("endpoint", sort=False):
-        clinical = own[own["model"] == "clinical"].iloc[0]
-        who = (f"{phrases.count(int(clinical['n_patients']), 'patient')}, "
-               f"{phrases.count(int(clinical['n_events']), 'event')}")
-        text = (f"{ENDPOINTS.get(endpoint, endpoint)} ({who}): {given} alone reach Harrell's C "
-                f"{_concordance(clinical)}")
+        alone = own[(own["model"] == "clinical") if covariates else
+                    (own["model"] == "mixture") & (own["encoder"] == encoder)]
+        if alone.empty:
+            continue
+        first = alone.iloc[0]
+        who = (f"{phrases.count(int(first['n_patients']), 'patient')}, "
+               f"{phrases.count(int(first['n_events']), 'event')}")
+        what = f"{given} alone reach" if covariates else (
+            f"the slide's tiles ({plots.label(encoder)}), beside which no age, sex or stage was "
+            "given, reach")
+        text = (f"{ENDPOINTS.get(endpoint, endpoint)} ({who}): {what} Harrell's C "
+                f"{_concordance(first)}")
         both = own[(own["model"] == "clinical+mixture") & (own["encoder"] == encoder)]
         if len(both):
             text += (f", with the slide's tiles ({plots.label(encoder)}) "
