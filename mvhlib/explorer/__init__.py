@@ -8,11 +8,13 @@ In JupyterLab the maps of measured, predicted and residual expression lie on the
 together, say value and barcode where the pointer is, and answer a click on a spot by its tile and
 those nearest to it. Anywhere else (papermill, a script) there is one static figure.
 
-The maps are a ``FigureWidget`` of plotly. It is kept by a company and many users, brings its
-JavaScript in its wheel and so works offline, is an anywidget and so needs no build of JupyterLab,
-links axes by ``matches``, draws 100,000 spots by WebGL and hands clicks to Python. ipyleaflet needs
-a tile server, and projections that a section does not have; jupyter-islide shows one
-slide, not panels that are linked; vitessce reads its own stores over HTTP and has no residual.
+The maps are a ``FigureWidget`` of plotly: one figure holds panels whose axes are linked
+(``matches``), colour bars and hover texts, draws many spots by WebGL and hands clicks to Python; its JavaScript
+is in its wheel, so that it works offline, and as an anywidget it needs no build of JupyterLab.
+jupyter-islide shows a slide at every depth, but needs the slide's file, which a run need not
+have, and knows no panels that are linked. ipyleaflet has maps, one a widget: what links them, their
+colour bars and hover texts would be code of ours. vitessce is an application of its own, whose
+data come from stores that a local web server offers.
 """
 
 import os
