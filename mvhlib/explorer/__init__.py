@@ -9,8 +9,9 @@ together, say value and barcode where the pointer is, and answer a click on a sp
 those nearest to it. Anywhere else (papermill, a script) there is one static figure.
 
 The maps are a ``FigureWidget`` of plotly: one figure holds panels whose axes are linked
-(``matches``), colour bars and hover texts, draws many spots by WebGL and hands clicks to Python; its JavaScript
-is in its wheel, so that it works offline, and as an anywidget it needs no build of JupyterLab.
+(``matches``), colour bars and hover texts, draws many spots by WebGL and hands clicks to Python;
+its JavaScript is in its wheel, so that it works offline, and as an anywidget it needs no build of
+JupyterLab.
 jupyter-islide shows a slide at every depth, but needs the slide's file, which a run need not
 have, and knows no panels that are linked. ipyleaflet has maps, one a widget: what links them, their
 colour bars and hover texts would be code of ours. vitessce is an application of its own, whose
