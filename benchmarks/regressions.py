@@ -6,11 +6,11 @@ intercept. Each of the three is changed here: components or all features, the pe
 search), with and without an intercept. Expression is log1p of counts, as HEST's. Features are
 centred, so that at one penalty an intercept changes the squared error and no correlation.
 
-    python benchmarks/regressions.py --run runs/her2st --protocol section --out benchmarks
+    python benchmarks/regressions.py --run runs/her2st_readouts [--encoders A B] --out benchmarks
 
-reads the cohort and every encoder's features of a run, and writes `regressions.csv`: mean over
-genes, sections and units of r and of the squared error, with the encoder's rank under that
-regression.
+reads the cohort and encoders' features of a run, of all if none is named, and writes
+`regressions.csv`: mean over genes, sections and units of r and of the squared error, with the
+encoder's rank under that regression.
 """
 
 import argparse

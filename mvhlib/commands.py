@@ -100,7 +100,7 @@ def become(words: Sequence[str], env: Mapping[str, str]) -> None:
 
 
 def figures(given: Mapping[str, str]) -> None:
-    """Run a profile's notebooks by Snakemake."""
+    """Run a profile's notebooks by Snakemake, here or on a cluster."""
     call = _call(given)
     where = _cluster(given) or ["--cores", str(_jobs(given))]
     workflow.prepare(call)

@@ -28,7 +28,7 @@ def order(table: "pd.DataFrame", *, by: str = "encoder", value: str = "mean") ->
     """Rows from the best to the worst, by their filled dots."""
     filled = table[~table["open"]] if "open" in table else table
     best = filled.groupby(by, sort=False)[value].mean().sort_values(ascending=False, kind="stable")
-    return [*best.index, *dict.fromkeys(set(table[by]) - set(best.index))]
+    return list(dict.fromkeys([*best.index, *table[by]]))
 
 
 def rows(table: "pd.DataFrame", ax: "Axes", *, by: str = "encoder",

@@ -23,6 +23,9 @@ AGAIN = "delete it and run make figures again"
 def gallery(run: Path, page: Path) -> str:
     """Text of ``FIGURES.md``: every figure with its caption, every table, and what is left out.
 
+    Of a notebook that this run executed only what it made is shown: an older version may have left
+    figures that no execution makes any more.
+
     Parameters
     ----------
     run
@@ -53,8 +56,13 @@ def gallery(run: Path, page: Path) -> str:
         for answer in answers.of_notebook(notebook):
             which = f"**{plain(answer.which)}.** " if answer.which else ""
             lines += [f"> {which}{plain(answer.found)} *Not shown: {plain(answer.limits)}*", ""]
+        executed = any(stem.split(".")[0] == notebook.name for stem in outputs.values())
+        made = {Path(name).name for name in outputs
+                if name.startswith(f"figures/{profile}/{notebook.name}/")}
         for record_path in sorted(notebook.glob("*.json")):
             record = _record(record_path)
+            if executed and record_path.name not in made:
+                continue
             name = record["figure"]
             origin = "synthetic data" if record["synthetic"] else "real data"
             lines += [f"**{plain(name)}** ({origin}). {plain(record['caption'])}", "",
@@ -62,7 +70,7 @@ def gallery(run: Path, page: Path) -> str:
         tables = sorted(path.name for path in notebook.glob("*.csv")
                         if not path.with_suffix(".json").exists()
                         and not path.name.endswith(".timing.csv")
-                        and not path.name.startswith("."))
+                        and not path.name.startswith(".") and (path.name in made or not executed))
         if tables:
             lines += ["Tables: " + ", ".join(
                 f"[{plain(t)}]({_link(notebook.name, t)})" for t in tables), ""]

@@ -13,6 +13,11 @@ PLURALS = {"study": "studies", "block": "spot blocks", "class": "classes", "seri
            "biopsy": "biopsies"}
 
 
+def plural(unit: str) -> str:
+    """Several of a unit: ``patients``, ``studies``."""
+    return PLURALS.get(unit, f"{unit}s")
+
+
 def count(n: int, unit: str) -> str:
     """A number of units: ``1 patient``, ``8 studies``.
 
@@ -21,7 +26,7 @@ def count(n: int, unit: str) -> str:
     >>> count(1, "study"), count(8, "study"), count(1200, "spot")
     ('1 study', '8 studies', '1,200 spots')
     """
-    return f"{n:,} {unit if n == 1 else PLURALS.get(unit, unit + 's')}"
+    return f"{n:,} {unit if n == 1 else plural(unit)}"
 
 
 def number(value: float, digits: int = 2) -> str:

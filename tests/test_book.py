@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import shutil
 
 import pytest
 
@@ -123,7 +124,9 @@ def figures(tmp_path):
     (folder / "._t.csv").write_bytes(b"\0")
     (tmp_path / "runs/toy/provenance").mkdir(parents=True)
     (tmp_path / "runs/toy/provenance/05_a.json").write_text(
-        '{"hashed": {"outputs": {"runs/toy/figures/05_a/map.tissue.png": ""}}}')
+        json.dumps({"hashed": {"outputs": dict.fromkeys(
+            ["runs/toy/figures/05_a/map.tissue.png", "figures/toy/05_a/f g.json",
+             "figures/toy/05_a/t.csv"], "")}}))
     return tmp_path
 
 
@@ -135,6 +138,18 @@ def test_a_gallery_shows_captions_as_text(figures):
     assert "> It is 0.3. &lt;script>" in text and "*Not shown: Why.*" in text
     assert "![f g](05_a/f%20g.png)" in text and "Tables: [t.csv](05_a/t.csv)\n" in text
     assert "- `runs/toy/figures/05_a/map.tissue.png`" in text
+
+
+def test_what_an_older_version_left_is_not_shown(figures):
+    folder = figures / "figures/toy/05_a"
+    shutil.copy(folder / "t.csv", folder / "old.csv")
+    record = json.loads((folder / "f g.json").read_text())
+    (folder / "old_map.json").write_text(json.dumps(record | {"figure": "old_map"}))
+    page = figures / "figures/toy/FIGURES.md"
+    assert "old" not in gallery.gallery(figures / "runs/toy", page)
+    (figures / "runs/toy/provenance/05_a.json").unlink()  # nobody says what the run made
+    text = gallery.gallery(figures / "runs/toy", page)
+    assert "**old_map**" in text and "[old.csv]" in text and "**f g**" in text
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"figure": 5}', '{"figure": "other", '

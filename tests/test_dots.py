@@ -79,3 +79,9 @@ def test_maps_are_drawn_in_standard_deviations():
     np.testing.assert_allclose([drawn["measured_z"].mean(), drawn["measured_z"].std(ddof=0)],
                                [0, 1], atol=1e-9)
     assert np.abs(drawn["residual"]).max() < 1e-9
+
+
+def test_rows_without_a_filled_dot_follow_as_they_come():
+    table = pd.DataFrame({"encoder": list("dcbab"), "mean": [0.1, 0.2, 0.3, 0.4, 0.5],
+                          "open": [True, True, True, False, False]})
+    assert dots.order(table) == ["b", "a", "d", "c"]

@@ -57,6 +57,8 @@ def test_what_an_unseen_study_costs_and_the_comparison_named_in_advance():
     tests = pd.DataFrame([row | {"unit": "patient", "n_units": 16, "p_wilcoxon_holm": 0.01},
                           row | {"unit": "study", "n_units": 8, "p_wilcoxon_holm": np.nan,
                                  "note": "no test possible at this n"}])
+    one = findings.prediction(summary(*THREE), drops, tests.assign(n_units=[16, 1]), "loso")[0]
+    assert "over 16 patients (signed-rank p 0.01)" in one  # one study has no interval
     found, _ = findings.prediction(summary(*THREE), drops, tests, "loso")
     assert "Under random folds it reaches 0.37: the unseen study costs 0.05 [0.03, 0.07]." in found
     assert ("MVHybrid-dino less ViT12-dino, gives -0.012 [-0.020, 0.004] over 8 studies (no test "

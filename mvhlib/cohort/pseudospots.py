@@ -4,6 +4,8 @@ Visium HD bins and Xenium transcripts resolve far below what a tile predicts. Su
 `spot_um` they become spots like any other.
 """
 
+import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -157,4 +159,37 @@ def to_adata(counts: "csr_matrix", cells: np.ndarray, var: pd.DataFrame,
     adata.X = adata.layers["counts"].copy()
     adata.uns["lattice"] = {"kind": "square", "n_neighs": 4, "spot_um": float(spot_um),
                             "pitch_um": float(spot_um), "coordinates": "pixel"}
+    return adata
+
+
+def of_cells(cells: "AnnData", um: np.ndarray, spot_um: float, min_counts: float,
+             to_pixels: Callable[[np.ndarray], np.ndarray], *,
+             where: str | os.PathLike) -> "AnnData":
+    """Spots of segmented cells, each in the square that holds its centre.
+
+    Parameters
+    ----------
+    cells
+        Layer ``counts``, one row per cell.
+    um
+        Centres `(n, 2)` [µm].
+    min_counts
+        Squares with fewer counts are left out.
+    to_pixels
+        From places [µm] to those of ``obsm["spatial"]``.
+    where
+        The matrix, for errors.
+
+    Raises
+    ------
+    InputError
+        If no square has so many counts.
+    """
+    counts, places = aggregate_cells(cells.layers["counts"], um, spot_um, min_counts)
+    if len(places) == 0:
+        raise InputError(where, "min_counts", "no pseudo-spot has so many counts",
+                         "lower min_counts")
+    adata = to_adata(counts, places, cells.var, spot_um)
+    adata.obsm["spatial"] = to_pixels((places + 0.5) * spot_um)
+    adata.uns["join"] = {"n_cells": cells.n_obs, "n_pseudospots": len(places)}
     return adata

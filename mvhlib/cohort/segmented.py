@@ -98,15 +98,8 @@ def _section(name: str, folder: Path, root: Path, row: dict[str, Any], names: Ge
                              f"{cells.n_obs} cells, the first is {cells.obs_names[missing][0]!r}",
                              "give outlines and counts of the same output")
         pixel = centres.loc[number].to_numpy(float)
-        counts, squares = pseudospots.aggregate_cells(cells.layers["counts"], pixel * mpp, spot_um,
-                                                      min_counts)
-        if len(squares) == 0:
-            raise InputError(matrix, "min_counts", "no pseudo-spot has so many counts",
-                             "lower min_counts")
-        adata = pseudospots.to_adata(counts, squares, cells.var, spot_um)
-        adata.obsm["spatial"] = (squares + 0.5) * spot_um / mpp * scale
-        adata.uns["join"] = {"n_cells": cells.n_obs, "n_pseudospots": len(squares)}
-        return adata
+        return pseudospots.of_cells(cells, pixel * mpp, spot_um, min_counts,
+                                    lambda um: um / mpp * scale, where=matrix)
 
     return visium.assemble(name, row, root, "segmented", load, image, mpp / scale)
 

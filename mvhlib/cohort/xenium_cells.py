@@ -76,17 +76,10 @@ def _section(name: str, folder: Path, root: Path, row: dict[str, Any], names: Ge
             raise InputError(listed, "cell_id", f"lacks {int((~known).sum())} of {cells.n_obs} "
                              f"cells, the first is {cells.obs_names[~known][0]!r}",
                              "give the matrix and the cells of one output")
-        counts, squares = pseudospots.aggregate_cells(
-            cells.layers["counts"], places.loc[cells.obs_names].to_numpy(float), spot_um,
-            min_counts)
-        if len(squares) == 0:
-            raise InputError(matrix, "min_counts", "no pseudo-spot has so many counts",
-                             "lower min_counts")
-        adata = pseudospots.to_adata(counts, squares, cells.var, spot_um)
-        adata.obsm["spatial"] = to_pixels((squares + 0.5) * spot_um)
+        adata = pseudospots.of_cells(cells, places.loc[cells.obs_names].to_numpy(float), spot_um,
+                                     min_counts, to_pixels, where=matrix)
         if "alignment" not in row:
             adata.uns["lattice"]["coordinates"] = "um"
-        adata.uns["join"] = {"n_cells": cells.n_obs, "n_pseudospots": len(squares)}
         return adata
 
     return visium.assemble(name, row, root, "xenium_cells", load, image, mpp)

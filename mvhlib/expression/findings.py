@@ -124,7 +124,8 @@ def _primary(tests: pd.DataFrame) -> str:
     named = tests[tests["family"] == "primary"] if len(tests) else tests
     if named.empty:
         return ""
-    unit = "study" if (named["unit"] == "study").any() else named["unit"].iloc[0]
+    several = named[(named["unit"] == "study") & (named["n_units"] > 1)]
+    unit = "study" if len(several) else named["unit"].iloc[0]
     row = named[named["unit"] == unit].iloc[0]
     a, b = (plots.label(name) for name in row["comparison"].split(" - "))
     gap = phrases.mean(row["difference"], row["ci_low"], row["ci_high"], 3)

@@ -60,7 +60,7 @@ def sentence(shares: pd.DataFrame, called: str = "study") -> str:
     if shares.empty:
         return "the features do not vary, so that nothing orders them."
     by = shares.set_index("factor")
-    many = phrases.PLURALS.get(called, f"{called}s")
+    many = phrases.plural(called)
     if by.at["study", "n_groups"] < 2:
         return (f"there is one {called}, so that nothing can lie between {many}; "
                 f"{by.at['rest', 'share']:.0%} of the variance of the features lies within "
@@ -75,7 +75,7 @@ def sentence(shares: pd.DataFrame, called: str = "study") -> str:
 
 def draw_shares(shares: pd.DataFrame, ax: "Axes", called: str = "study") -> "Axes":
     """Draw the shares of `of_pool` as bars; a grey mark is what chance would give."""
-    names = {"study": f"between {phrases.PLURALS.get(called, called + 's')}",
+    names = {"study": f"between {phrases.plural(called)}",
              "patient": f"between patients\nof a {called}",
              "section": "between sections\nof a patient", "rest": "within sections"}
     rows = shares[shares["factor"].isin(names)]

@@ -20,6 +20,10 @@ KNOWN = "At least one job did not complete successfully"
 class LogHandler(LogHandlerBase):
     """Counts jobs, and prints ``[12/30] 05_expression  2.1 min  ok``."""
 
+    #: What the engine asks of a handler: this one prints, by itself, whatever it lets through.
+    writes_to_stream = has_filter = has_formatter = True
+    writes_to_file = needs_rulegraph = False
+
     def __post_init__(self) -> None:
         self.total = self.ended = self.failed = 0
         self.started: dict[int, tuple[str, float]] = {}  # job -> name, clock [s]
@@ -66,23 +70,3 @@ class LogHandler(LogHandlerBase):
 
     def _say(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
-
-    @property
-    def writes_to_stream(self) -> bool:
-        return True
-
-    @property
-    def writes_to_file(self) -> bool:
-        return False
-
-    @property
-    def has_filter(self) -> bool:
-        return True
-
-    @property
-    def has_formatter(self) -> bool:
-        return True
-
-    @property
-    def needs_rulegraph(self) -> bool:
-        return False
