@@ -127,7 +127,7 @@ def test_a_cluster_gets_every_job_with_its_resources(clone, tmp_path):
 
 def test_a_cluster_without_a_profile_is_refused_in_one_line(clone, tmp_path):
     done = make(clone, "figures", "PROFILE=tiny", f"OUT={tmp_path / 'o'}", f"CLUSTER={tmp_path}")
-    assert done.returncode == 2 and "CLUSTER: holds no config.yaml. Fix: copy" in done.stderr
+    assert done.returncode == 2 and "CLUSTER: holds no config.yaml. Fix: name a file" in done.stderr
 
 
 def test_snakemake_refuses_in_one_line(clone, tmp_path):
