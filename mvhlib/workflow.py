@@ -27,6 +27,7 @@ does. An encoder is its `source` (`mvhlib.encoders` lists them; a relative path 
 
 import ast
 import base64
+import functools
 import json
 import os
 import re
@@ -437,9 +438,17 @@ def code_hash(name: str) -> str:
         path = _module_file(module)
         if path is None or module in sources:
             continue
-        sources[module] = artifacts.sha256_file(path)
-        todo += imported_modules(path.read_text(encoding="utf-8"))
+        status = path.stat()
+        sources[module], imports = _look_into(path, status.st_mtime_ns, status.st_size)
+        todo += imports
     return artifacts.sha256_of(sources)
+
+
+@functools.cache
+def _look_into(path: Path, _changed_ns: int, _n_bytes: int) -> tuple[str, tuple[str, ...]]:
+    """Hash and imports of a module, read once for all notebooks: each job of a cluster asks."""
+    return (artifacts.sha256_file(path),
+            tuple(imported_modules(path.read_text(encoding="utf-8"))))
 
 
 def encoder_code(options: Mapping[str, Any]) -> str:

@@ -93,7 +93,7 @@ class Site:
             SlurmUser={user}
             SlurmdUser={user}
             AuthType=auth/munge
-            AuthInfo=socket={self.folder}/munge/socket
+            AuthInfo=socket={self.folder}/munge/socket,cred_expire=10
             CredType=cred/munge
             SlurmctldPort={first}
             SlurmctldParameters=cloud_dns
