@@ -14,7 +14,7 @@ SHOWN = """JobId=7 JobName=x
    NodeList=node3
    BatchHost=node3"""
 REFUSED = ("SLURM sbatch failed. The error message was 'sbatch: error: Memory specification can "
-           "not be satisfied\nsbatch: error: Batch job submission failed'.\n    sbatch call:\n  sbatch")
+           "not be satisfied\nsbatch: error: Batch job submission failed'.\n    sbatch call:\n")
 
 
 @pytest.fixture
