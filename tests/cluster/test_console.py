@@ -1,5 +1,6 @@
 """What the console says of jobs that SLURM ended: one line each, and nothing counted twice."""
 
+import json
 import logging
 import os
 import sys
@@ -70,6 +71,21 @@ def test_a_job_that_is_submitted_again_counts_once(console, capsys, tmp_path):
     assert "submitted again, with more memory and time" in said and "[2/2]" in said
     console("At least one job did not complete successfully", logging.ERROR)
     assert "failed" not in capsys.readouterr().err
+
+
+def test_a_notebook_that_failed_elsewhere_says_why_here(console, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shown").write_text(SHOWN.format(state="FAILED"))
+    error = {"output_type": "error", "ename": "InputError", "evalue": "a.csv: gene: is blank"}
+    (tmp_path / "01_cohort.ipynb").write_text(json.dumps(
+        {"cells": [{"id": "read", "outputs": [error]}]}))
+    console("Error", logging.ERROR, event=LogEvent.JOB_ERROR, jobid=1, rule_msg="SLURM-job '7' ...",
+            log=["01_cohort.ipynb", ".snakemake/slurm_logs/rule_cohort/7.log"])
+    said = capsys.readouterr().err
+    assert "cell 'read' failed" in said and "a.csv: gene: is blank" in said
+    console("Error", logging.ERROR, event=LogEvent.GROUP_ERROR, job_error_info=[{"jobid": 2}],
+            aux_logs=["logs/8.log"])
+    assert capsys.readouterr().err.endswith("FAILED\nsee logs/8.log\n")
 
 
 def test_what_sbatch_refuses_has_its_words(console, capsys):

@@ -86,11 +86,14 @@ class LogHandler(LogHandlerBase):
         names = [self.started[job][0] for job in jobs if job in self.started]
         for job in jobs:
             self._end(job, self.failed)
+        notebooks = [Path(log) for log in logs if str(log).endswith(".ipynb")]
         if reason:
             self._say(f"{', '.join(names)}: {reason}; see {logs[-1]}")
         elif message:  # of a job that ran elsewhere, whose words did not come here
-            for log in (Path(log) for log in logs if str(log).endswith(".ipynb")):
+            for log in notebooks:
                 self._say(explain(log))
+        elif logs and not notebooks:
+            self._say(f"see {logs[-1]}")
 
     def _complain(self, record: logging.LogRecord) -> None:
         said = record.getMessage()
