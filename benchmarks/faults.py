@@ -91,7 +91,7 @@ class Runs:
         lines = [line.strip() for line in said.read_text(encoding="utf-8").splitlines()
                  if re.search(r"FAILED|Fix:|waiting|Error:|failed|Errno|Nothing is left", line)]
         last = " / ".join(lines[-3:]).replace(str(self.out), "OUT").replace(str(home()), ".")
-        last = re.sub(r"process \d+ on \S+", "process N on HOST", last)
+        last = re.sub(r"process \d+ on [^\s,]+", "process N on HOST", last)
         last = re.sub(r" +\d+\.\d min", "", re.sub(r"\s+", " ", last))
         status = f"signal {-code}" if code < 0 else f"exit {code}"
         return f"{status}: {last[:260]}" if last else status
@@ -171,7 +171,9 @@ def workflow_killed(runs: Runs, call: subprocess.Popen, _kernel: psutil.Process)
 
 
 def group_killed(_runs: Runs, call: subprocess.Popen, _kernel: psutil.Process) -> None:
-    for process in (*psutil.Process(call.pid).children(recursive=True), call):
+    family = psutil.Process(call.pid).children(recursive=True)
+    call.kill()  # first: it must not see the others go
+    for process in family:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
 
