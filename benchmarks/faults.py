@@ -279,6 +279,17 @@ def _row(runs: Runs, stage: str, fault: str, seen: str, fresh: bool = False) -> 
     return row
 
 
+def _rows(runs: Runs, stages: list[str], each: bool) -> Iterator[dict[str, str]]:
+    """Every fault that the stages meet."""
+    for number, stage in enumerate(stages):
+        met = list(FAULTS) if each else [list(FAULTS)[number % len(FAULTS)]]
+        for fault in met:
+            yield during(runs, stage, fault)
+        if number == len(stages) // 2:
+            for whole in (two_calls, full_disk, read_only):
+                yield whole(runs, stage)
+
+
 def main(arguments: argparse.Namespace) -> int:
     """Number of rows whose tables differ."""
     arguments.work.mkdir(parents=True, exist_ok=True)
@@ -287,15 +298,9 @@ def main(arguments: argparse.Namespace) -> int:
     runs.reference()
     stages = arguments.stages or runs.stages()
     rows = []
-    try:
-        for number, stage in enumerate(stages):
-            met = list(FAULTS) if arguments.each else [list(FAULTS)[number % len(FAULTS)]]
-            rows += [during(runs, stage, fault) for fault in met]
-            if number == len(stages) // 2:
-                rows += [two_calls(runs, stage), full_disk(runs, stage), read_only(runs, stage)]
-    finally:
-        if rows:
-            artifacts.write_csv(arguments.out / "faults.csv", pd.DataFrame(rows)[list(COLUMNS)])
+    for row in _rows(runs, stages, arguments.each):
+        rows.append(row)  # the table grows with each, whatever becomes of the next
+        artifacts.write_csv(arguments.out / "faults.csv", pd.DataFrame(rows)[list(COLUMNS)])
     shutil.rmtree(work)
     wrong = sum(row["tables_equal"] == "no" for row in rows)
     print(f"{len(rows)} faults, {wrong} with other tables")
