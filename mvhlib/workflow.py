@@ -31,6 +31,7 @@ import functools
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -55,6 +56,8 @@ ENCODER = {"pretrain": "dict", "seeds": "int", "held_out": "list[str]", "if_data
 #: Parameters that the workflow gives by itself.
 GIVEN = ("profile", "out", "data", "encoder")
 MOST_SEEDS = 1000
+#: Room below which a notebook cannot be written [bytes].
+LEAST_FREE = 100_000
 #: What Snakemake takes by ``--config``.
 CONFIG = ("profile", "data", "seed", "params")
 #: Types of the keys of workflow.yaml.
@@ -502,8 +505,11 @@ def forget_incomplete(run: Path) -> list[str]:
 def explain(executed: Path) -> str:
     """Say in a few lines which cell of an executed notebook failed, and how."""
     log = Path(f"{executed}.txt")
+    said = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+    if "No space left on device" in said or _free(executed.parent) < LEAST_FREE:
+        return (f"{executed.stem}: {executed.parent}: disk: is full. Fix: make room, and give the "
+                "command again; what is done stays.")
     if not executed.exists():
-        said = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
         return "\n".join([f"{executed.stem}: did not start", *said.strip().splitlines()[-3:]])
     with artifacts.reading(executed, "cells", "are no executed notebook", f"see {log}"):
         for cell in artifacts.read_json(executed)["cells"]:
@@ -513,6 +519,14 @@ def explain(executed: Path) -> str:
                             f"  {output['ename']}: {artifacts.one_line(output['evalue'], 2000)}\n"
                             f"  the notebook up to there: {executed}")
     return f"{executed.stem}: stopped without an error in a cell; see {log}"
+
+
+def _free(folder: Path) -> int:
+    """Bytes that a user may still write there; plenty where nobody can say."""
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return LEAST_FREE
 
 
 def main(arguments: Sequence[str]) -> int:

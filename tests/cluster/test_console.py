@@ -95,7 +95,9 @@ def test_what_sbatch_refuses_has_its_words(console, capsys):
         "04_embed.a: sbatch refused it: error: Memory specification can not be satisfied")
 
 
-def test_guesses_at_an_account_are_not_told(console, capsys):
+def test_guesses_and_repetitions_are_not_told(console, capsys):
     capsys.readouterr()
     console("No SLURM account given, trying to guess.", logging.WARNING)
+    console("RuleException:\nCalledProcessError in file x, line 1:\nCommand", logging.ERROR)
+    console("Exiting because a job execution failed. Look above for error messages", logging.ERROR)
     assert capsys.readouterr().err == ""

@@ -19,6 +19,8 @@ from snakemake_logger_plugin_mvh import slurm
 
 #: Said by the engine at the end of a run in which a job failed; each of these has had its line.
 KNOWN = "At least one job did not complete successfully"
+#: The same again, in the engine's words: the command of a job whose line has come.
+REPEATED = ("RuleException:\nCalledProcessError", "Exiting because a job execution failed")
 #: Said by the executor where a site has no accounts, whatever one tells it.
 NO_ACCOUNT = ("No SLURM account given", "No account was given", "Unable to guess SLURM account")
 
@@ -97,7 +99,7 @@ class LogHandler(LogHandlerBase):
 
     def _complain(self, record: logging.LogRecord) -> None:
         said = record.getMessage()
-        if said.startswith(NO_ACCOUNT):
+        if said.startswith((*NO_ACCOUNT, *REPEATED)):
             return
         if KNOWN not in said:
             self._say(said)
