@@ -212,8 +212,8 @@ class Site:
 
     def wait_for_end_of(self, caller: int) -> None:
         """Stop when a process ends; nothing is left to do where the site was stopped before."""
-        controller = psutil.Process(self._pid("slurmctld.pid"))
-        while psutil.pid_exists(caller) and _is_alive(controller):
+        controller = self._pid("slurmctld.pid")
+        while _is_alive(caller) and _is_alive(controller):
             time.sleep(1)
         if _is_alive(controller):
             self.stop()
@@ -228,8 +228,11 @@ def _guards(work: list[psutil.Process]) -> set[psutil.Process]:
     return found
 
 
-def _is_alive(process: psutil.Process) -> bool:
-    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+def _is_alive(pid: int) -> bool:
+    """Whether a process runs; one that ended and that nobody has asked for does not."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def _end(pid: int, how: int = signal.SIGKILL) -> None:
