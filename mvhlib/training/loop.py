@@ -160,30 +160,8 @@ def fit(model: torch.nn.Module, loss: Callable[[np.ndarray, int], Mapping[str, T
         while state.step < config.epochs and not state.notes["stopped"]:
             epoch = state.step
             order = keyed_generator(seed, epoch, stream="order").permutation(n)
-            model.train()
-            sums: dict[str, float] = {}
-            for number, batch in enumerate(batches):
-                step = epoch * len(batches) + number
-                rate = learning_rate(config, step / len(batches))
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-                number_of_step = int(keyed_generator(seed, step).integers(2**62))
-                torch.default_generator.manual_seed(number_of_step)
-                if torch.cuda.is_initialized():  # asking costs little, seeding a millisecond
-                    torch.cuda.manual_seed(number_of_step)
-                terms = loss(order[batch], epoch)
-                if not torch.isfinite(terms["loss"]):
-                    raise TrainingStopped(f"the loss is {float(terms['loss'].detach())} in epoch "
-                                          f"{epoch + 1}; lower lr or set clip")
-                optimizer.zero_grad(set_to_none=True)
-                terms["loss"].backward()
-                if config.clip:
-                    clip_gradients(trained, config.clip)
-                optimizer.step()
-                for name, value in terms.items():
-                    sums[name] = sums.get(name, 0.0) + float(value.detach())
-            row = {"epoch": epoch + 1, "lr": rate,
-                   **{name: value / len(batches) for name, value in sums.items()}}
+            row = _train_epoch(model, loss, [order[batch] for batch in batches], config, epoch,
+                               trained=trained, optimizer=optimizer, seed=seed)
             better = True
             if validate is not None:
                 model.eval()
@@ -209,6 +187,36 @@ def fit(model: torch.nn.Module, loss: Callable[[np.ndarray, int], Mapping[str, T
         _write_log(Path(folder) / "log.csv", log)
     best = stop.best_step if validate is not None and stop.best_step > 0 else len(log)
     return Fit(log, best, sum(p.numel() for p in trained))
+
+
+def _train_epoch(model: torch.nn.Module, loss: Callable[[np.ndarray, int], Mapping[str, Tensor]],
+                 batches: list[np.ndarray], config: FitConfig, epoch: int, *, trained: list[Tensor],
+                 optimizer: torch.optim.Optimizer, seed: int) -> dict[str, float]:
+    """Take one step per batch of rows; the log's row: epoch, lr, mean of every loss term."""
+    model.train()
+    sums: dict[str, float] = {}
+    for number, rows in enumerate(batches):
+        step = epoch * len(batches) + number
+        rate = learning_rate(config, step / len(batches))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        number_of_step = int(keyed_generator(seed, step).integers(2**62))
+        torch.default_generator.manual_seed(number_of_step)
+        if torch.cuda.is_initialized():  # asking costs little, seeding a millisecond
+            torch.cuda.manual_seed(number_of_step)
+        terms = loss(rows, epoch)
+        if not torch.isfinite(terms["loss"]):
+            raise TrainingStopped(f"the loss is {float(terms['loss'].detach())} in epoch "
+                                  f"{epoch + 1}; lower lr or set clip")
+        optimizer.zero_grad(set_to_none=True)
+        terms["loss"].backward()
+        if config.clip:
+            clip_gradients(trained, config.clip)
+        optimizer.step()
+        for name, value in terms.items():
+            sums[name] = sums.get(name, 0.0) + float(value.detach())
+    return {"epoch": epoch + 1, "lr": rate,
+            **{name: value / len(batches) for name, value in sums.items()}}
 
 
 def _write_log(path: Path, log: list[dict[str, float]]) -> None:
