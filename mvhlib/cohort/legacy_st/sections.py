@@ -1,5 +1,6 @@
 """Sections made of their files; counts are read at first use."""
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -19,7 +20,6 @@ from mvhlib.cohort.legacy_st.scale import (
     ImageFacts,
     Lattice,
     is_dark,
-    log,
     measure_lattice,
     positive,
     scale_of,
@@ -37,6 +37,8 @@ from mvhlib.tiles.slides import open_slide
 
 if TYPE_CHECKING:
     from anndata import AnnData
+
+log = logging.getLogger(__name__)
 
 #: Diameter of a spot [µm].
 SPOT_UM = 100.0
