@@ -1,58 +1,21 @@
-"""Read pixels of an image, plain or whole-slide, by rectangles in level-0 coordinates.
+"""One surface for all images: rectangles in level-0 coordinates."""
 
-One surface for three kinds of source: plain images (Pillow), pyramids such as ``.svs`` (openslide,
-an extra) and arrays in memory. Whatever lies outside the image comes back white and is counted,
-so that a tile at a corner is padded but never silently so.
-
-Resampling: a triangle filter widened to the reduction (antialiased, mean-preserving, weights never
-negative, so no ringing at nuclear borders) when pixels get fewer, bicubic when they get more.
-"""
-
-import contextlib
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mvhlib import artifacts
 from mvhlib.artifacts import InputError, check_file, reading
 from mvhlib.tiles import tiff
-
-#: Formats that only openslide reads; tiff is tried with it first and with Pillow after.
-WHOLE_SLIDE = (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".svslide", ".bif", ".czi", ".dcm")
-TIFF = (".tif", ".tiff")
-INSTALL_WSI = 'pip install "mvhlib[wsi]"'
-
-#: Most pixels of an image that is decoded as a whole, at 4 bytes each; a pyramid has no such bound.
-MAX_PIXELS = 1_000_000_000
+from mvhlib.tiles.slides.formats import TIFF, WHOLE_SLIDE, import_openslide, scale_of
+from mvhlib.tiles.slides.plain import MAX_PIXELS, Plain
+from mvhlib.tiles.slides.pyramid import Pyramid
 
 #: Pixels of a band of rows that is read at once, and the fewest rows: those of a tile.
 _BAND_PX, _BAND_ROWS = 2**24, 256
-
-#: Formats that Pillow reads; it knows others, some of which start programs.
-PLAIN = ("JPEG", "MPO", "PNG", "TIFF", "WEBP", "BMP", "DIB", "JPEG2000", "AVIF", "PPM", "GIF",
-         "TGA")
-
-#: What each format may gain by compression, in pixels' bytes per byte of the file.
-_PACKED = {"PNG": 1_100, "JPEG": 5_000, "MPO": 5_000, "BMP": 300, "PPM": 10, "TGA": 300}
-
-#: Formats by the first bytes or the ending, which no reader here knows.
-_FOREIGN = {".czi": "a Zeiss CZI file", ".dcm": "a DICOM file", ".lif": "a Leica LIF file",
-            ".nd2": "a Nikon ND2 file", ".vsi": "an Olympus VSI file", ".oir": "an Olympus file",
-            ".oib": "an Olympus file", ".ims": "an Imaris file", ".jxl": "a JPEG XL file",
-            ".isyntax": "a Philips iSyntax file", ".i2syntax": "a Philips iSyntax file",
-            ".pdf": "a PDF", ".eps": "PostScript", ".ps": "PostScript", ".svg": "a drawing",
-            ".psd": "a Photoshop file", ".heic": "a HEIC file", ".xcf": "a GIMP file",
-            ".kfb": "a KFBIO file", ".sdpc": "an SDPC file", ".qptiff": "an Akoya file"}
-_CONVERT = ("convert it to a pyramidal tiff in RGB, for example by bfconvert (Bio-Formats), QuPath "
-            "or vips")
-
-#: Where files say which scanner made them.
-SCANNERS = ("aperio.ScanScope ID", "hamamatsu.Product", "leica.device-model",
-            "ventana.ScannerModel", "philips.DICOM_MANUFACTURERS_MODEL_NAME")
 
 #: A pixel whose brightest channel is below this may be black background [0-255].
 BLACK = 40
@@ -75,13 +38,13 @@ class Slide:
         True where black surrounds the tissue; large black areas are then read as white.
     """
 
-    def __init__(self, source: "_Plain | _Pyramid", path: str | os.PathLike,
+    def __init__(self, source: "Plain | Pyramid", path: str | os.PathLike,
                  mpp: float | None = None, exclude: Iterable[tuple[int, int, int, int]] = (),
                  dark_background: bool = False):
         self._source = source
         self.path = path
         self.width, self.height = source.size
-        self.mpp = None if mpp is None else _scale(path, mpp)
+        self.mpp = None if mpp is None else scale_of(path, mpp)
         with reading(path, "exclude", "holds no boxes", "give (x0, y0, x1, y1) in whole pixels"):
             self.exclude = tuple(tuple(int(v) for v in box) for box in exclude)
         self.dark_background = bool(dark_background)
@@ -103,7 +66,7 @@ class Slide:
             raise InputError(name, "array", f"is {array.dtype} of shape {array.shape}",
                              "give uint8 pixels of shape (height, width, 3)")
         image = Image.fromarray(np.ascontiguousarray(array))
-        return cls(_Plain(name, image), name, mpp, exclude, dark_background)
+        return cls(Plain(name, image), name, mpp, exclude, dark_background)
 
     @property
     def size_um(self) -> tuple[float, float] | None:
@@ -297,218 +260,6 @@ class Slide:
         return min(1.0, area / (width * height))
 
 
-class _Plain:
-    """An image that is decoded as a whole, at the first read."""
-
-    kind = "plain image"
-    scanner = ""
-
-    def __init__(self, path: str | os.PathLike, image: Any = None, *,
-                 max_pixels: int = MAX_PIXELS, plan: tiff.Plan | None = None):
-        self._path, self._image, self._in_memory = path, image, image is not None
-        self._plan = plan
-        if image is not None:
-            self.size = image.size
-            return
-        if plan is not None and plan.reader == "pages":
-            self.size = plan.size
-            self._check_area(max_pixels, 100_000, 3)
-        else:
-            with self._open() as opened:
-                self.size = opened.size
-                self._check_area(max_pixels, _PACKED.get(opened.format, 100_000),
-                                 1 / 8 if opened.mode in ("1", "P", "L") else
-                                 len(opened.getbands()))
-                _check_header(path, opened)
-
-    def _check_area(self, max_pixels: int, packed: int, values: float) -> None:
-        """Refuse what would not fit into memory, and sizes that the file cannot hold."""
-        width, height = self.size
-        if width * height > max_pixels:
-            raise InputError(self._path, "image", f"declares {width} x {height} px and is decoded "
-                             f"as a whole, more than max_pixels={max_pixels:,}", "convert it to a "
-                             "pyramidal tiff, or raise max_pixels= (4 bytes of memory a pixel)")
-        held = os.path.getsize(self._path)
-        if width * height > 4_000_000 and width * height * values > packed * held:
-            raise InputError(self._path, "image", f"declares {width} x {height} px in {held:,} "
-                             "bytes, more than it can hold",
-                             "it is probably truncated: copy it again from its source")
-
-    @contextlib.contextmanager
-    def _open(self) -> Iterator[Any]:
-        """Open without Pillow's pixel limit, for which `max_pixels` stands; no half images."""
-        from PIL import Image, ImageFile
-
-        Image.init()
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        half, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
-        try:
-            with Image.open(self._path, formats=[f for f in PLAIN if f in Image.OPEN]) as opened:
-                yield opened
-        except InputError:
-            raise
-        except Image.UnidentifiedImageError as error:
-            kind = _FOREIGN.get(Path(self._path).suffix.lower())
-            said = f"is {kind}, which is not read here" if kind else (
-                "cannot be decoded (it is no image of a kind that is read here, or truncated)")
-            raise InputError(self._path, "image", said, _CONVERT if kind else
-                             "give a jpg, png, webp, bmp, tif or a whole slide") from error
-        except Exception as error:  # Pillow raises whatever a broken header leads to
-            compressed = f"of compression {self._plan.compression} " if self._plan else ""
-            raise InputError(self._path, "image", f"{compressed}cannot be decoded "
-                             f"({str(error) or type(error).__name__})",
-                             "it is probably truncated: copy it again from its source") from error
-        finally:
-            Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = limit, half
-
-    def whole_px(self, level: int, down: float) -> int:
-        """Most pixels of a canvas that is read at once; the image is in memory in any case."""
-        return 2**27
-
-    def level_for(self, reduction: float) -> tuple[int, float]:
-        return 0, 1.0
-
-    def read(self, x: int, y: int, level: int, width: int, height: int) -> Any:
-        if self._image is None:
-            self._image = self._decode()
-        return self._image.crop((x, y, x + width, y + height))
-
-    def _decode(self) -> Any:
-        if self._plan is not None and self._plan.reader == "pages":
-            return _on_white(tiff.decode(Path(self._path), self._plan))
-        with self._open() as opened:
-            deep = opened.format == "PNG" and "16" in str(getattr(opened, "tile", ""))
-            image = _on_white(opened)
-            _check_header(self._path, opened)
-            if image.size != self.size:
-                raise InputError(self._path, "image", f"is {self.size} px by its header and "
-                                 f"{image.size} px decoded", "save it again")
-            if deep and max(high for _, high in image.getextrema()) < 64:
-                raise InputError(self._path, "image", "has 16 bits a sample, and which of them are "
-                                 "in use cannot be told: the upper two are not",
-                                 "save it with 8 bits")
-            return image
-
-    def close(self) -> None:
-        if not self._in_memory:
-            self._image = None
-
-
-def _check_header(path: str | os.PathLike, opened: Any) -> None:
-    """Refuse images that programs show turned, and several in one file."""
-    # A png is decoded as a whole by getexif() where its tags do not stand in front.
-    known = opened.format != "PNG" or "exif" in opened.info
-    orientation = opened.getexif().get(0x0112, 1) if known else 1
-    if orientation not in (0, 1):
-        raise InputError(path, "Orientation", f"tag says {orientation}: the image is shown turned "
-                         "or mirrored by some programs and not by others",
-                         "save it upright without that tag")
-    # A phone's MPO holds a small second image; a tiff's pages were looked at before.
-    frames = getattr(opened, "n_frames", 1) if opened.format not in ("MPO", "TIFF") else 1
-    if frames > 1:
-        raise InputError(path, "image", f"holds {frames} images", "save the one that is meant")
-    if opened.mode == "CMYK" and opened.info.get("icc_profile"):
-        raise InputError(path, "image", "is CMYK with a printer's profile", "convert it to RGB")
-
-
-class _Pyramid:
-    """A whole slide read by openslide, level by level."""
-
-    kind = "whole slide"
-
-    def __init__(self, path: Path, openslide: Any):
-        self._path, self._openslide, self._handle = path, openslide, None
-        self.size = self._slide().dimensions
-        if max(self.size) > 2**22:
-            raise InputError(path, "slide", f"declares {self.size[0]} x {self.size[1]} px",
-                             "no slide is so large: copy it again from its source")
-
-    def _slide(self) -> Any:
-        if self._handle is None:
-            try:
-                self._handle = self._openslide.OpenSlide(str(self._path))
-            except self._openslide.OpenSlideUnsupportedFormatError as error:
-                kind = _FOREIGN.get(self._path.suffix.lower(), "of a format or compression")
-                raise InputError(
-                    self._path, "slide", f"is {kind} that openslide "
-                    f"{self._openslide.__library_version__} does not read, or truncated",
-                    _CONVERT) from error
-            except (self._openslide.OpenSlideError, OSError, ValueError) as error:
-                raise InputError(self._path, "slide", f"cannot be opened ({error})",
-                                 "it is probably truncated: copy it again from its source"
-                                 ) from error
-        return self._handle
-
-    @property
-    def vendor(self) -> str:
-        return self._slide().properties.get("openslide.vendor", "")
-
-    @property
-    def scanner(self) -> str:
-        found = [self.vendor] + [self._slide().properties.get(name, "") for name in SCANNERS]
-        return artifacts.one_line(" ".join(dict.fromkeys(filter(None, found))), 80)
-
-    @property
-    def mpp(self) -> float | None:
-        """The scale that the file states, or None."""
-        found = [self._slide().properties.get(f"openslide.mpp-{axis}") for axis in "xy"]
-        if None in found:
-            return None
-        with reading(self._path, "openslide.mpp-x", "is no number", "pass mpp="):
-            across, along = (float(v) for v in found)
-        if not (across > 0 and along > 0):
-            return None
-        return tiff.square(self._path, across, along)
-
-    def whole_px(self, level: int, down: float) -> int:
-        """Most pixels of a canvas that is read at once: a mask of lower levels never needs more.
-
-        Bands of a level with a fractional factor do not lie on its raster.
-        """
-        if level == 0:
-            return 2**25
-        return 2**27 if down == int(down) else 2**28
-
-    def level_for(self, reduction: float) -> tuple[int, float]:
-        slide = self._slide()
-        # A hair of tolerance: a factor of 2 must find the level of 2.0005.
-        level = slide.get_best_level_for_downsample(max(1.0, reduction * 1.01))
-        return level, float(slide.level_downsamples[level])
-
-    def read(self, x: int, y: int, level: int, width: int, height: int) -> Any:
-        try:
-            return _on_white(self._slide().read_region((x, y), level, (width, height)))
-        except (self._openslide.OpenSlideError, OSError, ValueError) as error:
-            self.close()  # openslide refuses everything after an error
-            raise InputError(self._path, "slide", f"cannot be decoded ({error})",
-                             "it is probably truncated: copy it again from its source") from error
-
-    def close(self) -> None:
-        if self._handle is not None:
-            self._handle.close()
-            self._handle = None
-
-
-def _on_white(image: Any) -> Any:
-    """RGB pixels; transparent ones become white, as glass is."""
-    if image.mode == "RGB":
-        image.load()  # Pillow's context closes the file, the pixels stay
-        return image
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        from PIL import Image
-
-        image = image.convert("RGBA")
-        if image.getchannel("A").getextrema() == (255, 255):
-            return image.convert("RGB")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, image).convert("RGB")
-    if image.mode.startswith(("I", "F")) or image.mode == "LAB":
-        raise ValueError(f"mode {image.mode} holds no colour of 8 bits: save it so")
-    if image.mode in ("RGBa", "La"):
-        return _on_white(image.convert({"RGBa": "RGBA", "La": "LA"}[image.mode]))
-    return image.convert("RGB")
-
-
 def open_slide(path: str | os.PathLike, mpp: float | None = None,
                exclude: Iterable[tuple[int, int, int, int]] = (),
                dark_background: bool = False, *, max_pixels: int = MAX_PIXELS) -> Slide:
@@ -562,22 +313,22 @@ def open_slide(path: str | os.PathLike, mpp: float | None = None,
         differs by more than 5 % from what the file states.
     """
     path = check_file(path, "image")
-    mpp = None if mpp is None else _scale(path, mpp)
+    mpp = None if mpp is None else scale_of(path, mpp)
     suffix = path.suffix.lower()
-    source: _Plain | _Pyramid
+    source: Plain | Pyramid
     stated: tuple[float, str] | None = None
     if suffix in WHOLE_SLIDE:
-        openslide = _import_openslide(path)
+        openslide = import_openslide(path)
         if openslide.OpenSlide.detect_format(str(path)) is None and path.stat().st_size and (
                 tiff.is_tiff(path)):
             source, stated = _open_tiff(path, max_pixels)
         else:
-            source = _Pyramid(path, openslide)
+            source = Pyramid(path, openslide)
     elif suffix in TIFF or tiff.is_tiff(path):
         source, stated = _open_tiff(path, max_pixels)
     else:
-        source = _Plain(path, max_pixels=max_pixels)
-    if isinstance(source, _Pyramid) and source.vendor != "generic-tiff":
+        source = Plain(path, max_pixels=max_pixels)
+    if isinstance(source, Pyramid) and source.vendor != "generic-tiff":
         found = source.mpp
         stated = None if found is None else (found, "openslide.mpp-x")
     if mpp is None:
@@ -589,42 +340,21 @@ def open_slide(path: str | os.PathLike, mpp: float | None = None,
     return Slide(source, path, mpp, exclude, dark_background)
 
 
-def _scale(path: str | os.PathLike, mpp: Any) -> float:
-    """`mpp` as a finite number above 0; anything else is refused."""
-    try:
-        number = math.nan if isinstance(mpp, bool) else float(mpp)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not (math.isfinite(number) and number > 0):
-        raise InputError(path, "mpp", f"is {mpp!r}", "state micrometres per pixel, a finite number "
-                         "above 0 with a decimal point")
-    return number
-
-
 def _open_tiff(path: Path, max_pixels: int
-               ) -> "tuple[_Plain | _Pyramid, tuple[float, str] | None]":
+               ) -> "tuple[Plain | Pyramid, tuple[float, str] | None]":
     """A tiff by the reader that gives its right colours, and the scale that it states."""
     openslide, vendor, missing = None, None, None
     try:
-        openslide = _import_openslide(path)
+        openslide = import_openslide(path)
     except InputError as error:
         missing = error
     if openslide is not None:
         vendor = openslide.OpenSlide.detect_format(str(path))
         if vendor not in (None, "generic-tiff"):
-            return _Pyramid(path, openslide), None
+            return Pyramid(path, openslide), None
     plan = tiff.plan(path, known_to_openslide=vendor is not None)
     if missing is not None and plan.several:
         raise missing  # levels, of which Pillow would read the first alone
     if plan.reader == "openslide":
-        return _Pyramid(path, openslide), plan.mpp
-    return _Plain(path, max_pixels=max_pixels, plan=plan), plan.mpp
-
-
-def _import_openslide(path: Path) -> Any:
-    try:
-        import openslide
-    except (ImportError, OSError) as error:  # OSError: the C library is missing
-        raise InputError(path, "slide", "is a whole slide and openslide is not installed",
-                         INSTALL_WSI) from error
-    return openslide
+        return Pyramid(path, openslide), plan.mpp
+    return Plain(path, max_pixels=max_pixels, plan=plan), plan.mpp
