@@ -27,12 +27,14 @@ from mvhlib.expression.evaluation.files import (
     write_left_out,
     write_nothing,
 )
+from mvhlib.expression.evaluation.inputs import Inputs, end, jobs_or_end, read_inputs
 from mvhlib.expression.evaluation.panels import choose_panels
 from mvhlib.expression.evaluation.plan import (
     LEFT_OUT_COLUMNS,
     Job,
     Member,
     assign,
+    fewer,
     first_possible,
     jobs,
     nobody_imaged,
@@ -41,8 +43,8 @@ from mvhlib.expression.evaluation.plan import (
 )
 from mvhlib.expression.evaluation.scoring import Evaluation, benchmarks, crossfit, evaluate
 
-__all__ = ["Evaluation", "Job", "LEFT_OUT_COLUMNS", "Member", "assign", "benchmarks",
-           "choose_panels", "comparisons", "crossfit", "drops", "encoder_correlation", "evaluate",
-           "features_of", "first_possible", "jobs", "leaks", "nobody_imaged", "nulls",
-           "read_prediction", "remarks", "resolution", "scored", "with_panels", "write_left_out",
-           "write_nothing"]
+__all__ = ["Evaluation", "Inputs", "Job", "LEFT_OUT_COLUMNS", "Member", "assign", "benchmarks",
+           "choose_panels", "comparisons", "crossfit", "drops", "encoder_correlation", "end",
+           "evaluate", "features_of", "fewer", "first_possible", "jobs", "jobs_or_end", "leaks",
+           "nobody_imaged", "nulls", "read_inputs", "read_prediction", "remarks", "resolution",
+           "scored", "with_panels", "write_left_out", "write_nothing"]

@@ -1,7 +1,7 @@
 """What can be compared: encoders, protocols, and which training of an encoder serves a fold."""
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -158,6 +158,27 @@ def jobs(manifest: pd.DataFrame, wanted: Sequence[str], encoders: Mapping[str, f
             else:
                 planned.append(Job(protocol, encoder, folds))
     return planned, pd.DataFrame(reasons, columns=LEFT_OUT_COLUMNS)
+
+
+def fewer(job: Job, n_folds: int = 0, manifest: pd.DataFrame | None = None,
+          per_patient: int = 0) -> Job:
+    """A job on its first folds and on fewer sections, for ablations.
+
+    Parameters
+    ----------
+    n_folds
+        0 keeps all folds.
+    manifest
+        Columns section and patient; needed where `per_patient` is given.
+    per_patient
+        Sections of each patient that are kept; 0 keeps all, as protocol ``section`` always does.
+    """
+    folds = job.folds
+    folds = folds[folds["fold"].isin(list(folds["fold"].unique())[:n_folds or None])]
+    if per_patient and job.protocol != "section":
+        kept = manifest.groupby("patient").head(per_patient)["section"]
+        folds = folds[folds["section"].isin(kept)]
+    return replace(job, folds=folds)
 
 
 def first_possible(manifest: pd.DataFrame, wanted: Sequence[str], resolution: Mapping[str, Any],
