@@ -69,6 +69,7 @@ from mvhlib.expression.cmrcnet.samples import (
     PUBLISHED_ENCODER,
     as_tokens,
     inputs,
+    other_genes,
     paired,
     published_encoder,
     table,
@@ -82,5 +83,6 @@ __all__ = ["CHOICES", "CMRCNet", "Compared", "EMBED_BATCH", "Fitted", "FrozenTok
            "Reconstruction", "Refine", "ResidualCrossAttention", "Settings", "TERMS", "TileTokens",
            "as_tokens", "bleep", "compare_masks", "compare_neighbours", "compare_terms",
            "contrastive_terms", "copying", "draw_arms", "draw_log", "inputs", "mask_of",
-           "neighbours_to_try", "paired", "published_encoder", "reconstruction_error",
-           "selected_on_test", "selected_table", "soft_targets", "table", "token_encoder", "turned"]
+           "neighbours_to_try", "other_genes", "paired", "published_encoder",
+           "reconstruction_error", "selected_on_test", "selected_table", "soft_targets", "table",
+           "token_encoder", "turned"]
