@@ -209,11 +209,7 @@ def run(sections: Iterable[Any], features: "Mapping[str, Features | np.ndarray]"
     left_out = sum(len(members[n].adata) - len(data[n].Y) for n in data)
     if left_out:
         notes.append(f"{left_out} spots without a tile left out")
-    if protocol == "transfer":
-        predictions = {f"{part[0]}/{name}": assemble([part], data[name])
-                       for name, parts in pieces.items() for part in parts}
-    else:
-        predictions = {name: assemble(parts, data[name]) for name, parts in pieces.items()}
+    predictions = _predictions(pieces, data, by_fold=protocol == "transfer")
     return Result(scores, predictions, penalties, pooled, notes)
 
 
@@ -279,6 +275,15 @@ def _score_folds(plan, data: Mapping[str, Rows], fits: Callable, columns,
                                                 predicted))
     scores = pd.concat(tables, ignore_index=True)[list(SCORE_COLUMNS)]
     return scores, pd.DataFrame(penalties, columns=list(PENALTY_COLUMNS)), pieces
+
+
+def _predictions(pieces: Mapping[str, list[tuple]], data: Mapping[str, Rows], *,
+                 by_fold: bool) -> dict[str, Prediction]:
+    """Whole sections; or, where several groups test a section, ``<fold>/<section>``."""
+    if by_fold:
+        return {f"{part[0]}/{name}": assemble([part], data[name])
+                for name, parts in pieces.items() for part in parts}
+    return {name: assemble(parts, data[name]) for name, parts in pieces.items()}
 
 
 def fit_on(sections: Iterable[Any], features: "Mapping[str, Features | np.ndarray]",
