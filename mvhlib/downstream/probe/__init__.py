@@ -32,7 +32,9 @@ from mvhlib.downstream.probe.comparison import (
     compare,
     evaluate,
     leak,
+    shared_patients,
 )
+from mvhlib.downstream.probe.panels import draw_auroc
 from mvhlib.downstream.probe.rows import (
     colour_features,
     confounding,
@@ -49,6 +51,6 @@ from mvhlib.downstream.probe.splits import SPLITS, folds
 
 __all__ = ["COLUMNS", "Comparison", "INNER_FOLDS", "LEAK_COLUMNS", "LogisticProbe",
            "NearestNeighbours", "PENALTIES", "Result", "SPLITS", "Scores", "colour_features",
-           "compare", "confounding", "confusion_matrix", "confusion_table", "embedded",
-           "embeddings", "evaluate", "folds", "image_means", "in_two_units", "leak",
-           "one_class_per_study", "saw", "score", "thin"]
+           "compare", "confounding", "confusion_matrix", "confusion_table", "draw_auroc",
+           "embedded", "embeddings", "evaluate", "folds", "image_means", "in_two_units", "leak",
+           "one_class_per_study", "saw", "score", "shared_patients", "thin"]

@@ -216,3 +216,17 @@ def leak(random: Scores, grouped: Scores, *, confidence: float = 0.95, n_boot: i
                      "random": float(high[metric][0]), "leak": found.mean, "ci_low": found.low,
                      "ci_high": found.high, "n_units": random.n_units})
     return pd.DataFrame(rows)
+
+
+def shared_patients(compared: Comparison, patients: Sequence[str]) -> int:
+    """Patients who stand on both sides of a grouped fold: 0, or a fold leaks.
+
+    Parameters
+    ----------
+    patients
+        Of each row that was compared.
+    """
+    patients = np.asarray(patients, dtype=str)
+    return sum(int((pd.Series(fold).groupby(patients).nunique() > 1).sum())
+               for (_, split), result in compared.results.items() if split == "grouped"
+               for fold in result.fold)
