@@ -51,7 +51,10 @@ def _code_lines(node: ast.AST, lines: list[str]) -> int:
 
 
 def _functions():
-    """Name, code lines and parameters (without ``self``) of every function and method."""
+    """Name, code lines and parameters (without ``self``) of every function and method.
+
+    Kernels of a GPU, which take a pointer and strides per array, are left out.
+    """
     for name, source in MODULES.items():
         lines, todo = source.splitlines(), [("", ast.parse(source))]
         while todo:
@@ -59,7 +62,8 @@ def _functions():
             for part in ast.iter_child_nodes(node):
                 if isinstance(part, ast.ClassDef):
                     todo.append((f"{prefix}{part.name}.", part))
-                elif isinstance(part, ast.FunctionDef):
+                elif isinstance(part, ast.FunctionDef) and not any(
+                        "jit" in ast.unparse(each) for each in part.decorator_list):
                     taken = part.args.posonlyargs + part.args.args + part.args.kwonlyargs
                     n = len([each for each in taken if each.arg not in ("self", "cls")])
                     yield f"{name}:{prefix}{part.name}", _code_lines(part, lines), n
