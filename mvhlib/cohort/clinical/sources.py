@@ -61,7 +61,7 @@ def read_with_folds(source: str, folder: str | os.PathLike, endpoint: str, n_fol
 
 
 def read(source: str, folder: str | os.PathLike, endpoint: str, **options) -> Clinical:
-    """Read the outcomes of a data set; see the head of the module.
+    """Read the outcomes of a data set; see the head of the package.
 
     Parameters
     ----------
@@ -220,7 +220,7 @@ def read_slides(folder: str | os.PathLike, endpoint: str = "composition", *,
     Raises
     ------
     InputError
-        If a cell is not what its column holds (see the head of the module), a slide stands twice or
+        If a cell is not what its column holds (see the package), a slide stands twice or
         has two patients, or the rows of a patient disagree.
     """
     path = Path(folder) / "slides.csv"

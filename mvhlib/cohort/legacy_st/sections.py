@@ -54,7 +54,7 @@ def read(path: str | Path, *, samples: str | Path | None = None,
     path
         Data directory; the paths of the table start there.
     samples
-        The table (see the module); None takes ``samples.csv`` in `path`.
+        The table (see the package); None takes ``samples.csv`` in `path`.
     sections
         Names to read; None reads all.
     images

@@ -30,7 +30,7 @@ CAUSES = {
     "noise": "none",
 }
 
-#: Share of the library that goes to each group of programs. Fixed, see the module's docstring.
+#: Share of the library that goes to each group of programs. Fixed, see the package's docstring.
 _SHARES = {"classes": 0.30, "density": 0.06, "frequency": 0.36, "study_offset": 0.06,
            "artefact": 0.06, "noise": 0.16}
 #: Change of log-rate per unit of a cause (class share: 0 to 1; the others are standardised).

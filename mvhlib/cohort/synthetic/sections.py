@@ -134,7 +134,7 @@ def make_cohort(folder: str | Path, *, seed: int = 0, version: str = VERSION,
     dispersion
         Of the negative binomial: variance `mean + dispersion * mean**2`.
     n_organs
-        Organs that the studies are dealt to in turn; see the module, and `organs` for who is whose.
+        Organs that the studies are dealt to in turn; see the package, and `organs`.
 
     Raises
     ------

@@ -51,7 +51,7 @@ class Evaluation:
         return statistics.unit_means(own, unit, over=over)
 
     def write(self, folder: str | Path, *, predictions: bool = True) -> list[Path]:
-        """Write the files that the module's head lists; return the tables' paths."""
+        """Write the files that the package's head lists; return the tables' paths."""
         folder = Path(folder)
         tables = {"folds": self.job.folds, "scores": self.scores, "pooled": self.pooled,
                   "penalties": self.penalties}
