@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -194,6 +195,19 @@ def test_a_failed_notebook_names_its_cell(tmp_path):
     said = workflow.explain(path)
     assert "'fit-ridge'" in said and "x.h5: file: is truncated" in said
     assert "did not start" in workflow.explain(Path(tmp_path / "none.ipynb"))
+
+
+def test_explain_says_that_a_disk_is_full(tmp_path, monkeypatch):
+    """Whoever met it, in whatever words, and whatever could still be written."""
+    path = tmp_path / "04_embed.a.ipynb"
+    full = f"04_embed.a: {tmp_path}: disk: is full. Fix: make room"
+    path.with_name("04_embed.a.ipynb.txt").write_text(
+        "RuntimeError: Can't decrement id ref count (error message = 'No space left on device')")
+    assert workflow.explain(path).startswith(full)
+    path.with_name("04_embed.a.ipynb.txt").write_text("")
+    assert not workflow.explain(path).startswith(full)
+    monkeypatch.setattr(workflow.shutil, "disk_usage", lambda folder: SimpleNamespace(free=0))
+    assert workflow.explain(path).startswith(full)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"cells": 5}', '{"cells": [{"outputs": [5]}]}'])
