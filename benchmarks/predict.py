@@ -8,7 +8,9 @@ whole way, from opening the slide to the last file. Both are timed side by side:
 the prediction pauses while the encoder reads `PAUSE` tiles, and these pauses are taken off the
 candidate's time. `peak_mb` is the largest resident size of this process, with all libraries in it.
 
-    python benchmarks/predict.py --out DIR [--quick] [--side 60000] [--tile-um 256]
+    python benchmarks/predict.py --out DIR [--quick] [--side 60000] [--tile-um 256] [--memory]
+
+`--memory` leaves the times empty: memory is the same beside other work, times are not.
 """
 
 import argparse
@@ -118,6 +120,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="8,000 px a side")
     parser.add_argument("--side", type=int, default=60_000)
     parser.add_argument("--tile-um", type=float, default=256.0)
+    parser.add_argument("--memory", action="store_true", help="state no times")
     options = parser.parse_args()
     side = 8_000 if options.quick else options.side
     with tempfile.TemporaryDirectory() as folder:
@@ -138,6 +141,8 @@ def main() -> None:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         size = path.stat().st_size / 1e6
     each = float(np.median(alone.seconds or [np.nan])) / PAUSE
+    if options.memory:
+        each = whole = np.nan
     row = {"what": f"slide of {side} px a side, {outcome.n_tiles} tiles",
            "baseline": "the encoder alone, s per tile", "candidate": "make predict, s per tile",
            "baseline_s": each, "candidate_s": whole, "ratio": each / whole, "peak_mb": peak,
