@@ -4,9 +4,10 @@
 A tiff of `--side` px a side (0.5 um/px, tiles of 512 px by JPEG, three levels) is drawn and a model
 of hand-made features is fitted on a small synthetic cohort, both in a process of their own; the
 slide is predicted in this one. Baseline is the encoder alone on tiles in memory; candidate is the
-whole way, from opening the slide to the last file. Both are timed side by side: about once a minute
-the prediction pauses while the encoder reads `PAUSE` tiles, and these pauses are taken off the
-candidate's time. `peak_mb` is the largest resident size of this process, with all libraries in it.
+prediction, from opening the slide to the last tile, and the note says how long the files took then.
+Both are timed side by side: about once a minute the prediction pauses while the encoder reads
+`PAUSE` tiles, and these pauses are taken off the candidate's time. `peak_mb` is the largest
+resident size of this process, with all libraries in it.
 
     python benchmarks/predict.py --out DIR [--quick] [--side 60000] [--tile-um 256] [--memory]
 
@@ -101,14 +102,18 @@ class Alone:
         with open_slide(path, mpp=MPP) as slide:
             corners = np.random.default_rng(1).integers(0, slide.width // 2, (PAUSE, 2))
             self.tiles = cut.cut_at(slide, corners, tile_um=fitted.tile_um, tile_px=fitted.tile_px)
-        self.encoder, self.seconds, self.last = fitted.encoder, [], -EVERY_S
+        self.encoder, self.seconds = fitted.encoder, []
+        self.last, self.reached = -EVERY_S, time.perf_counter()
         self.encoder.encode(self.tiles.img, tile_mpp=self.tiles.mpp)  # warm
 
     def report(self, line: str) -> None:
         """What a prediction says of its progress; now and then it waits here."""
         print(line, flush=True)
-        if "tiles/s" in line and time.perf_counter() - self.last > EVERY_S:
-            began = time.perf_counter()
+        if "tiles/s" not in line:
+            return
+        self.reached = time.perf_counter()  # the last such line comes with the last tile
+        if self.reached - self.last > EVERY_S:
+            began = self.reached
             self.encoder.encode(self.tiles.img, tile_mpp=self.tiles.mpp)
             self.last = time.perf_counter()
             self.seconds.append(self.last - began)
@@ -136,8 +141,9 @@ def main() -> None:
         began = time.perf_counter()
         (outcome,) = apply.predict(slides.find(path, MPP), fitted, Path(folder) / "out",
                                    report=alone.report)
-        taken = time.perf_counter() - began - sum(alone.seconds)
-        whole = taken / max(outcome.n_tiles, 1)
+        files_s = time.perf_counter() - alone.reached
+        pauses = alone.seconds[:-1] if alone.last > alone.reached else alone.seconds
+        whole = (alone.reached - began - sum(pauses)) / max(outcome.n_tiles, 1)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         size = path.stat().st_size / 1e6
     each = float(np.median(alone.seconds or [np.nan])) / PAUSE
@@ -147,8 +153,9 @@ def main() -> None:
            "baseline": "the encoder alone, s per tile", "candidate": "make predict, s per tile",
            "baseline_s": each, "candidate_s": whole, "ratio": each / whole, "peak_mb": peak,
            "threads": torch.get_num_threads(), "device": "cpu", "dtype": "float32",
-           "note": f"file of {size:.0f} MB, {outcome.error or 'done'}; all files written; encoder "
-           f"alone in {len(alone.seconds)} pauses"}
+           "note": f"file of {size:.0f} MB, {outcome.error or 'done'}; all files written"
+           + ("" if options.memory else f", in {files_s:.0f} s; encoder alone in "
+              f"{len(alone.seconds)} pauses")}
     artifacts.write_csv(options.out / "predict.csv", pd.DataFrame([row])[list(COLUMNS)])
     print(row)
 

@@ -374,11 +374,11 @@ def test_parts_change_nothing_and_a_killed_run_goes_on(kept, fitted, tmp_path, m
         reads, real = [], stream._predict
         dying = [True]
 
-        def predict(model_, tiles):
+        def predict(model_, tiles, colour):
             reads.append(len(tiles))
             if dying[0] and len(reads) == 3:
                 raise KeyboardInterrupt
-            return real(model_, tiles)
+            return real(model_, tiles, colour)
 
         monkeypatch.setattr(stream, "_predict", predict)
         with pytest.raises(KeyboardInterrupt):
@@ -531,7 +531,7 @@ def judged(fitted, kept, pixels, mpp=1.5625, **said):
     with Slide.from_array(pixels, mpp) as slide:
         where = stream.places(slide, fitted)
         tiles = cut.cut_at(slide, where.corners, tile_um=fitted.tile_um, tile_px=fitted.tile_px)
-        found = stream._predict(fitted, tiles)
+        found = stream._predict(fitted, tiles, stream.colours(tiles))
         return belief.judge(ask(kept.slide, **said), slide, fitted, stream.Predicted(
             found["predicted"], list(fitted.genes["gene"]), found["distance"],
             found["colour"].mean(axis=0), found["outside"]))
