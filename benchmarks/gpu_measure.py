@@ -339,7 +339,7 @@ MIXERS: dict[str, Callable[[int], nn.Module]] = {
 def _mixer_time(bench: "Bench", make: Callable[[int], nn.Module], dtype: torch.dtype
                 ) -> dict[str, Any]:
     """With the backend that is chosen by itself; the baseline is plain PyTorch's scan."""
-    batch, length, dim = (1, 9, 192) if bench.dry else (64, 257, 384)
+    batch, length, dim = (1, 9, 96) if bench.dry else (64, 257, 384)
     taken = {}
     for backend in ("auto", "torch"):
         module = make(dim).to(bench.device)

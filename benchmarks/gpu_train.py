@@ -59,7 +59,7 @@ CARRIED = ("model.safetensors", "config.json", "recipe.json", "log.csv", "states
 
 def main_experiment(bench: "Bench") -> None:
     """Every encoder with every seed; seed by seed, so that what is done can be compared."""
-    tiles = _tiles(bench, "synthetic", 64)
+    tiles = _tiles(bench, "synthetic")
     jobs = []
     for seed in range(1 if bench.dry else SEEDS):
         for encoder, backbone in list(ENCODERS.items())[:2 if bench.dry else None]:
@@ -76,7 +76,7 @@ def main_experiment(bench: "Bench") -> None:
 
 def stability(bench: "Bench") -> None:
     """Cells of the grid of `mvhlib.dino.stability`, in true half precision."""
-    tiles = _tiles(bench, "synthetic", 64)
+    tiles = _tiles(bench, "synthetic")
     depth = 2 if bench.dry else 24
     cells = grids.grid([{"depth": [depth], "channel_mixer": ["mlp", "einfft"],
                          "lr_factor": [3, 1]}])
@@ -96,7 +96,7 @@ def stability(bench: "Bench") -> None:
 
 def her2st(bench: "Bench") -> None:
     """Two full-size encoders, trained once without each tested section; features of all."""
-    tiles = _tiles(bench, "her2st", 256)
+    tiles = _tiles(bench, "her2st")
     folds = bench.pack / "her2st" / "folds.csv" if bench.pack else None
     held_out = folds.read_text(encoding="utf-8").split()[1:] if folds and folds.exists() else []
     if bench.dry and not held_out:
@@ -117,7 +117,7 @@ def her2st(bench: "Bench") -> None:
     _run_jobs(bench, jobs, 1, tiles)
 
 
-def _tiles(bench: "Bench", pool: str, side: int) -> Path | None:
+def _tiles(bench: "Bench", pool: str) -> Path | None:
     """Unpacked tiles; noise in a dry run without a pack; None where they were not packed."""
     folder = bench.out / "tiles" / pool
     packed = bench.pack / pool if bench.pack else None
@@ -128,7 +128,7 @@ def _tiles(bench: "Bench", pool: str, side: int) -> Path | None:
     for name in ("noise1", "noise2"):
         target = folder / f"{name}.h5"
         if not target.exists():
-            write_noise(folder, side, 8)
+            write_noise(folder, 64, 8)
             os.replace(folder / "noise.h5", target)
     return folder
 

@@ -227,10 +227,10 @@ def _choose(operation: str, backend: str, unfit: dict[str, str]) -> str:
         chosen = "torch"
         if not unfit["mamba_ssm"] and _mamba(operation)[0] is not None:
             chosen = "mamba_ssm"
-        elif not unfit["triton"] and _triton()[0] is not None:
-            chosen = "triton"
         elif not unfit["native"] and _native()[0] is not None:
             chosen = "native"
+        elif not unfit["triton"] and _triton()[0] is not None:
+            chosen = "triton"
         _announce(operation, chosen)
         return chosen
     # What is not installed comes before what does not fit: on a machine without the package,
