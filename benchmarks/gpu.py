@@ -1,4 +1,4 @@
-"""One command for a GPU that is at hand for half an hour: what works, how fast, and what is learned.
+"""One command for a GPU that is at hand for half an hour: what works, how fast, what is learned.
 
     python benchmarks/gpu.py --out DIR [--pack DIR] [--minutes 25] [--only works,scan] [--dry-run]
                              [--bring DIR]
@@ -6,17 +6,17 @@
 It needs torch, triton, numpy, h5py, safetensors and, to unpack tiles, Pillow; mamba-ssm and timm
 where they are to be compared with. `benchmarks/gpu_pack.py` makes what `--pack` names.
 
-============  ====================================================================================
+============  ==================================================================================
 part          what it asks
-============  ====================================================================================
-works         which backends run, and whether they, a step and the golden files give the same numbers
+============  ==================================================================================
+works         which backends run, whether they, a step and the golden files give the same numbers
 scan          the scan and the mixers against mamba-ssm's kernels, 65 to 4,097 tokens
-speed         images per second and memory at the published size, against timm's ViT and against the
-              published formulation; share of the card's bf16 peak
+speed         images per second and memory at the published size, against timm's ViT and against
+              the published formulation; share of the card's bf16 peak
 main          the encoders of profile `evidence`, 2,000 steps of 256 tiles, eight seeds
 stability     24 blocks, MLP and EinFFT, two rates, float16 and bf16, 1,500 steps
 her2st        ViT12 and MVHybrid at full size, 400 steps without the section that is tested
-============  ====================================================================================
+============  ==================================================================================
 
 Every row is written to DIR/rows.csv as soon as it is measured. A part has its share of the minutes,
 and what it leaves over goes to those behind it. The same command again goes on: rows that are there
@@ -41,6 +41,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import gpu_measure
 import gpu_train
+
 from mvhlib import artifacts
 from mvhlib.artifacts import InputError
 

@@ -265,7 +265,7 @@ def _step_error(bench: "Bench", family: str) -> dict[str, Any]:
 
 
 def scans(bench: "Bench") -> None:
-    """Each row: ours, mamba-ssm's as baseline, plain PyTorch in the note where it is not too slow."""
+    """Each row: ours, mamba-ssm's as baseline, plain PyTorch in the note where not too slow."""
     for length in TOKENS[:1] if bench.dry else TOKENS:
         for dtype in (torch.float32, LOW):
             for backward in (False, True):

@@ -6,7 +6,7 @@
 RUN is a run folder with `tiles/` (``runs/evidence``, ``runs/her2st``); of a run that cut slides for
 pretraining those are taken, as `mvhlib.dino.pretrain.open_tiles` does. What comes out::
 
-    DIR/<pool>/<section>.h5      jpeg (bytes of all tiles), ends, coords, outside, barcode; attributes
+    DIR/<pool>/<section>.h5      jpeg (bytes of all tiles), ends, coords, outside, barcode
     DIR/<pool>/manifest.csv      section, patient, study: who a model will have seen
     DIR/<pool>/folds.csv         her2st: the sections to leave out, one training without each
     DIR/<pool>/panels.csv        the genes that are scored at home
@@ -34,7 +34,7 @@ SCALES = ("tile_px", "tile_um", "mpp", "source_mpp")
 
 
 def pack_section(source: Path, target: Path, quality: int) -> dict[str, float]:
-    """Write one section's tiles as JPEG; returns tiles, bytes, and mean error of a pixel [0-255]."""
+    """Write one section's tiles as JPEG; returns tiles, bytes, mean error of a pixel [0-255]."""
     from PIL import Image
 
     tiles = store.read_tiles(source)

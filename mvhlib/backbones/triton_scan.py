@@ -110,7 +110,8 @@ def _forward(u, delta, A, B, C, skip, bias, y, kept, batch, channels, length, st
     h_i = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
 
     # Each token is read one turn before it is used: a warp has nothing else to do meanwhile.
-    next_u, next_delta = tl.load(u_at, mask=is_d, other=0.0), tl.load(delta_at, mask=is_d, other=0.0)
+    next_u = tl.load(u_at, mask=is_d, other=0.0)
+    next_delta = tl.load(delta_at, mask=is_d, other=0.0)
     next_b, next_c = tl.load(B_at, mask=is_n, other=0.0), tl.load(C_at, mask=is_n, other=0.0)
     next_bi, next_ci = next_b, next_c
     if COMPLEX:
