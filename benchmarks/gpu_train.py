@@ -22,7 +22,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import gpu_pack
-from gpu_measure import Absent, micro_config, write_noise
+from gpu_measure import Absent, fuse, micro_config, write_noise
 
 from mvhlib import artifacts, training
 from mvhlib.dino import stability as grids
@@ -274,6 +274,8 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
     """Pretrain, keep how much the states are used, embed where that is asked for."""
     config = Config(**job["config"])
     run = Pretraining(config)
+    if run.device.type == "cuda":
+        fuse(run.optimizer)
     if not run.is_finished():
         run.train(_states_log(run) if job["options"].get("states") else None)
         run.export()

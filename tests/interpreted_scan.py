@@ -156,13 +156,15 @@ def compile_all():
 
     from mvhlib.backbones import triton_scan
 
-    for is_complex in (False, True):
+    # A number that is 1 is a constant to the compiler: strides of rows, a single image or token.
+    ones = {name: 1 for name in ("batch", "length", "u_d", "delta_d", "B_n", "C_n")}
+    for is_complex, constant in ((False, {}), (True, {}), (False, ones)):
         for target in (80, 90):
             for kernel in (triton_scan._forward, triton_scan._backward):
                 chosen = {"SOFTPLUS": True, "HAS_SKIP": True, "HAS_BIAS": True, "KEEP": True,
                           "COMPLEX": is_complex, "EVERY": triton_scan.EVERY,
                           "BLOCK_N": triton_scan.MOST_STATES[is_complex],
-                          "BLOCK_D": triton_scan.BLOCK_D}
+                          "BLOCK_D": triton_scan.BLOCK_D, **constant}
                 low = ("u", "delta", "y", "dy", "du", "ddelta")
                 low = low if is_complex else (*low, "B", "C")
                 kinds = {name: "constexpr" if name in chosen else "*bf16" if name in low

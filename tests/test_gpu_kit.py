@@ -170,6 +170,25 @@ def test_a_command_that_cannot_run_says_so(tmp_path):
         gpu.main(["--out", str(tmp_path), "--pack", str(tmp_path / "none"), "--dry-run"])
 
 
+def test_a_fused_optimiser_takes_the_same_steps():
+    import gpu_measure
+    import torch
+
+    results = []
+    for fused in (False, True):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(7, 3)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.2, foreach=True)
+        if fused:
+            gpu_measure.fuse(optimizer)
+        for step in range(5):
+            optimizer.zero_grad()
+            model(torch.full((2, 7), step + 1.0)).square().sum().backward()
+            optimizer.step()
+        results.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)
+
+
 def test_archives_stay_small(tmp_path, monkeypatch):
     import gpu
 
