@@ -71,7 +71,7 @@ def main_experiment(bench: "Bench") -> None:
             config = _config(bench, bench.out / "main" / slug, tiles, recipe)
             jobs.append(_job(bench, slug, "pretrain", config, {"states": True},
                              home=bench.out / "home" / "encoders" / slug))
-    _run_jobs(bench, jobs, AT_ONCE, tiles)
+    _run_jobs(bench, jobs, 2 if bench.dry else AT_ONCE, tiles)
 
 
 def stability(bench: "Bench") -> None:
@@ -81,7 +81,7 @@ def stability(bench: "Bench") -> None:
     cells = grids.grid([{"depth": [depth], "channel_mixer": ["mlp", "einfft"],
                          "lr_factor": [3, 1]}])
     jobs = []
-    for cell in cells:
+    for cell in cells[:1 if bench.dry else None]:
         for precision in ("float16", "bf16"):
             what = f"{cell['channel_mixer']} x{cell['lr_factor']:g} {precision}"
             folder = bench.out / "stability" / what.replace(" ", "_")
@@ -91,7 +91,7 @@ def stability(bench: "Bench") -> None:
             config = replace(grids.configure(config, cell), save_every=config.steps)
             jobs.append(_job(bench, what, "stability", config, {"precision": precision},
                              home=bench.out / "home" / "stability"))
-    _run_jobs(bench, jobs, AT_ONCE, tiles)
+    _run_jobs(bench, jobs, 2 if bench.dry else AT_ONCE, tiles)
 
 
 def her2st(bench: "Bench") -> None:
@@ -218,7 +218,7 @@ def _finish(bench: "Bench", job: dict[str, Any], process: subprocess.Popen, star
     if process.returncode == 0 and answer.exists():
         bench.write(job["what"], {"status": "ok", "seconds": seconds}
                     | artifacts.read_json(answer))
-    elif process.returncode != INTERRUPTED:
+    elif process.returncode not in (INTERRUPTED, -signal.SIGTERM, -signal.SIGKILL):
         said = (_folder(job) / "job.txt").read_text(encoding="utf-8", errors="replace")
         lines = said.strip().splitlines() or ["no message"]
         bench.write(job["what"], {"status": "failed", "seconds": seconds,
