@@ -59,6 +59,10 @@ AXES = {
     "variance": "variance within sections",
     "study_excess": "naming the study, accuracy above chance",
     "difference": "Pearson r, random less unseen study",
+    "ceiling_counting": "ceiling, noise of counting",
+    "ceiling_common": "and noise of all genes",
+    "ceiling_neighbours": "and all unlike neighbours",
+    "ceiling_true": "ceiling, true rates known",
 }
 
 

@@ -86,7 +86,7 @@ def scores(world, name, protocol="loso"):
 
 
 def test_another_programs_predictions_get_the_scores_that_ours_get(world, tmp_path, monkeypatch):
-    monkeypatch.setattr(artifacts, "FLOAT_FORMAT", "%.17g")
+    monkeypatch.setattr(artifacts.run_tables, "FLOAT_FORMAT", "%.17g")
     said = given.score(world.run, world.write(tmp_path / "Other Model"))
     assert said[0] == "other-model: 3 of 3 sections, joined by name"
     assert "saw test images: unknown" in said[1]
