@@ -245,8 +245,10 @@ class Half(grids.Recorder):
         self.scaled = LOSS_SCALE if precision == "float16" else 1.0
         for parameter in self.student.parameters():
             if parameter.requires_grad:
-                parameter.register_post_accumulate_grad_hook(
-                    lambda held: held.grad.div_(self.scaled))
+                parameter.register_post_accumulate_grad_hook(self._scale_down)
+
+    def _scale_down(self, parameter: torch.Tensor) -> None:
+        parameter.grad.div_(self.scaled)
 
     def _autocast(self):
         return torch.autocast(self.device.type, self.half)
