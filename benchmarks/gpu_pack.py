@@ -1,7 +1,7 @@
 """What a bare GPU machine needs of finished runs, small enough to carry: tiles as JPEG.
 
     python benchmarks/gpu_pack.py --out DIR [--synthetic RUN] [--her2st RUN] [--golden DIR]
-                                  [--quality 92] [--most-mb 40]
+                                  [--quality 92] [--most-mb 30]
 
 RUN is a run folder with `tiles/` (``runs/evidence``, ``runs/her2st``); of a run that cut slides for
 pretraining those are taken, as `mvhlib.dino.pretrain.open_tiles` does. What comes out::
@@ -95,13 +95,14 @@ def _decoded(content: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
 
 
-def pack_pool(run: Path, folder: Path, quality: int, held_out: Sequence[str]) -> dict[str, float]:
-    """Tiles, owners, folds and panels of one run."""
+def pack_pool(run: Path, folder: Path, quality: int, held_out: Sequence[str],
+              sections: str = "*") -> dict[str, float]:
+    """Tiles, owners, folds and panels of the sections of one run whose names match."""
     apart = run / "pretraining"
     tiles = (apart if (apart / "tiles").is_dir() else run) / "tiles"
-    found = sorted(tiles.glob("*.h5"))
+    found = sorted(tiles.glob(f"{sections}.h5"))
     if not found:
-        raise InputError(tiles, "tiles", "holds no h5 file", "run notebooks 01 and 02 first")
+        raise InputError(tiles, "tiles", f"holds no {sections}.h5", "run notebooks 01 and 02 first")
     unknown = sorted(set(held_out) - {path.stem for path in found})
     if unknown:
         raise InputError(tiles, "held_out", f"{unknown} are not there", "name sections of this run")
@@ -123,15 +124,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--her2st", type=Path, help="run folder of her2st")
     parser.add_argument("--held-out", nargs="*", default=["C2", "C3", "C4", "C5"],
                         help="sections of her2st, one training without each")
+    parser.add_argument("--sections", default="C*",
+                        help="of her2st, for instance those of the tested patient")
     parser.add_argument("--golden", type=Path, help="folder of reference numbers (*.npz)")
     parser.add_argument("--quality", type=int, default=92)
-    parser.add_argument("--most-mb", type=float, default=40.0)
+    parser.add_argument("--most-mb", type=float, default=30.0)
     given = parser.parse_args(arguments)
     pools = {name: run for name in ("synthetic", "her2st") if (run := getattr(given, name))}
     content = {"quality": given.quality, "pools": {}}
     for name, run in pools.items():
         held_out = given.held_out if name == "her2st" else []
-        content["pools"][name] = pack_pool(run, given.out / name, given.quality, held_out)
+        content["pools"][name] = pack_pool(run, given.out / name, given.quality, held_out,
+                                           given.sections if name == "her2st" else "*")
     for path in sorted(given.golden.glob("*.npz")) if given.golden else []:
         (given.out / "golden").mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, given.out / "golden" / path.name)

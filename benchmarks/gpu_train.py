@@ -6,6 +6,7 @@
 
 import csv
 import json
+import math
 import os
 import shutil
 import signal
@@ -46,8 +47,9 @@ FULL_RECIPE = {"steps": 400, "batch": 128, "global_px": 256, "local_px": 112, "n
                "prototypes": 8192, "head_hidden": 2048, "head_bottleneck": 256, "koleo_group": 64,
                "momentum": 0.97, "precision": "bf16", "save_every": 100, "log_every": 5,
                "workers": 6, "keep": 1}
-#: By how much losses are raised in float16, so that small gradients are not rounded to zero.
-LOSS_SCALE = 1024.0
+#: By how much losses are raised in float16 at first, so that small gradients are not rounded to
+#: zero; halved at every overflow, whose step is left out, and doubled after so many good ones.
+LOSS_SCALE, GROWTH = 1024.0, 500
 #: Logged steps between two looks at how much the states add to the skip path.
 STATES_EVERY = 5
 #: What of an encoder's folder is carried home.
@@ -235,8 +237,8 @@ INTERRUPTED = 143
 class Half(grids.Recorder):
     """A recorded pretraining whose autocast is float16 or bf16.
 
-    In float16 the gradients inside the network are multiplied by `LOSS_SCALE`, and divided by it
-    as they reach a parameter.
+    In float16 the gradients inside the network are multiplied by `scaled`, and divided by it as
+    they reach a parameter. A run is stopped for an overflow only where `scaled` fell below 1.
     """
 
     def __init__(self, config: Config, precision: str):
@@ -246,6 +248,24 @@ class Half(grids.Recorder):
         for parameter in self.student.parameters():
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(self._scale_down)
+        self.good, self.skipped = 0, 0
+        if precision == "float16":
+            self.take_step, self.optimizer.step = self.optimizer.step, self._step_unless_overflown
+
+    def _step_unless_overflown(self) -> None:
+        sums = [p.grad.sum() for p in self.student.parameters() if p.grad is not None]
+        if bool(torch.stack(sums).isfinite().all()):
+            self.take_step()
+            self.good += 1
+            self.scaled *= 1 if self.good % GROWTH else 2
+        else:
+            self.good, self.skipped, self.scaled = 0, self.skipped + 1, self.scaled / 2
+
+    def _watch(self, row: dict[str, float]) -> None:
+        self.rows[-1]["loss_scale"] = self.scaled
+        overflown = self.skipped and not self.good and self.scaled >= 1
+        if not (overflown and math.isfinite(row["loss"])):
+            super()._watch(row)
 
     def _scale_down(self, parameter: torch.Tensor) -> None:
         parameter.grad.div_(self.scaled)
@@ -347,7 +367,8 @@ def train_cell(job: dict[str, Any]) -> dict[str, Any]:
                   if name.startswith("activation_"))
     return {"value": last["loss"] / first["loss"], "unit": "last loss over first",
             "dtype": job["options"]["precision"],
-            "note": f"{int(last['step']) + 1} steps; largest activation {largest:.3g}"
+            "note": f"{int(last['step']) + 1} steps, {run.skipped} left out for an overflow; "
+                    f"largest activation {largest:.3g}"
                     + (f"; {stopped}" if stopped else "")}
 
 

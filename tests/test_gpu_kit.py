@@ -157,6 +157,12 @@ def test_the_whole_command_on_a_bare_machine(run, golden, tmp_path):
     there = tmp_path / "clone" / "runs"
     encoder = there / "one_gpu" / "encoders" / "mvhybrid-dino.s0"
     assert {path.name for path in encoder.iterdir()} >= {"model.safetensors", "states.csv"}
+    from mvhlib import encoders
+
+    # As 04_embed makes it of profile one_gpu.
+    model = encoders.create_encoder("mvhybrid_micro_patch8_64", name="mvhybrid-dino.s0",
+                                    weights=str(encoder), pool="cls+mean+std", device="cpu")
+    assert model.pretrained_on["patients"] == ["C"] and not model.is_random
     slug = "vit12-dino.no-c2.mean-std"
     assert (there / "one_gpu_her2st" / "features" / slug / "C3.h5").exists()
 
@@ -168,6 +174,32 @@ def test_a_command_that_cannot_run_says_so(tmp_path):
         gpu.main(["--out", str(tmp_path), "--only", "speeed", "--dry-run"])
     with pytest.raises(InputError, match="--pack is no folder"):
         gpu.main(["--out", str(tmp_path), "--pack", str(tmp_path / "none"), "--dry-run"])
+
+
+def test_the_profiles_of_what_is_brought_home_name_what_is_unpacked(tmp_path):
+    import gpu_train
+    import gpu_unpack
+
+    from mvhlib import workflow
+
+    params = ROOT / "params"
+    plan = workflow.read_plan(params / "one_gpu")
+    trained = {slug: options for slug, options in plan["encoders"].items()
+               if options.get("weights", "").startswith("runs/")}
+    assert set(trained) == {f"{name}.s{seed}" for name in gpu_train.ENCODERS
+                            for seed in range(gpu_train.SEEDS)}
+    for slug, options in trained.items():
+        assert options["weights"] == f"runs/{gpu_unpack.PLACES['encoders']}/{slug}"
+        assert options["source"] == gpu_train.ENCODERS[slug.partition(".s")[0]]
+    plan = workflow.read_plan(params / "one_gpu_her2st", data=str(tmp_path))
+    assert {slug.partition(".no-")[0]: options["source"]
+            for slug, options in plan["encoders"].items()} == gpu_train.FULL
+    assert "vit12-dino.no-c2.mean-std" in plan["members"]["vit12-dino.mean-std"]
+    recipe = workflow.read_params(params / "her2st_gpu", "03_pretrain")
+    flat = recipe | recipe["more"]
+    assert all(flat[name] == gpu_train.FULL_RECIPE[name] for name in (
+        "steps", "batch", "global_px", "local_px", "n_local", "prototypes", "head_hidden",
+        "head_bottleneck", "koleo_group", "momentum", "precision"))
 
 
 def test_a_fused_optimiser_takes_the_same_steps():
