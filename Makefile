@@ -1,5 +1,5 @@
 # make figures [PROFILE=demo] [PARAMS=dir] [DATA=dir] [OUT=.] [SEED=0] [JOBS=cores] [PYTHON=python3]
-#              [CLUSTER=workflow/profiles/slurm]
+#              [CLUSTER=site.yaml]: on SLURM, see CLUSTER.md
 # make tour [OUT=.]: notebook 00 alone
 # make profile PROFILE=mine DATA=dir [PARAMS=dir] | doctor [DATA=dir]
 # make predict SLIDES=file|dir MODEL=dir OUT=dir [MPP=um] [STRIDE_UM=um] [GENES=A,B|file] [JOBS=]

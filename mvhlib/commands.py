@@ -25,8 +25,9 @@ MPP           predict: micrometres per pixel of all slides         no number abo
 STRIDE_UM     predict: distance of tiles on the grid               no number above 0
 GENES         predict: ``A,B``, or a file, a gene in each line     genes that the model lacks
 PREDICTIONS   score: a folder (`mvhlib.expression.given`)          nothing there
-CLUSTER       figures: a folder with Snakemake's ``config.yaml``   no such file
-              (``workflow/profiles/slurm``), whose jobs count
+CLUSTER       figures: a folder with Snakemake's ``config.yaml``   no such file; a file without a
+              (``workflow/profiles/slurm``), whose jobs count; or  mapping
+              a file of what differs from that at one site
 PORT, ARGS    lab: its port, further words for JupyterLab          no port, an open quote
 ============  ===================================================  ==============================
 
@@ -45,6 +46,7 @@ from typing import Any
 
 from mvhlib import artifacts, workflow
 from mvhlib.artifacts import InputError
+from mvhlib.parameters import read_yaml
 from mvhlib.places import home
 
 #: Variables of the Makefile; they are meant for this module and not for what it starts.
@@ -52,6 +54,8 @@ VARIABLES = ("PROFILE", "PARAMS", "DATA", "OUT", "SEED", "JOBS", "SLOW", "PYTHON
              "MODEL", "MPP", "STRIDE_UM", "GENES", "PREDICTIONS", "CLUSTER", "PORT", "ARGS")
 #: What make says to a make below it: a make that something started calls is none.
 OF_MAKE = ("MAKELEVEL", "MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKE_TERMOUT", "MAKE_TERMERR")
+#: What a cluster's own file is laid over.
+SLURM = "workflow/profiles/slurm"
 #: Memory that a notebook may take [bytes].
 JOB_BYTES = 2 << 30
 
@@ -133,11 +137,14 @@ def _cluster(given: Mapping[str, str]) -> list[str]:
     """Snakemake's words for a cluster; empty where the machine itself does the work."""
     if not (given.get("CLUSTER") or "").strip():
         return []
-    folder = Path(_there(given, "CLUSTER"))
-    if not (folder / "config.yaml").is_file():
-        raise InputError(f"CLUSTER={folder}", "CLUSTER", "holds no config.yaml",
-                         "copy workflow/profiles/slurm, and name your site's partitions in it")
-    return ["--profile", str(folder)]
+    named = Path(_there(given, "CLUSTER"))
+    if named.is_file():
+        read_yaml(named)  # refused here, before the engine finds words of its own
+        return ["--profile", str(home() / SLURM), "--workflow-profile", str(named)]
+    if not (named / "config.yaml").is_file():
+        raise InputError(f"CLUSTER={named}", "CLUSTER", "holds no config.yaml",
+                         f"name a file like {SLURM}/site.yaml, with your site's partitions in it")
+    return ["--profile", str(named)]
 
 
 def _jobs(given: Mapping[str, str]) -> int:

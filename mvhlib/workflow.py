@@ -27,9 +27,11 @@ does. An encoder is its `source` (`mvhlib.encoders` lists them; a relative path 
 
 import ast
 import base64
+import functools
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -54,6 +56,8 @@ ENCODER = {"pretrain": "dict", "seeds": "int", "held_out": "list[str]", "if_data
 #: Parameters that the workflow gives by itself.
 GIVEN = ("profile", "out", "data", "encoder")
 MOST_SEEDS = 1000
+#: Room below which a notebook cannot be written [bytes].
+LEAST_FREE = 100_000
 #: What Snakemake takes by ``--config``.
 CONFIG = ("profile", "data", "seed", "params")
 #: Types of the keys of workflow.yaml.
@@ -437,9 +441,17 @@ def code_hash(name: str) -> str:
         path = _module_file(module)
         if path is None or module in sources:
             continue
-        sources[module] = artifacts.sha256_file(path)
-        todo += imported_modules(path.read_text(encoding="utf-8"))
+        status = path.stat()
+        sources[module], imports = _look_into(path, status.st_mtime_ns, status.st_size)
+        todo += imports
     return artifacts.sha256_of(sources)
+
+
+@functools.cache
+def _look_into(path: Path, _changed_ns: int, _n_bytes: int) -> tuple[str, tuple[str, ...]]:
+    """Hash and imports of a module, read once for all notebooks: each job of a cluster asks."""
+    return (artifacts.sha256_file(path),
+            tuple(imported_modules(path.read_text(encoding="utf-8"))))
 
 
 def encoder_code(options: Mapping[str, Any]) -> str:
@@ -493,8 +505,11 @@ def forget_incomplete(run: Path) -> list[str]:
 def explain(executed: Path) -> str:
     """Say in a few lines which cell of an executed notebook failed, and how."""
     log = Path(f"{executed}.txt")
+    said = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+    if "No space left on device" in said or _free(executed.parent) < LEAST_FREE:
+        return (f"{executed.stem}: {executed.parent}: disk: is full. Fix: make room, and give the "
+                "command again; what is done stays.")
     if not executed.exists():
-        said = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
         return "\n".join([f"{executed.stem}: did not start", *said.strip().splitlines()[-3:]])
     with artifacts.reading(executed, "cells", "are no executed notebook", f"see {log}"):
         for cell in artifacts.read_json(executed)["cells"]:
@@ -504,6 +519,14 @@ def explain(executed: Path) -> str:
                             f"  {output['ename']}: {artifacts.one_line(output['evalue'], 2000)}\n"
                             f"  the notebook up to there: {executed}")
     return f"{executed.stem}: stopped without an error in a cell; see {log}"
+
+
+def _free(folder: Path) -> int:
+    """Bytes that a user may still write there; plenty where nobody can say."""
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return LEAST_FREE
 
 
 def main(arguments: Sequence[str]) -> int:

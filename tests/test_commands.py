@@ -115,19 +115,30 @@ def test_snakemake_prints_what_it_was_given(clone, tmp_path):
 
 
 def test_a_cluster_gets_every_job_with_its_resources(clone, tmp_path):
-    """The executor's dry run, by the profile that stands in the repository."""
+    """The executor's dry run, by the profile and the example of a site in the repository."""
     done = subprocess.run(
         [sys.executable, "-m", "snakemake", "-s", str(clone / "workflow/Snakefile"), "--directory",
          str(tmp_path / "out"), "-n", "--nolock", "--config", "profile=tiny",
-         "--profile", str(clone / "workflow/profiles/slurm")],
+         *commands._cluster({"CLUSTER": str(clone / "workflow/profiles/slurm/site.yaml")})],
         capture_output=True, text=True, env=os.environ | {"MVH_HOME": str(clone)})
     assert done.returncode == 0, done.stderr
-    assert "slurm_partition=main" in done.stdout + done.stderr and "rule tour" in done.stdout
+    asked = re.search(r"rule tour:.*?resources: (.*?)\n", done.stdout, re.S)[1]
+    assert "slurm_partition=main" in asked and "mem_mb=4000" in asked and "runtime=120" in asked
+
+
+@pytest.mark.parametrize("text", ["- a", "a: [", "a: 1\na: 2"])
+def test_a_site_that_cannot_be_read_is_refused_in_one_line(clone, tmp_path, text):
+    (tmp_path / "site.yaml").write_text(text)
+    done = make(clone, "figures", "PROFILE=tiny", f"OUT={tmp_path / 'o'}",
+                f"CLUSTER={tmp_path / 'site.yaml'}")
+    assert done.returncode == 2 and not (tmp_path / "o").exists()
+    said = [line for line in done.stderr.splitlines() if "site.yaml" in line]
+    assert len(said) == 1 and "Fix: " in said[0] and "Traceback" not in done.stderr
 
 
 def test_a_cluster_without_a_profile_is_refused_in_one_line(clone, tmp_path):
     done = make(clone, "figures", "PROFILE=tiny", f"OUT={tmp_path / 'o'}", f"CLUSTER={tmp_path}")
-    assert done.returncode == 2 and "CLUSTER: holds no config.yaml. Fix: copy" in done.stderr
+    assert done.returncode == 2 and "CLUSTER: holds no config.yaml. Fix: name a file" in done.stderr
 
 
 def test_snakemake_refuses_in_one_line(clone, tmp_path):

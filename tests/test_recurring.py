@@ -1,5 +1,8 @@
 """Prototypes against gene programs: the share between groups, and its null of shifts."""
 
+from types import SimpleNamespace
+
+import anndata
 import numpy as np
 import pandas as pd
 import pytest
@@ -59,17 +62,29 @@ def test_a_hexagonal_array_with_holes_can_be_shifted():
     assert found["p"].between(0.05, 1).all() and list(found) == recurring.COLUMNS
 
 
+class Model:
+    """Prototypes that follow the first gene."""
+
+    def prototypes(self, X, where):
+        return SimpleNamespace(assignment=groups(X[:, 0]))
+
+
 def test_slides_make_one_table_and_a_sentence():
     rng = np.random.default_rng(4)
     hidden = smooth(rng)
-    measured = np.hstack([hidden + 0.2 * smooth(rng) for _ in range(5)] + [smooth(rng, 2)])
-    genes = [f"a{number}" for number in range(5)] + ["b1", "b2"]
-    sets = {"stroma_like": genes[:5], "none": ["x"]}
-    slides = [(name, groups(hidden[:, 0]), measured, PLACES) for name in ("one", "two")]
-    found = recurring.table(slides, genes, sets, n_draws=19)
+    counts = np.exp(2 + 8 * np.hstack([hidden + 0.2 * smooth(rng) for _ in range(5)]
+                                      + [smooth(rng, 3)]))
+    names = [f"a{number}" for number in range(5)] + ["b1", "b2", "b3"]
+    adata = anndata.AnnData(counts, layers={"counts": counts}, obsm={"spatial": PLACES * 100.0},
+                            var=pd.DataFrame(index=names))
+    people = {name: SimpleNamespace(adata=adata) for name in ("one", "two")}
+    views = {name: SimpleNamespace(barcodes=list(adata.obs_names), features=hidden)
+             for name in people}
+    found = recurring.table(Model(), views, people, people, n_draws=19,
+                            sets={"stroma_like": names[:5], "none": ["x"]})
     assert list(found["section"]) == ["one", "two"] and (found["p"] == 0.05).all()
     assert "follow stroma like (p below 0.1) on most of 2 slides" in recurring.said(found, 0.1)
-    nothing = recurring.table(slides, genes, {"none": ["x"]})
+    nothing = recurring.table(Model(), views, people, people, {"none": ["x"]})
     assert nothing.empty and recurring.said(nothing).startswith("No gene program")
 
 

@@ -3,14 +3,16 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from mvhlib import artifacts, notebook, workflow
 from mvhlib.artifacts import InputError
+from mvhlib.places import home
 
-PARAMS = notebook.home() / "params"
+PARAMS = home() / "params"
 PROFILES = sorted(path.parent.name for path in PARAMS.glob("*/workflow.yaml"))
 
 
@@ -26,7 +28,7 @@ def test_every_profile_fits_its_notebooks(profile, tmp_path):
         options = dict(options)
         for name, given in (("03_pretrain", options.pop("pretrain", {})), ("04_embed", options)):
             declared = notebook.declared_parameters(notebook.read_parameters_cell(
-                notebook.home() / f"notebooks/{name}.ipynb"))
+                home() / f"notebooks/{name}.ipynb"))
             notebook.check_parameters(name, declared, given)
 
 
@@ -193,6 +195,19 @@ def test_a_failed_notebook_names_its_cell(tmp_path):
     said = workflow.explain(path)
     assert "'fit-ridge'" in said and "x.h5: file: is truncated" in said
     assert "did not start" in workflow.explain(Path(tmp_path / "none.ipynb"))
+
+
+def test_explain_says_that_a_disk_is_full(tmp_path, monkeypatch):
+    """Whoever met it, in whatever words, and whatever could still be written."""
+    path = tmp_path / "04_embed.a.ipynb"
+    full = f"04_embed.a: {tmp_path}: disk: is full. Fix: make room"
+    path.with_name("04_embed.a.ipynb.txt").write_text(
+        "RuntimeError: Can't decrement id ref count (error message = 'No space left on device')")
+    assert workflow.explain(path).startswith(full)
+    path.with_name("04_embed.a.ipynb.txt").write_text("")
+    assert not workflow.explain(path).startswith(full)
+    monkeypatch.setattr(workflow.shutil, "disk_usage", lambda folder: SimpleNamespace(free=0))
+    assert workflow.explain(path).startswith(full)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"cells": 5}', '{"cells": [{"outputs": [5]}]}'])

@@ -102,8 +102,8 @@ def table(sections: Iterable[Any], genes: Sequence[str], how: str = "log1p_cp10k
     found = []
     for section in sections:
         adata = section.adata[:, list(genes)]
-        library = np.asarray(section.adata.X.sum(axis=1)).ravel()
-        over = dispersion(adata.X, library, adata.obsm["spatial"])
+        library = np.asarray(section.adata.layers["counts"].sum(axis=1)).ravel()
+        over = dispersion(adata.layers["counts"], library, adata.obsm["spatial"])
         rows = pd.DataFrame({"gene": list(genes), "dispersion": over})
         rows["program"] = adata.var["program"].astype(str).to_numpy() if "program" in adata.var \
             else ""
@@ -111,8 +111,8 @@ def table(sections: Iterable[Any], genes: Sequence[str], how: str = "log1p_cp10k
                  "neighbours": np.nan_to_num(over)}
         for name, value in noise.items():
             rng = np.random.default_rng([seed, zlib.crc32(section.name.encode())])
-            rows[f"ceiling_{name}"] = scores.ceiling(adata.X, library, how, n_splits=n_splits,
-                                                     rng=rng, dispersion=value)
+            rows[f"ceiling_{name}"] = scores.ceiling(
+                adata.layers["counts"], library, how, n_splits=n_splits, rng=rng, dispersion=value)
         if truth is not None and (path := truth / f"{section.name}.h5ad").exists():
             rows["ceiling_true"] = _reached(path, adata, library, how)
         found.append(rows)
@@ -129,7 +129,7 @@ def _reached(path: Path, adata: Any, library: np.ndarray, how: str) -> np.ndarra
     rate = np.exp(known.layers["rate"].astype(np.float64))
     rate *= library[:, None] / rate.sum(axis=1, keepdims=True)
     columns = known.var_names.get_indexer(adata.var_names)
-    r = scores.pearson(normalize(scores.dense(adata.X), how, library),
+    r = scores.pearson(normalize(scores.dense(adata.layers["counts"]), how, library),
                        normalize(rate[:, columns], how, library))
     return np.nan_to_num(r)
 

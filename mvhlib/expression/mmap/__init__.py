@@ -30,6 +30,7 @@ encoder of tiles: `mvhlib.expression.fused`.
 `lora`        low-rank updates of an encoder
 `network`     attention, similarity term, the models of both stages
 `prototypes`  k-means per slide, selection, maps and tiles of prototypes
+`recurring`   whether prototypes follow gene programs more than a smooth map would
 `estimator`   `MMAP` and `stnet`
 `ablations`   paired differences of variants, and their verdicts
 `questions`   which variants there are, and what the authors say of them

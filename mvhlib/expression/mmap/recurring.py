@@ -7,12 +7,18 @@ program's variance lies between prototypes is held against that share at every s
 """
 
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from mvhlib import phrases
+from mvhlib import lattice, phrases
 from mvhlib.artifacts import InputError
+from mvhlib.cohort.genes import targets
+
+if TYPE_CHECKING:
+    from mvhlib.cohort import Cohort
+    from mvhlib.expression.mmap.estimator import MMAP
 
 #: Columns of `follows`.
 COLUMNS = ["section", "program", "n_spots", "n_prototypes", "share", "share_shifted", "p"]
@@ -104,26 +110,41 @@ def said(tested: pd.DataFrame, level: float = 0.05) -> str:
             f"{phrases.count(tested['section'].nunique(), 'slide')}.")
 
 
-def table(slides: Iterable[tuple[str, np.ndarray, np.ndarray, np.ndarray]], genes: list[str],
+def table(model: "MMAP", views: Mapping[str, Any], people: "Cohort", names: Iterable[str],
           sets: Mapping[str, list[str]], *, signs: Mapping[str, float] | None = None,
           n_draws: int = 199, seed: int = 0) -> pd.DataFrame:
-    """`follows` of several slides.
+    """`follows` of several slides by a fitted model.
 
     Parameters
     ----------
-    slides
-        Name, prototype of each spot `(T,)`, measured expression `(T, G)`, places `(T, 2)`.
-    genes
-        Names of the columns.
+    model
+        Fitted without the slides that are named, with prototypes.
+    views
+        Section -> its tokens, as the model reads them (`token_folder`).
+    people
+        Cohort with raw counts and spot centres.
+    names
+        Sections to test.
     sets, signs
-        As for `mvhlib.expression.structure.set_scores`.
+        As for `mvhlib.expression.structure.set_scores`; all genes of a section may be named.
+    n_draws
+        Shifts of each slide.
+    seed
+        Of the shifts.
     """
     from mvhlib.expression.structure import set_scores
 
     found = [pd.DataFrame(columns=COLUMNS)]
-    for number, (name, members, measured, places) in enumerate(slides):
-        programs = set_scores(measured, genes, sets, signs=signs)
+    for number, name in enumerate(names):
+        adata = people[name].adata[views[name].barcodes]
+        named = [gene for genes in sets.values() for gene in genes if gene in adata.var_names]
+        genes = list(dict.fromkeys(named))
+        if not genes:
+            continue
+        programs = set_scores(targets(adata, genes), genes, sets, signs=signs)
         if programs.shape[1]:
-            found.append(follows(name, members, programs, places, n_draws=n_draws,
+            members = model.prototypes(views[name].features, where=name).assignment
+            found.append(follows(name, members, programs,
+                                 lattice.array_positions(adata.obsm["spatial"]), n_draws=n_draws,
                                  rng=np.random.default_rng([seed, number])))
-    return pd.concat([part for part in found if len(part)] or found, ignore_index=True)
+    return pd.concat(found[1:] or found, ignore_index=True)

@@ -11,7 +11,28 @@ train or use a network of their own on pixels, these take an embedding that is g
 difference is one of the head and of the context alone. ST-Net is `mvhlib.expression.mmap.stnet`.
 """
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 from mvhlib.expression.rivals.deeppt import DeepPT
 from mvhlib.expression.rivals.histogene import HisToGene
+from mvhlib.training import FitConfig
 
-__all__ = ["DeepPT", "HisToGene"]
+__all__ = ["DeepPT", "HisToGene", "both"]
+
+
+def both(training: Mapping[str, Any], folder: Path, **options: Any) -> dict[str, Any]:
+    """Both rivals by name, trained alike, each with its state below `folder`.
+
+    Parameters
+    ----------
+    training
+        Fields of `mvhlib.training.FitConfig`; a batch of HisToGene is one section.
+    options
+        Of both: validation, device.
+    """
+    return {"histogene": HisToGene(training=FitConfig(**(dict(training) | {"batch": 1})),
+                                   folder=Path(folder) / "histogene", **options),
+            "deeppt": DeepPT(training=FitConfig(**training), folder=Path(folder) / "deeppt",
+                             **options)}
