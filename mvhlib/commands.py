@@ -330,10 +330,14 @@ def lab(given: Mapping[str, str]) -> None:
 
 
 def bench(given: Mapping[str, str]) -> int:
-    """Run every benchmark; tables go to OUT, or to ``benchmarks/`` where OUT is the clone."""
+    """Run every benchmark; tables go to OUT, or to ``benchmarks/`` where OUT is the clone.
+
+    Those for a GPU (``gpu*.py``) are a kit of their own, see ``GPU.md``.
+    """
     out = out_folder(given)
     target = home() / "benchmarks" if out == home() else out
-    for script in sorted((home() / "benchmarks").glob("*.py")):
+    scripts = (home() / "benchmarks").glob("*.py")
+    for script in sorted(path for path in scripts if not path.name.startswith("gpu")):
         done = subprocess.run([sys.executable, str(script), "--out", str(target)],
                               env=surroundings(out))
         if done.returncode:

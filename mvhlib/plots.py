@@ -31,6 +31,8 @@ PALETTE = {
     "mmap": "#009E73",
     "cmrcnet": "#6A3D9A",
     "stnet": "#8CCFBB",
+    "histogene": "#A6761D",
+    "deeppt": "#999933",
     "bleep": "#B79BCF",
     "ridge": "#444444",
     "other": "#000000",
@@ -41,7 +43,7 @@ LABELS = {
     "handmade": "hand-made", "vit12": "ViT12", "vit17": "ViT17", "vit24": "ViT24",
     "vimeinfft": "ViMEinFFT", "hydraeinfft": "HydraEinFFT", "hydrahybrid": "HydraHybrid",
     "mvhybrid": "MVHybrid", "mmap": "MMAP", "cmrcnet": "CMRCNet",
-    "stnet": "ST-Net", "bleep": "BLEEP",
+    "stnet": "ST-Net", "histogene": "HisToGene", "deeppt": "DeepPT", "bleep": "BLEEP",
 }
 
 
@@ -59,6 +61,10 @@ AXES = {
     "variance": "variance within sections",
     "study_excess": "naming the study, accuracy above chance",
     "difference": "Pearson r, random less unseen study",
+    "ceiling_counting": "ceiling, noise of counting",
+    "ceiling_common": "and noise of all genes",
+    "ceiling_neighbours": "and all unlike neighbours",
+    "ceiling_true": "ceiling, true rates known",
 }
 
 

@@ -441,6 +441,21 @@ def placed(name: str, difference: float, low: float, high: float) -> str:
     return f"{name} is not told apart from it ({phrases.mean(difference, low, high, 3)})"
 
 
+def placed_beside(name: str, compared: pd.DataFrame, names: Mapping[str, str]) -> list[str]:
+    """Where the arms that `name` was compared with lie, one phrase each; see `placed`.
+
+    Parameters
+    ----------
+    compared
+        From `compare`, comparisons called ``name - other``.
+    names
+        Arm -> how it is called.
+    """
+    own = compared[compared["comparison"].str.startswith(f"{name} - ")]
+    return [placed(names[row.comparison.split(" - ")[1]], -row.difference, -row.ci_high,
+                   -row.ci_low) for row in own.itertuples()]
+
+
 def against(units: pd.DataFrame, reference: str, unit: str) -> pd.DataFrame:
     """Every arm less a reference, unit by unit.
 

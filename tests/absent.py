@@ -82,8 +82,8 @@ def walk(name: str, out: Path, **given) -> str:
             assert end.code in (0, None), end
         finally:
             plt.close("all")
-            for path in list(notebook._held):
-                notebook._release(path)
+            for path in list(notebook.execution._held):
+                notebook.execution._release(path)
     assert (out / "runs" / given["profile"] / "provenance").glob(f"{name}*.json")
     return said.getvalue()
 

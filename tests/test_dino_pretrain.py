@@ -25,11 +25,12 @@ from mvhlib.dino.data import BatchOrder, TileSource, sample_order
 from mvhlib.dino.model import DinoModel, parameter_groups, update_teacher
 from mvhlib.dino.monitors import effective_rank
 from mvhlib.dino.pretrain import Pretraining, open_tiles, pretrain
+from mvhlib.places import home
 from mvhlib.tiles import store
 from mvhlib.tiles.cut import Tiles
 from mvhlib.training import TrainingStopped, read_log
 
-ROOT = notebook.home()
+ROOT = home()
 #: As small as a backbone can be: 2 blocks, 24 wide, 16 tokens.
 TINY = {"depth": 2, "embed_dim": 24, "img_size": 32}
 SMALL = {"backbone": "mvhybrid_micro_patch8_64", "backbone_options": TINY, "prototypes": 32,

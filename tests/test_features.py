@@ -254,16 +254,16 @@ def test_what_is_no_h5_file_is_one_line(tmp_path):
 
 
 def test_a_file_that_hangs_the_library_is_found_out(tmp_path, monkeypatch):
-    from mvhlib import artifacts
+    from mvhlib.artifacts import h5
 
     path = whole(tmp_path / "a.h5")
-    monkeypatch.setattr(artifacts, "_WALK_CPU_S", 1)
+    monkeypatch.setattr(h5, "_WALK_CPU_S", 1)
 
     def hang(_):
         while True:
             pass
 
-    monkeypatch.setattr(artifacts, "_walk_h5", hang)
+    monkeypatch.setattr(h5, "_walk_h5", hang)
     with pytest.raises(InputError, match="a.h5: file: .*does not come to an end"):
         read_features(path)
     assert read_attr(path, "key") is None
@@ -274,7 +274,7 @@ def test_a_file_that_hangs_the_library_is_found_out(tmp_path, monkeypatch):
 
         os.kill(os.getpid(), signal.SIGSEGV)
 
-    monkeypatch.setattr(artifacts, "_walk_h5", crash)
+    monkeypatch.setattr(h5, "_walk_h5", crash)
     with pytest.raises(InputError, match="crashes over it .SIGSEGV"):
         read_features(path)
     monkeypatch.undo()

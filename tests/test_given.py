@@ -1,5 +1,6 @@
 """Predictions that another program wrote, scored as ours are."""
 
+import anndata
 import numpy as np
 import pandas as pd
 import pytest
@@ -86,7 +87,7 @@ def scores(world, name, protocol="loso"):
 
 
 def test_another_programs_predictions_get_the_scores_that_ours_get(world, tmp_path, monkeypatch):
-    monkeypatch.setattr(artifacts, "FLOAT_FORMAT", "%.17g")
+    monkeypatch.setattr(artifacts.run_tables, "FLOAT_FORMAT", "%.17g")
     said = given.score(world.run, world.write(tmp_path / "Other Model"))
     assert said[0] == "other-model: 3 of 3 sections, joined by name"
     assert "saw test images: unknown" in said[1]
@@ -118,8 +119,6 @@ def test_what_a_predictor_saw_is_marked(world, tmp_path, saw, mark):
 
 
 def test_anndata_is_joined_by_place_where_names_differ(world, tmp_path):
-    import anndata
-
     folder = tmp_path / "by-place"
     folder.mkdir()
     rng = np.random.default_rng(0)
@@ -132,6 +131,20 @@ def test_anndata_is_joined_by_place_where_names_differ(world, tmp_path):
         adata.write_h5ad(folder / f"{section}.h5ad")
     assert "joined by place" in given.score(world.run, folder, n_draws=1)[0]
     theirs = scores(world, "by-place").set_index(["section", "gene"])["pcc"]
+    ours = world.result.scores.set_index(["section", "gene"])["pcc"].loc[theirs.index]
+    np.testing.assert_allclose(theirs, ours, atol=1e-6)
+
+
+def test_pandas_index_is_the_barcode_and_strange_rows_are_counted(world, tmp_path):
+    folder = tmp_path / "plain"
+    folder.mkdir()
+    for section, frame in world.frames():
+        extra = frame.iloc[:2].set_axis(["who", "where"], axis=0)
+        pd.concat([extra, frame]).to_csv(folder / f"{section}.csv")
+    said = given.score(world.run, folder, n_draws=1)
+    assert "joined by name" in said[0]
+    assert said[1].startswith("6 rows name no spot of their section and are not used, 2 of them")
+    theirs = scores(world, "plain").set_index(["section", "gene"])["pcc"]
     ours = world.result.scores.set_index(["section", "gene"])["pcc"].loc[theirs.index]
     np.testing.assert_allclose(theirs, ours, atol=1e-6)
 
@@ -162,6 +175,11 @@ def test_what_cannot_be_scored_is_one_line(world, tmp_path):
         given.score(world.run, folder)
     (folder / "S1P1A.csv").write_text("x,y,gland-01\n1e7,1e7,1\n")
     with pytest.raises(InputError, match="x, y: lie near no spot"):
+        given.score(world.run, folder)
+    (folder / "S1P1A.csv").unlink()
+    placed = anndata.AnnData(np.zeros((2, 1)), obsm={"spatial": np.full((2, 2), np.nan)})
+    placed.write_h5ad(folder / "S1P1A.h5ad")
+    with pytest.raises(InputError, match="S1P1A.h5ad: x, y: are not finite"):
         given.score(world.run, folder)
     (folder / "predictor.yaml").write_text("saw: everything\n")
     with pytest.raises(InputError, match="predictor.yaml: saw: is 'everything'"):

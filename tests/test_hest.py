@@ -22,6 +22,9 @@ from mvhlib.cohort import base, hest, read, splits
 from mvhlib.expression import evaluation, protocols
 from mvhlib.features import Features, read_features
 from mvhlib.places import home
+from mvhlib.tiles.cut import cut_spots
+from mvhlib.tiles.slides import Slide
+from mvhlib.tiles.store import write_tiles
 
 CORRECTIONS = home() / "params" / "hest_crc" / "samples.csv"
 CONTROLS = ["BLANK_0001", "NegControlProbe_00042", "NegControlCodeword_0500", "antisense_X1",
@@ -922,3 +925,21 @@ def test_fetch_without_its_package(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(InputError, match="pip install huggingface_hub"):
         hest.fetch(tmp_path, ["TENX1"])
+
+
+def test_hests_own_code_reads_our_tiles_batch_by_batch(tmp_path):
+    """What HEST's package does before it embeds: batches of pixels and names of one type."""
+    datasets = pytest.importorskip("hestcore.datasets", reason="needs hestcore and its opencv")
+    rng = np.random.default_rng(0)
+    slide = Slide.from_array(rng.integers(0, 255, (400, 400, 3), dtype=np.uint8), mpp=0.5)
+    tiles = cut_spots(slide, rng.uniform(0, 400, (11, 2)), tile_um=32, tile_px=32)
+    names = [f"{n + 1}x{9 + n % 3}" for n in range(11)]
+    write_tiles(tmp_path / "a.h5", tiles, names, layout="hest")
+    read = datasets.H5HESTDataset(str(tmp_path / "a.h5"), chunk_size=4)
+    batches = [read[number] for number in range(len(read))]
+    np.testing.assert_array_equal(np.concatenate([b["imgs"] for b in batches]), tiles.img)
+    np.testing.assert_array_equal(np.concatenate([b["coords"] for b in batches]), tiles.coords)
+    kinds = {np.array(batch["barcodes"]).dtype for batch in batches}
+    assert len(kinds) == 1  # its writer appends batches, and asserts this
+    assert [name.decode() for batch in batches for name in batch["barcodes"]] == [
+        f"{n + 1:03d}x{9 + n % 3:03d}" for n in range(11)]

@@ -164,6 +164,7 @@ def test_the_profile_runs_as_a_user_runs_it(tmp_path):
          f"OUT={tmp_path / 'out'}"], cwd=home(), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     cells = artifacts.read_csv(tmp_path / "out/figures/hest_transfer/15_transfer/cells.csv")
-    assert set(cells["method"]) == {"ridge", "cmrcnet", "bleep", "mmap", "stnet"}
+    assert set(cells["method"]) == {"ridge", "cmrcnet", "bleep", "mmap", "stnet",
+                                    "histogene", "deeppt"}
     assert {("COAD", "READ"), ("IDC", "COAD"), ("COAD", "PSC")} <= set(
         zip(cells["trained_on"], cells["tested_on"], strict=True))

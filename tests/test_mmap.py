@@ -487,9 +487,9 @@ def test_killed_and_resumed_gives_the_same_weights(tmp_path, after):
     whole.fit(slides, GENES, "x", 0)
     command = [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path), str(after), "0",
                str(torch.get_num_threads())]
-    from mvhlib import notebook
+    from mvhlib.places import home
 
-    assert subprocess.run(command, cwd=notebook.home()).returncode == -9
+    assert subprocess.run(command, cwd=home()).returncode == -9
     resumed = mmap.MMAP(**SMALL, prototypes=8, validation=0.3, folder=tmp_path)
     resumed.fit(slides, GENES, "x", 0)
     assert torch.equal(weights(resumed.spot_model), weights(whole.spot_model))

@@ -7,8 +7,9 @@ import re
 import pytest
 
 from mvhlib import notebook
+from mvhlib.places import home
 
-NOTEBOOKS = sorted((notebook.home() / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = sorted((home() / "notebooks").glob("*.ipynb"))
 
 
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)

@@ -1,5 +1,6 @@
 """Models that are kept, applied to slides, and what is said of their predictions."""
 
+import base64
 import json
 import shutil
 import subprocess
@@ -340,6 +341,28 @@ def test_a_broken_slide_is_named_and_the_others_are_done(kept, fitted, tmp_path)
     assert sum("tiles/s" in line and "min left" in line for line in said) == 2
 
 
+def test_what_nobody_foresaw_ends_one_slide_only(kept, fitted, tmp_path, monkeypatch):
+    for name in "ab":
+        shutil.copy(kept.slide, tmp_path / f"{name}.png")
+    real = stream.run
+
+    def run(slide, *rest, **more):
+        if slide.path.stem == "a":
+            raise ZeroDivisionError("of a library")
+        return real(slide, *rest, **more)
+
+    monkeypatch.setattr(stream, "run", run)
+    wish = apply.Wish(zarr=False)
+    asked = slides.find(tmp_path, 1.5625)
+    a, b = apply.predict(asked, fitted, tmp_path / "out", wish, report=None)
+    assert "a.png: prediction: failed (ZeroDivisionError: of a library)" in a.error
+    assert "\n" not in a.error and b.error == ""
+    assert "Traceback" in (tmp_path / "out/a/error.txt").read_text()
+    monkeypatch.undo()
+    a, b = apply.predict(asked, fitted, tmp_path / "out", wish, report=None)
+    assert a.error == "" and b.was_done and not (tmp_path / "out/a/error.txt").exists()
+
+
 # ---- streaming
 
 
@@ -351,11 +374,11 @@ def test_parts_change_nothing_and_a_killed_run_goes_on(kept, fitted, tmp_path, m
         reads, real = [], stream._predict
         dying = [True]
 
-        def predict(model_, tiles):
+        def predict(model_, tiles, colour):
             reads.append(len(tiles))
             if dying[0] and len(reads) == 3:
                 raise KeyboardInterrupt
-            return real(model_, tiles)
+            return real(model_, tiles, colour)
 
         monkeypatch.setattr(stream, "_predict", predict)
         with pytest.raises(KeyboardInterrupt):
@@ -412,7 +435,9 @@ def test_the_h5ad_opens_in_scanpy_and_squidpy(predicted):
     assert {"out_of_distribution", "tissue"} <= set(adata.obs)
     assert adata.uns["mvh"]["unit"] == "ln(1 + counts per 10,000 of the spot)"
     assert np.isfinite(adata.X).all() and adata.obsm["spatial"].shape == (len(adata), 2)
-    sq.pl.spatial_scatter(adata, color=adata.var_names[0])
+    np.testing.assert_array_equal(adata.obs["domain"] == "outside training distribution",
+                                  adata.obs["out_of_distribution"])
+    sq.pl.spatial_scatter(adata, color=[adata.var_names[0], "distance", "domain"])
     sq.gr.spatial_neighbors(adata, coord_type="generic")
     sc.pp.pca(adata, n_comps=2)
     plt.close("all")
@@ -471,6 +496,9 @@ def test_the_page_says_first_what_cannot_be_believed(kept, fitted, predicted):
     text = (predicted / "V1P1A/report.html").read_text()
     at = text.index("What can be believed")
     assert at < text.index("Organ unseen, as far as anybody knows") < text.index("maps.png")
+    assert "columns organ and scanner" in text and "drag it onto the slide in QuPath" in text
+    picture = base64.b64encode((predicted / "V1P1A/maps.png").read_bytes()).decode()
+    assert f'src="data:image/png;base64,{picture}"' in text  # so that the page can be sent alone
     weak = fitted.genes[~(fitted.genes["expected_r"] >= belief.LEAST_R)]["gene"]
     for gene in weak:
         assert f"<tr class=grey><td>{gene}</td>" in text
@@ -491,11 +519,19 @@ def test_predictions_of_the_folds_open_in_squidpy_too(kept, tmp_path):
     plt.close("all")
 
 
+def test_genes_with_an_interval_come_before_single_lucky_ones():
+    genes = pd.DataFrame({"gene": list("abcd"), "expected_r": [0.3, 0.9, np.nan, 0.5],
+                          "ci_low": [0.1, np.nan, np.nan, 0.2]})
+    assert list(belief.by_expected(genes)["gene"]) == ["d", "a", "b", "c"]
+    alone = genes.assign(ci_low=np.nan)
+    assert list(belief.by_expected(alone)["gene"]) == ["b", "d", "a", "c"]
+
+
 def judged(fitted, kept, pixels, mpp=1.5625, **said):
     with Slide.from_array(pixels, mpp) as slide:
         where = stream.places(slide, fitted)
         tiles = cut.cut_at(slide, where.corners, tile_um=fitted.tile_um, tile_px=fitted.tile_px)
-        found = stream._predict(fitted, tiles)
+        found = stream._predict(fitted, tiles, stream.colours(tiles))
         return belief.judge(ask(kept.slide, **said), slide, fitted, stream.Predicted(
             found["predicted"], list(fitted.genes["gene"]), found["distance"],
             found["colour"].mean(axis=0), found["outside"]))

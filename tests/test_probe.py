@@ -44,12 +44,12 @@ def test_logistic_is_scikit_learns(n_classes):
 def test_penalty_is_chosen_by_log_loss_on_unseen_patients():
     X, labels, groups = people(n_patients=9, signal=0.4, patient=1.5, seed=3)
     ours = probe.LogisticProbe(seed=5).fit(X, labels, groups)
-    inner = probe._split(labels, groups, "grouped", probe.INNER_FOLDS, [5, 1])
+    inner = probe.splits.deal(labels, groups, "grouped", probe.classifiers.INNER_FOLDS, [5, 1])
     assert all(len(np.unique(inner[groups == name])) == 1 for name in np.unique(groups))
     losses = []
     for penalty in probe.PENALTIES:
         total = 0.0
-        for k in range(probe.INNER_FOLDS):
+        for k in range(probe.classifiers.INNER_FOLDS):
             train = inner != k
             model = make_pipeline(StandardScaler(), LogisticRegression(
                 C=1 / (penalty * train.sum()), tol=1e-8, max_iter=5000))
@@ -232,7 +232,7 @@ def test_a_published_partition_is_one_fold():
 def test_bundles_of_units_keep_the_scores(monkeypatch):
     X, labels, groups = people(n_patients=60, per_patient=2, signal=0.5)
     whole = probe.evaluate(X, labels, groups).scores.intervals()
-    monkeypatch.setattr(probe, "MOST_UNITS", 30)
+    monkeypatch.setattr(probe.scores, "MOST_UNITS", 30)
     bundled = probe.evaluate(X, labels, groups).scores
     assert len(bundled.confusion) == 30 and bundled.n_units == 60
     found = bundled.intervals()

@@ -227,7 +227,7 @@ def test_files_of_anndata_say_what_they_know(tmp_path, capsys):
     (lambda a: a.obsm.pop("spatial"), 'obsm["spatial"]: is missing'),
     (lambda a: setattr(a, "X", a.X + 0.5), "counts: are in none of X"),
     (lambda a: a.uns["spatial"]["lib"]["scalefactors"].pop("tissue_hires_scalef"), "scalef: is"),
-    (lambda a: a.uns["spatial"].update(other=a.uns["spatial"]["lib"]), "several libraries")])
+    (lambda a: a.uns["spatial"].update(S1=a.uns["spatial"]["lib"]), "several libraries")])
 def test_broken_anndata_is_refused_by_field(tmp_path, spoil, problem):
     adata = write_h5ad(tmp_path / "S1.h5ad")
     spoil(adata)
@@ -236,6 +236,51 @@ def test_broken_anndata_is_refused_by_field(tmp_path, spoil, problem):
         cohort.read("h5ad", tmp_path, samples=pd.DataFrame(
             [{"section": "S1", "study": "T", "patient": "P", "mpp": "1"}]))
     assert problem in str(refused.value)
+
+
+def write_two_libraries(folder):
+    """Two sections in one file, as scanpy.concat makes it, rows in no order; and the two alone."""
+    alone = {name: write_h5ad(folder / f"alone/{name}.h5ad") for name in ("left", "right2")}
+    for name, adata in alone.items():
+        adata.uns["spatial"] = {name: adata.uns["spatial"]["lib"]}
+    both = anndata.concat(alone, label="library_id", uns_merge="unique", index_unique="-")
+    both = both[np.random.default_rng(0).permutation(len(both))].copy()
+    both.obs["note"] = "left"  # a column that names one library alone tells nothing apart
+    (folder / "data").mkdir()
+    both.write_h5ad(folder / "data/both.h5ad")
+    return alone, both
+
+
+def test_a_file_of_several_libraries_is_as_many_sections(tmp_path, capsys):
+    alone, both = write_two_libraries(tmp_path)
+    write_h5ad(tmp_path / "data/S3.h5ad")
+    status, said, _ = doctor(tmp_path / "data", capsys)
+    assert status == 0 and "3 sections" in said and "both" not in said.split("3 sections")[0]
+    people = cohort.read("h5ad", tmp_path / "data", keep=tmp_path / "kept", samples=pd.DataFrame(
+        [{"section": name, "study": "T", "patient": name, "mpp": "1"}
+         for name in ("left", "right2", "S3")]))
+    for name, given in alone.items():
+        section = people[name]
+        order = [spot.removesuffix(f"-{name}") for spot in section.adata.obs_names]
+        assert sorted(order) == sorted(given.obs_names)
+        np.testing.assert_array_equal(section.adata.layers["counts"].toarray(), given[order].X)
+        np.testing.assert_allclose(section.centers, given[order].obsm["spatial"] / 2)
+        np.testing.assert_array_equal(section.image(),
+                                      given.uns["spatial"][name]["images"]["hires"])
+
+
+def test_libraries_that_nothing_tells_apart_are_refused(tmp_path):
+    _, both = write_two_libraries(tmp_path)
+    path, told = tmp_path / "data/both.h5ad", pd.DataFrame(
+        [{"section": "left", "study": "T", "patient": "P", "mpp": "1"}])
+    both.obs["slide"] = both.obs["library_id"].astype(str).to_numpy()[::-1]
+    both.write_h5ad(path)
+    with pytest.raises(InputError, match=r"both.h5ad: obs: .*'slide'.* not the same"):
+        cohort.read("h5ad", tmp_path / "data", samples=told)
+    both.obs = both.obs[[]]
+    both.write_h5ad(path)
+    with pytest.raises(InputError, match="several libraries .*no column of obs says"):
+        cohort.read("h5ad", tmp_path / "data", samples=told)
 
 
 def test_an_image_beside_anndata_is_the_full_one(tmp_path):

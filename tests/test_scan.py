@@ -238,7 +238,7 @@ def test_native_scan_does_not_depend_on_the_number_of_threads():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("backend", ["torch", "auto"])
+@pytest.mark.parametrize("backend", ["torch", "triton", "auto"])
 def test_scan_on_a_gpu(backend):
     tensors, upstream = scan_inputs(2, 32, 257, 16)
     expected = with_gradients(scan.selective_scan, tensors, upstream, backend="reference")

@@ -182,7 +182,7 @@ def test_offset_differs_between_studies_and_artefact_changes_sign(demo):
 
 @pytest.mark.parametrize("n", [2, 4, 8, 11])
 def test_studies_are_equally_far_from_the_middle(n):
-    signs, offsets, scores = synthetic._plan_studies(np.random.default_rng(n), n)
+    signs, offsets, scores = synthetic.laboratory.plan_studies(np.random.default_rng(n), n)
     np.testing.assert_allclose((scores**2).sum(1), 5)
     assert abs(signs.sum()) <= 1
     if n == 8:
@@ -197,12 +197,12 @@ def test_texture_hides_its_band_from_mean_and_histogram():
     for index in range(6):
         contrast[index, :, index] = np.sqrt(1 - 5 * 0.01)
     for blur in (0.3, 1.2):
-        texture = synthetic._texture(rng, 6, 64, contrast, np.full((6, 6), blur))
+        texture = synthetic.texture.draw_texture(rng, 6, 64, contrast, np.full((6, 6), blur))
         tiles = texture.reshape(6, 64, 6, 64).swapaxes(1, 2).reshape(36, 64, 64)
         ordered = np.sort(tiles.reshape(36, -1), 1)
         np.testing.assert_array_equal(ordered, np.broadcast_to(ordered[0], ordered.shape))
         assert abs(ordered[0].mean()) < 1e-12 and abs(ordered[0].std() - 1) < 1e-12
-    sharp = synthetic._texture(rng, 6, 64, contrast, np.full((6, 6), 0.01))
+    sharp = synthetic.texture.draw_texture(rng, 6, 64, contrast, np.full((6, 6), 0.01))
     tiles = sharp.reshape(6, 64, 6, 64).swapaxes(1, 2).reshape(36, 64, 64)
     # the band that was given the contrast holds the most energy, in every tile
     energy = band_features(255 * np.exp(-0.2 * tiles[..., None] - 1).repeat(3, -1))
@@ -322,10 +322,10 @@ def test_bad_options_are_named_before_anything_is_written(tmp_path, option, valu
 def test_heavier_stain_multiplies_optical_density():
     """Beer-Lambert: doubling both gains doubles the density of every pixel above the blank."""
     rng = np.random.default_rng(1)
-    labels = synthetic._labels(rng, (128, 128), 1.5625, np.zeros(4))
-    layout = synthetic._lay_out(rng, labels, 1.5625, np.ones((128, 128)))
-    look = synthetic._Appearance(gains=(0.5, 0.5))
-    thin, thick = (-np.log(synthetic._expose(layout, 0.0, look_, 1.5625) / 255.0) - 0.03
+    labels = synthetic.tissue.draw_labels(rng, (128, 128), 1.5625, np.zeros(4))
+    layout = synthetic.tissue.lay_out(rng, labels, 1.5625, np.ones((128, 128)))
+    look = synthetic.laboratory.Appearance(gains=(0.5, 0.5))
+    thin, thick = (-np.log(synthetic.laboratory.expose(layout, 0.0, look_, 1.5625) / 255.0) - 0.03
                    for look_ in (look, replace(look, gains=(1.0, 1.0))))
     tissue = thin > 0.15
     assert tissue.mean() > 0.1

@@ -490,9 +490,9 @@ def test_bands_give_the_same_pixels(monkeypatch):
              (100, 250, 200, 100, (50, 25))]
     whole = [slide.region(*box[:4], out_px=box[4])[0].astype(int) for box in asked]
     thumbnail = slide.thumbnail(105)
-    monkeypatch.setattr(slides._Plain, "whole_px", lambda self, level, down: 0)
-    monkeypatch.setattr(slides, "_BAND_PX", 1)
-    monkeypatch.setattr(slides, "_BAND_ROWS", 17)
+    monkeypatch.setattr(slides.plain.Plain, "whole_px", lambda self, level, down: 0)
+    monkeypatch.setattr(slides.slide, "_BAND_PX", 1)
+    monkeypatch.setattr(slides.slide, "_BAND_ROWS", 17)
     np.testing.assert_array_equal(slide.thumbnail(105), thumbnail)
     for box, want in zip(asked, whole, strict=True):
         assert np.abs(slide.region(*box[:4], out_px=box[4])[0] - want).max() <= 1
@@ -506,11 +506,11 @@ def test_a_slide_without_lower_levels_is_read_in_bands(tmp_path, monkeypatch):
     tifffile.imwrite(tmp_path / "flat.tif", image, photometric="rgb", tile=(256, 256))
     with open_slide(tmp_path / "flat.tif", mpp=2.0) as slide:
         whole = tissue_mask(slide)
-        asked, read = [], slides._Pyramid.read
-        monkeypatch.setattr(slides._Pyramid, "whole_px", lambda self, level, down: 0)
-        monkeypatch.setattr(slides, "_BAND_PX", 1)
-        monkeypatch.setattr(slides._Pyramid, "read", lambda self, *a: asked.append(a[-2:]) or (
-            read(self, *a)))
+        asked, read = [], slides.pyramid.Pyramid.read
+        monkeypatch.setattr(slides.pyramid.Pyramid, "whole_px", lambda self, level, down: 0)
+        monkeypatch.setattr(slides.slide, "_BAND_PX", 1)
+        monkeypatch.setattr(slides.pyramid.Pyramid, "read",
+                            lambda self, *a: asked.append(a[-2:]) or read(self, *a))
         np.testing.assert_array_equal(tissue_mask(slide).mask, whole.mask)
     assert asked == [(1600, 256)] * 4 + [(1600, 176)]
     assert 0.15 < whole.mask.mean() < 0.25

@@ -10,8 +10,9 @@ import yaml
 
 from mvhlib import artifacts, notebook, workflow
 from mvhlib.artifacts import InputError
+from mvhlib.places import home
 
-PARAMS = notebook.home() / "params"
+PARAMS = home() / "params"
 PROFILES = sorted(path.parent.name for path in PARAMS.glob("*/workflow.yaml"))
 
 
@@ -27,7 +28,7 @@ def test_every_profile_fits_its_notebooks(profile, tmp_path):
         options = dict(options)
         for name, given in (("03_pretrain", options.pop("pretrain", {})), ("04_embed", options)):
             declared = notebook.declared_parameters(notebook.read_parameters_cell(
-                notebook.home() / f"notebooks/{name}.ipynb"))
+                home() / f"notebooks/{name}.ipynb"))
             notebook.check_parameters(name, declared, given)
 
 

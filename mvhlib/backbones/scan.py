@@ -9,7 +9,9 @@ section 6). Each has a plain loop as its reference and faster ways to the same n
 ``torch``      PyTorch alone, CPU or GPU, any dtype
 ``native``     a C kernel compiled at first use (CPU, float32, real `A`; selective scan only)
 ``mamba_ssm``  the CUDA and Triton kernels of the package mamba-ssm (GPU, real `A`)
-``auto``       mamba_ssm on a GPU where it works, native on a CPU where it works, else torch
+``triton``     Triton programs of ours (GPU, complex `A` too; selective scan only)
+``auto``       on a GPU mamba_ssm where it works, then triton; native on a CPU where it works; else
+               torch. Who has compiled mamba-ssm wants it, and its kernels have been timed
 =============  ==========================================================================
 
 The argument `backend` chooses; where it is ``"auto"``, the environment variable
@@ -35,7 +37,7 @@ from torch.nn import functional
 
 from mvhlib.artifacts import InputError, sha256_file, sha256_of
 
-BACKENDS = ("auto", "torch", "native", "mamba_ssm", "reference")
+BACKENDS = ("auto", "torch", "native", "mamba_ssm", "triton", "reference")
 ENVIRONMENT = "MVH_SCAN_BACKEND"
 
 #: Steps between stored states of the torch backend; a backward pass recomputes what lies between.
@@ -44,6 +46,10 @@ CHECKPOINT = 8
 INSTALL_MAMBA = (
     "on a machine with an NVIDIA GPU, nvcc and torch already installed, run "
     "`pip install --no-build-isolation mamba-ssm causal-conv1d`, or choose another backend"
+)
+INSTALL_TRITON = (
+    "on a machine with an NVIDIA GPU install PyTorch's CUDA build, which brings it, or choose "
+    "another backend"
 )
 INSTALL_COMPILER = (
     "install a C compiler (Debian, Ubuntu: `apt install gcc libc6-dev`; conda: "
@@ -118,9 +124,12 @@ def selective_scan(
     unfit = {
         "native": _unfit_for_native(u.device, precision, is_complex),
         "mamba_ssm": _unfit_for_mamba(u.device, precision, is_complex, A.shape[1]),
+        "triton": _unfit_for_triton(u.device, precision),
     }
     chosen = _choose("selective_scan", backend, unfit)
     with torch.autocast(u.device.type, enabled=False):
+        if chosen == "triton":  # widens what it reads by itself
+            return _triton()[0](u, delta, A, B, C, D, delta_bias, delta_softplus)
         wide = [None if tensor is None else _widen(tensor, precision)
                 for tensor in (u, delta, A, B, C, D, delta_bias)]
         y = _SELECTIVE[chosen](*wide, delta_softplus)
@@ -160,8 +169,8 @@ def ssd(
     chunk
         Tokens in a chunk, at most; a length that is no multiple is padded with steps of zero.
     backend
-        One of `BACKENDS`; ``"native"`` has no kernel here and is refused as an argument, while
-        ``MVH_SCAN_BACKEND=native`` leaves this operation to torch.
+        One of `BACKENDS`; ``"native"`` and ``"triton"`` have no kernel here and are refused as an
+        argument, while ``MVH_SCAN_BACKEND=native`` leaves this operation to torch.
 
     Returns
     -------
@@ -176,7 +185,7 @@ def ssd(
     _check_ssd(x, dt, A, B, C, chunk)
     precision = _precision([x, dt, A, B, C])
     unfit = {
-        "native": "it has no kernel for ssd",
+        "native": "it has no kernel for ssd", "triton": "it has no kernel for ssd",
         "mamba_ssm": _unfit_for_mamba(x.device, precision, False, B.shape[-1]),
     }
     chosen = _choose("ssd", backend, unfit)
@@ -193,6 +202,8 @@ def available_backends() -> list[str]:
     names = []
     if _mamba("selective_scan")[0] is not None:
         names.append("mamba_ssm")
+    if _triton()[0] is not None:
+        names.append("triton")
     if _native()[0] is not None:
         names.append("native")
     return [*names, "torch", "reference"]
@@ -210,7 +221,7 @@ def _choose(operation: str, backend: str, unfit: dict[str, str]) -> str:
     if asked not in BACKENDS:
         raise InputError(where, "backend", f"unknown backend {asked!r}",
                          f"choose one of {', '.join(BACKENDS)}")
-    if asked == "native" and operation == "ssd" and backend == "auto":
+    if asked in ("native", "triton") and operation == "ssd" and backend == "auto":
         asked = "torch"
     if asked == "auto":
         chosen = "torch"
@@ -218,12 +229,16 @@ def _choose(operation: str, backend: str, unfit: dict[str, str]) -> str:
             chosen = "mamba_ssm"
         elif not unfit["native"] and _native()[0] is not None:
             chosen = "native"
+        elif not unfit["triton"] and _triton()[0] is not None:
+            chosen = "triton"
         _announce(operation, chosen)
         return chosen
     # What is not installed comes before what does not fit: on a machine without the package,
     # "needs a GPU tensor" would send the reader the wrong way.
     if asked == "mamba_ssm" and (reason := _mamba(operation)[1]):
         raise InputError(where, "backend", f"mamba_ssm is not usable here: {reason}", INSTALL_MAMBA)
+    if asked == "triton" and operation == "selective_scan" and (reason := _triton()[1]):
+        raise InputError(where, "backend", f"triton is not usable here: {reason}", INSTALL_TRITON)
     if asked == "native" and operation == "selective_scan" and (reason := _native()[1]):
         raise InputError(where, "backend", f"native is not usable here: {reason}", INSTALL_COMPILER)
     if unfit.get(asked):
@@ -238,6 +253,8 @@ def _announce(operation: str, chosen: str) -> None:
     reasons = []
     if torch.cuda.is_available() and chosen != "mamba_ssm" and _mamba(operation)[1]:
         reasons.append(f"mamba_ssm: {_mamba(operation)[1]}")
+    if torch.cuda.is_available() and operation == "selective_scan" and chosen == "torch":
+        reasons.append(f"triton: {_triton()[1]}" if _triton()[1] else "")
     if operation == "selective_scan" and chosen == "torch" and _native.cache_info().currsize:
         reasons.append(f"native: {_native()[1]}" if _native()[1] else "")
     detail = "; ".join(filter(None, reasons))
@@ -275,6 +292,14 @@ def _unfit_for_mamba(
         return "an input is float64, it computes in float32"
     if states > 256:
         return f"{states} states, it takes at most 256"
+    return ""
+
+
+def _unfit_for_triton(device: torch.device, precision: torch.dtype) -> str:
+    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return f"tensors are on {device}, it runs on a GPU"
+    if precision != torch.float32:
+        return "an input is float64, it computes in float32"
     return ""
 
 
@@ -588,6 +613,47 @@ def _ssd_mamba(x, dt, A, B, C, chunk):
     # Triton wants a power of two, at least 16.
     size = max(16, 1 << (chunk - 1).bit_length())
     return function(x, dt, A, B[:, :, None], C[:, :, None], chunk_size=size, dt_softplus=False)
+
+
+# ---- triton ----
+
+
+@functools.cache
+def _triton():
+    """Our Triton scan, or None and the reason why it cannot be used; imports triton for a GPU only.
+
+    It has to find the output and gradients that plain PyTorch finds: a kernel that compiles and is
+    wrong on some card or version of the compiler is left alone.
+    """
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if not torch.cuda.is_available() and not interpreted:
+        return None, "PyTorch sees no NVIDIA GPU"
+    try:
+        from mvhlib.backbones.triton_scan import scan as function
+
+        if not interpreted:
+            _try_out(function, torch.device("cuda"))
+    except Exception as error:
+        return None, f"{type(error).__name__}: {error}".splitlines()[0]
+    return function, ""
+
+
+def _try_out(function, device: torch.device) -> None:
+    """Raise if a scan does not agree with the plain one on a small case, gradients included."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = ((2, 33, 19), (2, 33, 19), (33, 3), (2, 3, 19), (2, 3, 19), (33,), (33,))
+    tensors = [torch.randn(size, generator=generator).to(device) for size in sizes]
+    tensors[2] = -tensors[2].exp()
+    found = []
+    with torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        for scan in (function, _scan_torch):
+            leaves = [tensor.clone().requires_grad_() for tensor in tensors]
+            y = scan(*leaves, True)
+            found.append([y.detach(), *torch.autograd.grad(y.square().sum(), leaves)])
+    for ours, expected in zip(*found, strict=True):
+        error = float((ours - expected).norm() / expected.norm())
+        if not error < 1e-4:
+            raise RuntimeError(f"differs from plain PyTorch by {error:.1e} on {device}")
 
 
 # ---- native ----

@@ -3,8 +3,8 @@
 ==================  ================================================================================
 what                how it is read
 ==================  ================================================================================
-files               ``*.h5ad`` in the directory and in its folders, each a section; hidden ones are
-                    passed over
+files               ``*.h5ad`` in the directory and in its folders, each a section, or as many as it
+                    has libraries (`mvhlib.cohort.libraries`); hidden ones are passed over
 counts              ``layers["counts"]``, else X, else ``raw.X``: the first that holds whole numbers
 genes               ``var_names``; a symbol of several genes is numbered by ``var["gene_ids"]``
 places              ``obsm["spatial"]``, centres (x, y) in pixels of the full image; else the
@@ -34,6 +34,7 @@ import pandas as pd
 
 from mvhlib import lattice
 from mvhlib.artifacts import InputError, atomic, h5_reader, h5_sizes, reading, safe_name
+from mvhlib.cohort import libraries
 from mvhlib.cohort.base import (
     Cohort,
     ImageRef,
@@ -104,7 +105,7 @@ def read(path: str | Path, *, samples: str | Path | pd.DataFrame | None = None,
     root = Path(path)
     if (root / "manifest.csv").exists():
         return read_run(root)
-    files = find(root)
+    files = libraries.parts(find(root))
     return make_cohort(root, files, samples, lambda name, row: _section(
         name, files[row.get("file", name)], root, row, keep))
 
@@ -133,7 +134,7 @@ def find(root: str | Path, ending: str = ".h5ad") -> dict[str, Path]:
     return found
 
 
-def make_cohort(root: Path, files: Mapping[str, Path],
+def make_cohort(root: Path, files: Mapping[str, Any],
                 samples: str | Path | pd.DataFrame | None,
                 make: Callable[[str, dict[str, Any]], Section]) -> Cohort:
     """Sections of files, with what the table of samples says of each.
@@ -141,7 +142,7 @@ def make_cohort(root: Path, files: Mapping[str, Path],
     Parameters
     ----------
     files
-        Name -> file.
+        Name -> file, or its part.
     make
         Makes a section of its name and its row; a row lacks what is not known.
     """
@@ -162,15 +163,17 @@ def make_cohort(root: Path, files: Mapping[str, Path],
     return Cohort(made)
 
 
-def _section(name: str, path: Path, root: Path, row: dict[str, Any], keep: str | Path | None
-             ) -> Section:
-    adata = read_counts(path)
-    return make_section(name, path, adata, root, row, keep, picture_inside(adata, name, path),
-                        source="h5ad")
+def _section(name: str, part: libraries.Part, root: Path, row: dict[str, Any],
+             keep: str | Path | None) -> Section:
+    adata = read_counts(part.path, part.library)
+    return make_section(name, part.path, adata, root, row, keep,
+                        picture_inside(adata, part.path), source="h5ad",
+                        beside=part.path.with_name(f"{name}.h5ad") if part.library else None)
 
 
 def make_section(name: str, path: Path, adata: "AnnData", root: Path, row: dict[str, Any],
-                 keep: str | Path | None, inside: Picture | None, source: str) -> Section:
+                 keep: str | Path | None, inside: Picture | None, source: str,
+                 beside: Path | None = None) -> Section:
     """A section of counts and places, with the image that is there.
 
     Parameters
@@ -181,6 +184,8 @@ def make_section(name: str, path: Path, adata: "AnnData", root: Path, row: dict[
         Of the table of samples, without what is not known.
     inside
         The image that the file brings with it.
+    beside
+        Whose image lies beside it; None is `path`.
     """
     owners = {field: row.get(field) or owner(adata, field) for field in OWNERS}
     for field, said in owners.items():
@@ -188,7 +193,7 @@ def make_section(name: str, path: Path, adata: "AnnData", root: Path, row: dict[
             raise InputError(root / "samples.csv", field, f"of section {name} is not known: "
                              f"neither a table nor obs[{field!r}] says it",
                              "write section,study,patient for each section")
-    full = _beside(path, root, row)
+    full = _beside(beside or path, root, row)
     kind, measured = _scale(adata, path)
     mpp = row.get("mpp") or measured
     scale, ref, size, roots = 1.0, None, None, {"data": root}
@@ -250,8 +255,13 @@ def _write(path: Path, pixels: np.ndarray) -> None:
             Image.fromarray(pixels).save(temporary, format="PNG")
 
 
-def read_counts(path: Path) -> "AnnData":
+def read_counts(path: Path, library: str = "") -> "AnnData":
     """Raw counts, places and what of ``obs`` is used, of one AnnData file.
+
+    Parameters
+    ----------
+    library
+        The one whose spots are taken, where the file has several.
 
     Raises
     ------
@@ -264,7 +274,7 @@ def read_counts(path: Path) -> "AnnData":
         h5_sizes(stream)
     with reading(path, fix="it is probably truncated: copy it again"):
         stored = anndata.read_h5ad(path)
-    return raw_counts(stored, path)
+    return raw_counts(libraries.take(stored, library, path) if library else stored, path)
 
 
 def raw_counts(stored: "AnnData", path: Path) -> "AnnData":
@@ -351,24 +361,20 @@ def _on_tissue(adata: "AnnData", stored: "AnnData", path: Path) -> "AnnData":
     return adata[said == 1].copy()
 
 
-def picture_inside(adata: "AnnData", name: str, path: Path) -> Picture | None:
+def picture_inside(adata: "AnnData", path: Path) -> Picture | None:
     """The image of ``uns["spatial"]``, as scanpy keeps it; taken out of the AnnData.
 
     Raises
     ------
     InputError
-        If there are several libraries, or an image is none or has no scale factor.
+        If an image is none or has no scale factor.
     """
-    libraries = {key: library for key, library in adata.uns.pop("spatial", {}).items()
-                 if isinstance(library, Mapping)}  # the schema of CELLxGENE adds a flag beside them
-    if not libraries:
+    found = [library for library in adata.uns.pop("spatial", {}).values()
+             if isinstance(library, Mapping)]  # the schema of CELLxGENE adds a flag beside them
+    if not found:
         return None
-    library = libraries.get(name)
-    if library is None and len(libraries) > 1:
-        raise InputError(path, 'uns["spatial"]', f"has several libraries {sorted(libraries)[:4]}",
-                         "write one file per section, or name the section as one of them")
-    library = library or next(iter(libraries.values()))
-    images = library.get("images") if isinstance(library, Mapping) else None
+    [library] = found
+    images = library.get("images")
     size = next((size for size in ("hires", "lowres") if images and size in images), None)
     if size is None:
         return None

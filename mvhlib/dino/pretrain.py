@@ -30,7 +30,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +39,7 @@ from torch import Tensor, nn
 from mvhlib import progress, training
 from mvhlib.artifacts import InputError, sha256_file, write_json
 from mvhlib.backbones import create_model
-from mvhlib.dino import losses
+from mvhlib.dino import losses, sharding
 from mvhlib.dino.augment import MultiCrop
 from mvhlib.dino.config import DTYPES, Config, read_settings
 from mvhlib.dino.data import BatchOrder, TileSource
@@ -87,8 +86,8 @@ class Pretraining:
         self.masks = BlockMasks(config.global_px // patch, config.mask_share, config.mask_min,
                                 config.mask_max)
         if config.parallel == "fsdp" and self.n_processes > 1:
-            _shard(self.student)
-            _shard(self.teacher)
+            sharding.shard(self.student)
+            sharding.shard(self.teacher)
         groups = parameter_groups(self.student, config.patch_embed_lr, config.layer_decay)
         self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999), foreach=True)
         self.clipped = {part: list(getattr(self.student, part).parameters()) for part in PARTS}
@@ -306,7 +305,7 @@ class Pretraining:
         if training.is_distributed():
             dist.barrier()
         if self._sharded:
-            _load_sharded(self)
+            sharding.load_sharded(self)
         else:
             self.checkpoints.resume(self.state, self.device)
         self.low_rank_for = int(self.state.notes.get("low_rank_for", 0))
@@ -318,7 +317,7 @@ class Pretraining:
     def _save(self) -> Path:
         """Checkpoint by the first process; the others wait, so that none runs ahead of it."""
         self.state.notes = {"low_rank_for": self.low_rank_for}
-        content = _gather_sharded(self) if self._sharded else self.state
+        content = sharding.gather_sharded(self) if self._sharded else self.state
         path = self.checkpoints.folder / f"step_{self.state.step:08d}.pt"
         if self.rank == 0:
             path = self.checkpoints.save(content)
@@ -419,7 +418,7 @@ class Pretraining:
         """Write the teacher's backbone and what it has seen; the recipe last."""
         folder = self.config.path
         # Gathering needs every process, writing only the first.
-        content = _gather_sharded(self)["parts"]["teacher"] if self._sharded else (
+        content = sharding.gather_sharded(self)["parts"]["teacher"] if self._sharded else (
             self.teacher.state_dict())
         if self.rank == 0:
             backbone = create_model(self.config.backbone, seed=self.config.seed,
@@ -536,52 +535,6 @@ def _peak_mb(device: torch.device) -> float:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-
-
-# --------------------------------------------------------------------------------------------
-# sharding over processes (FSDP2)
-
-
-def _shard(model: DinoModel) -> None:
-    """Shard parameters over the processes: each block by itself, then the rest."""
-    from torch.distributed.fsdp import fully_shard
-
-    for block in model.backbone.blocks:
-        fully_shard(block)
-    # Gathered weights are let go after the forward pass, the teacher's too, which has no backward.
-    fully_shard(model, reshard_after_forward=True)
-
-
-def _gather_sharded(run: Pretraining) -> dict[str, Any]:
-    """The state as one process would hold it, on the first process."""
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
-
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    student, optimizer = get_state_dict(run.student, run.optimizer, options=options)
-    from torch.distributed.checkpoint.state_dict import get_model_state_dict
-
-    teacher = get_model_state_dict(run.teacher, options=options)
-    return {"step": run.state.step, "notes": run.state.notes,
-            "parts": {"student": student, "teacher": teacher, "optimizer": optimizer}}
-
-
-def _load_sharded(run: Pretraining) -> None:
-    from torch.distributed.checkpoint.state_dict import (
-        StateDictOptions,
-        set_model_state_dict,
-        set_state_dict,
-    )
-
-    path = run.checkpoints.latest()
-    if path is None:
-        return
-    content = run.checkpoints.read(path)
-    parts = content["parts"]
-    options = StateDictOptions(full_state_dict=True)
-    set_state_dict(run.student, run.optimizer, model_state_dict=parts["student"],
-                   optim_state_dict=parts["optimizer"], options=options)
-    set_model_state_dict(run.teacher, parts["teacher"], options=options)
-    run.state.step, run.state.notes = content["step"], content["notes"]
 
 
 # --------------------------------------------------------------------------------------------

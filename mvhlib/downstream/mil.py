@@ -32,6 +32,9 @@ from mvhlib.training import Fit, FitConfig, fit, keyed_generator
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from mvhlib.tiles.cut import Tiles
 
 #: How the network of a fold is trained, where nothing else is asked for. Found on a synthetic
 #: cohort: attention settles late, and a validation loss may rise for 20 epochs before it falls.
@@ -540,6 +543,33 @@ def attention_map(coords: np.ndarray, values: np.ndarray, side: float, ax: "Axes
     ax.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
     ax.set_axis_off()
     return ax
+
+
+def draw_slide(tiles: "Tiles", weight: np.ndarray, marked: np.ndarray
+               ) -> "tuple[Figure, pd.DataFrame]":
+    """Draw a slide's tiles beside their attention by rank; and return what is drawn.
+
+    Parameters
+    ----------
+    weight
+        Attention of each tile `(T,)`.
+    marked
+        Tiles that are framed `(T,)`: the planted ones.
+    """
+    import matplotlib.pyplot as plt
+    import pandas as pd
+
+    from mvhlib import plots
+
+    fig, axes = plt.subplots(1, 2, figsize=(plots.PAGE, 3.7))
+    attention_map(tiles.coords, weight, tiles.source_px, axes[0], img=tiles.img, marked=marked)
+    attention_map(tiles.coords, weight, tiles.source_px, axes[1], marked=marked)
+    axes[0].set_title("tiles; planted ones framed")
+    axes[1].set_title("attention")
+    fig.colorbar(axes[1].collections[0], ax=axes[1], shrink=0.7,
+                 label="rank among the slide's tiles (1: highest)")
+    return fig, pd.DataFrame({"barcode": tiles.barcodes, "x_px": tiles.coords[:, 0],
+                              "y_px": tiles.coords[:, 1], "attention": weight, "planted": marked})
 
 
 def _mosaic(img: np.ndarray, coords: np.ndarray, side: float, max_px: int = 1200) -> np.ndarray:

@@ -30,6 +30,7 @@ from mvhlib.encoders.command import main
 from mvhlib.encoders.create import LOADERS, create_encoder, names_of, seen
 from mvhlib.encoders.folder import encode_folder
 from mvhlib.encoders.handmade import HandmadeFeatures
+from mvhlib.encoders.of_run import of_run
 from mvhlib.encoders.patch import (
     EvalTransform,
     PatchEncoder,
@@ -39,5 +40,5 @@ from mvhlib.encoders.patch import (
 from mvhlib.encoders.tokens import model_tokens, pool_tokens
 
 __all__ = ["LOADERS", "EvalTransform", "HandmadeFeatures", "PatchEncoder", "area_matrix",
-           "create_encoder", "encode_folder", "main", "model_tokens", "names_of", "pool_tokens",
-           "reduce_area", "seen"]
+           "create_encoder", "encode_folder", "main", "model_tokens", "names_of", "of_run",
+           "pool_tokens", "reduce_area", "seen"]

@@ -3,7 +3,8 @@
 A folder holds a file per section, and a few words about who made them::
 
     <section>.h5ad      X (or layers["predicted"]), names of spots and genes, obsm["spatial"]
-    <section>.csv       a row per spot: `barcode`, or `x` and `y` [level-0 px]; a column per gene
+    <section>.csv       a row per spot: `barcode`, or `x` and `y` [level-0 px]; a column per gene.
+                        A first column without a name, as pandas writes an index, is `barcode`
     predictor.yaml      name: STPath
                         saw: nothing            # or unknown, or lists of what it was trained on:
                         saw: {studies: [her2st], patients: [C], sections: [C3, C4]}
@@ -63,12 +64,15 @@ class Table:
         Names of columns, and of the section's spots that have a prediction.
     joined_by
         ``name`` or ``place``.
+    strange
+        Rows whose names are no spots of the section.
     """
 
     values: np.ndarray = field(repr=False)
     genes: list[str] = field(repr=False)
     barcodes: list[str] = field(repr=False)
     joined_by: str
+    strange: int = 0
 
 
 @dataclass
@@ -156,7 +160,8 @@ def _joined(path: Path, section: "Section") -> Table:
         raise InputError(path, "barcode", "stands more than once", "keep one row per spot")
     shared = [name for name in own if name in row]
     if shared:
-        return Table(values[[row[name] for name in shared]], genes, shared, "name")
+        return Table(values[[row[name] for name in shared]], genes, shared, "name",
+                     len(row) - len(shared))
     if places is None:
         raise InputError(path, "barcode", f"{(names or ['none'])[0]!r} and so on are no spots of "
                          f"{section.name} ({own[0]!r}), and no places are given",
@@ -169,6 +174,8 @@ def _nearest(path: Path, places: np.ndarray, centres: np.ndarray) -> tuple[list[
     """Rows of `places` and the spots that they belong to: each spot's nearest, if it is near."""
     from scipy.spatial import cKDTree
 
+    if not np.isfinite(places).all():
+        raise InputError(path, "x, y", "are not finite in some rows", "leave such spots out")
     pitch = np.median(cKDTree(centres).query(centres, k=2)[0][:, 1])
     distance, row = cKDTree(places).query(centres)
     near = np.flatnonzero(distance <= NEAR * pitch)
@@ -180,6 +187,8 @@ def _nearest(path: Path, places: np.ndarray, centres: np.ndarray) -> tuple[list[
 
 def _read_csv(path: Path):
     frame = tables.read_table(path)
+    if "barcode" not in frame and not {"x", "y"} <= set(frame):
+        frame = _with_index(path, frame)
     keys = [name for name in ("barcode", "x", "y") if name in frame]
     if not ("barcode" in keys or {"x", "y"} <= set(keys)):
         raise InputError(path, "columns", f"are {list(frame)[:4]}...",
@@ -193,6 +202,18 @@ def _read_csv(path: Path):
     places = np.stack([tables.numbers(frame, axis, path, unit="px").to_numpy() for axis in "xy"],
                       axis=1) if {"x", "y"} <= set(keys) else None
     return values, genes, names, places
+
+
+def _with_index(path: Path, frame: pd.DataFrame) -> pd.DataFrame:
+    """A table with the names of its rows, where its first column has no name: pandas' index."""
+    with artifacts.reading(path, "columns", fix="give barcode, or x and y"):
+        first = pd.read_csv(path, sep=frame.attrs["separator"], usecols=[0], dtype=str,
+                            encoding="utf-8-sig", keep_default_na=False)
+    if not str(first.columns[0]).startswith("Unnamed: 0") or len(first) != len(frame):
+        return frame
+    named = frame.assign(barcode=first.iloc[:, 0].str.strip().to_numpy())
+    named.attrs = frame.attrs
+    return named
 
 
 def _read_h5ad(path: Path):
@@ -244,6 +265,11 @@ def score(run: Path, folder: Path, *, data: str = "", unit: str = "patient", see
     found = read(folder, people)
     by = sorted({table.joined_by for table in found.values()})
     said = [f"{name}: {len(found)} of {len(people)} sections, joined by {' and '.join(by)}"]
+    strange = {section: table.strange for section, table in found.items() if table.strange}
+    if strange:
+        worst = max(strange, key=strange.__getitem__)
+        said.append(f"{sum(strange.values())} rows name no spot of their section and are not used, "
+                    f"{strange[worst]} of them in {worst}")
     scored = 0
     for protocol in dict.fromkeys(panels["protocol"]):
         known = sorted((run / "expression" / protocol).glob("*/*/folds.csv"))

@@ -250,8 +250,20 @@ def drop(random: float, loso: float, *, error: bool = False) -> float:
     return float((loso - random if error else random - loso) / random)
 
 
+def _split(shape: tuple[int, ...], dispersion: np.ndarray | None,
+           rng: np.random.Generator) -> float | np.ndarray:
+    """Probability with which a count goes to the first half: one for all, or one drawn for each."""
+    if dispersion is None:
+        return 0.5
+    over = dispersion > 0
+    share = np.full(shape, 0.5)
+    share[:, over] = rng.beta(0.5 / dispersion[over], 0.5 / dispersion[over],
+                              size=(shape[0], int(over.sum())))
+    return share
+
+
 def ceiling(counts, library: np.ndarray, how: str = "log1p_cp10k", *, n_splits: int = 10,
-            rng: np.random.Generator) -> np.ndarray:
+            rng: np.random.Generator, dispersion: np.ndarray | float | None = None) -> np.ndarray:
     """Highest correlation that a perfect predictor could reach, per gene, by count splitting.
 
     Every count is split in two by binomial thinning with probability 1/2; for Poisson counts the
@@ -261,7 +273,11 @@ def ceiling(counts, library: np.ndarray, how: str = "log1p_cp10k", *, n_splits: 
     true rate, not the noise, so it reaches the square root of that.
 
     Only sampling noise of the counts lowers this ceiling. Real differences between spots that no
-    image shows are part of the signal here, so it is an upper bound. log1p is not linear, so halves
+    image shows are part of the signal here, so it is an upper bound. With a dispersion the counts
+    are taken as negative binomial, variance ``mean + dispersion * mean**2`` about each spot's own
+    mean: the probability of each split is then drawn from ``Beta(a, a)``, ``a = 1 / (2 *
+    dispersion)``, which makes the halves independent again, so that what varies from spot to spot
+    by itself counts as noise; `mvhlib.expression.ceilings`. log1p is not linear, so halves
     are not quite parallel: against known rates the ceiling is right within 0.02 above three counts
     per spot, reads 0.02 to 0.05 high at about one, and a single weak gene may be off by 0.1 to 0.2,
     since the root of a small reliability is steep.
@@ -278,6 +294,8 @@ def ceiling(counts, library: np.ndarray, how: str = "log1p_cp10k", *, n_splits: 
         Splits to average over.
     rng
         Source of randomness.
+    dispersion
+        Of each gene `(G,)`, or of all; None or 0 for Poisson counts.
 
     Returns
     -------
@@ -286,8 +304,8 @@ def ceiling(counts, library: np.ndarray, how: str = "log1p_cp10k", *, n_splits: 
 
     References
     ----------
-    Neufeld et al., "Data thinning for convolution-closed distributions", JMLR 2024;
-    Spearman 1910, Brown 1910.
+    Neufeld et al., "Data thinning for convolution-closed distributions", JMLR 2024, and "Negative
+    binomial count splitting for single-cell RNA sequencing data", 2023; Spearman 1910, Brown 1910.
     """
     counts = dense(counts)
     whole = np.rint(counts).astype(np.int64)
@@ -299,9 +317,14 @@ def ceiling(counts, library: np.ndarray, how: str = "log1p_cp10k", *, n_splits: 
     if (elsewhere < 0).any():
         raise InputError("ceiling", "library", "is below the sum of the genes given",
                          "give the total over all genes")
+    if dispersion is not None:
+        dispersion = np.broadcast_to(np.asarray(dispersion, dtype=np.float64), whole.shape[1:])
+        if not (dispersion >= 0).all():
+            raise InputError("ceiling", "dispersion", "is negative or not a number",
+                             "give 0 for Poisson counts")
     total, known = np.zeros(whole.shape[1]), np.zeros(whole.shape[1])
     for _ in range(n_splits):
-        half = rng.binomial(whole, 0.5)
+        half = rng.binomial(whole, _split(whole.shape, dispersion, rng))
         half_library = rng.binomial(elsewhere, 0.5) + half.sum(axis=1)
         r = pearson(normalize(half, how, half_library),
                     normalize(whole - half, how, library - half_library))

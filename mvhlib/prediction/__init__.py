@@ -12,6 +12,6 @@ module        what it holds
 `stream`      a model applied to a whole slide, some hundred tiles at a time
 `belief`      what can be believed of a prediction, in sentences
 `outputs`     AnnData, tables, GeoJSON, SpatialData; `page` the maps and the page for a person
-`apply`       all of it, for several slides
+`apply`       all of it, for one slide after the other; `several` in processes of their own
 ============  ==================================================================================
 """

@@ -10,28 +10,15 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 from mvhlib import artifacts
 from mvhlib.artifacts import InputError
 from mvhlib.places import choose_device
-from mvhlib.prediction import apply, model, slides
-from mvhlib.prediction.slides import Asked
+from mvhlib.prediction import apply, several, slides
 
-
-def _say(line: str) -> None:
-    print(line, flush=True)
-
-
-def _one(asked: Asked, at: tuple[int, int], folder: str, out: str, wish: apply.Wish,
-         device: str) -> apply.Outcome:
-    """One slide in a process of its own."""
-    def report(line: str) -> None:
-        _say(line.replace("[1/1]", f"[{at[0]}/{at[1]}]", 1))
-
-    return apply.predict([asked], model.read(folder, device), Path(out), wish, report=report)[0]
+#: Pages that are named at the end.
+SHOWN = 5
 
 
 def main(words: Sequence[str]) -> int:
@@ -43,28 +30,24 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--mpp", type=float, help="um per pixel of all slides")
     parser.add_argument("--stride-um", type=float, help="distance of tiles; default: edge to edge")
     parser.add_argument("--genes", default="", help="A,B or a file with a gene in each line")
-    parser.add_argument("--jobs", type=int, default=1, help="slides at once")
+    parser.add_argument("--jobs", type=int, default=1,
+                        help="slides at once; threads, where there are fewer slides")
     parser.add_argument("--device", default="auto")
     given = parser.parse_args(words)
     try:
         asked = slides.find(given.slides, given.mpp)
         wish = apply.Wish(given.stride_um, apply.genes_of(given.genes))
         device = choose_device(given.device, where="predict")
-        if given.jobs == 1 or len(asked) == 1:
-            found = apply.predict(asked, model.read(given.model, device), Path(given.out), wish,
-                                  report=_say)
-        else:
-            model.read_record(given.model)
-            with ProcessPoolExecutor(min(given.jobs, len(asked)), get_context("spawn")) as pool:
-                n = len(asked)
-                found = [each.result() for each in [
-                    pool.submit(_one, one, (number, n), given.model, given.out, wish, device)
-                    for number, one in enumerate(asked, 1)]]
+        found = several.predict(asked, given.model, Path(given.out), wish, jobs=given.jobs,
+                                device=device)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
     broken = [outcome for outcome in found if outcome.error]
-    _say(f"{len(found) - len(broken)} of {len(found)} slides are predicted, in {given.out}")
+    several.say(f"{len(found) - len(broken)} of {len(found)} slides are predicted, in {given.out}")
+    for outcome in found[:SHOWN]:
+        if not outcome.error:
+            several.say(f"read first: {outcome.folder / apply.PAGE}")
     for outcome in broken:
         print(f"not predicted: {outcome.name}: {artifacts.one_line(outcome.error, 600)}",
               file=sys.stderr)

@@ -7,6 +7,7 @@ are done.
 """
 
 import os
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,11 +28,13 @@ if TYPE_CHECKING:
 
 #: Names what is whole in a slide's folder; written last.
 DONE, PARTS = "done.json", "parts"
+#: What a person reads first; and what stands there where a slide failed as nobody foresaw.
+PAGE, TRACE = page.PAGE, "error.txt"
 #: Genes in tables for people, where nobody named any.
 SHOWN = 20
 THUMBNAIL_PX = 1000
 #: Counted up when what is written of a slide changes for reasons that no input shows.
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -146,11 +149,25 @@ def predict(slides: Sequence[Asked], model: Model, out: Path, wish: Wish | None 
                           lambda line, title=title: report(f"{title}: {line}"))
         except InputError as error:
             outcome = Outcome(asked.name, out / asked.name, error=str(error))
+        except Exception as error:  # whatever it is, it is no reason to leave the other slides
+            outcome = Outcome(asked.name, out / asked.name,
+                              error=_unforeseen(error, asked, out / asked.name))
         if report is not None:
             report(f"{title}: {outcome.error or outcome.verdict}"
                    + (" (was done already)" if outcome.was_done else ""))
         found.append(outcome)
     return found
+
+
+def _unforeseen(error: Exception, asked: Asked, folder: Path) -> str:
+    """One line of an error that nobody foresaw; all of it goes to a file."""
+    lines = "".join(traceback.format_exception(error))
+    try:
+        told = f"send {artifacts.write_text(folder / TRACE, lines)} to the authors"
+    except (OSError, InputError):
+        told = "look at OUT: it cannot be written"
+    return str(InputError(asked.path, "prediction", f"failed ({type(error).__name__}: "
+                          f"{artifacts.one_line(error, 160)})", told))
 
 
 def one(asked: Asked, model: Model, folder: Path, wish: Wish,
@@ -176,8 +193,10 @@ def one(asked: Asked, model: Model, folder: Path, wish: Wish,
         made, remarks = _make(asked, model, folder, key, wish, report)
         adata = outputs.to_adata(made)
         written, missing = outputs.write(made, adata, folder, wish.zarr)
-        written += [page.write_maps(adata, folder),
-                    page.write_page(made, folder, remarks + ([missing] if missing else []))]
+        written.append(page.write_maps(adata, folder))
+        written.append(page.write_page(made, folder, remarks + ([missing] if missing else []),
+                                       written))
+        (folder / TRACE).unlink(missing_ok=True)
         if missing and report is not None:
             report(missing)
         outcome = Outcome(asked.name, folder, [path.name for path in written],

@@ -56,9 +56,22 @@ class Belief:
     def verdict(self) -> str:
         """One line for tables and consoles."""
         n = int(self.genes["believed"].sum())
-        return (f"{n} of {len(self.genes)} genes reach r {self.least_r:g}, "
+        known = " on slides like the training sections" if self.warnings else ""
+        many = f"{len(self.warnings)} warning{'' if len(self.warnings) == 1 else 's'}"
+        return (f"{n} of {len(self.genes)} genes are expected to reach r {self.least_r:g}{known}; "
                 f"{self.facts['share_outside']:.0%} of the tiles lie outside the training "
-                f"distribution, {len(self.warnings)} warnings")
+                f"distribution; {many if self.warnings else 'no warning'}")
+
+
+def by_expected(genes: pd.DataFrame) -> pd.DataFrame:
+    """Genes with the largest expected r first.
+
+    One that a single unit was scored on comes behind those with an interval, unless none has
+    one: the largest of many single values is large by luck. Without an expected r it is last.
+    """
+    order = genes.assign(_interval=genes["ci_low"].notna()).sort_values(
+        ["_interval", "expected_r"], ascending=False, kind="stable", na_position="last")
+    return order.drop(columns="_interval")
 
 
 def judge(asked: Asked, slide: Slide, model: Model, predicted: Predicted,
@@ -87,6 +100,10 @@ def judge(asked: Asked, slide: Slide, model: Model, predicted: Predicted,
     genes = model.genes.set_index("gene").loc[predicted.genes].reset_index()
     genes["believed"] = (genes["expected_r"] >= least_r).to_numpy()
     remarks = _remarks(record, genes, least_r, colour)
+    if any(text.startswith(("Organ unseen", "Scanner unseen")) for text in warnings):
+        remarks.append("Organ and scanner of a slide are stated in slides.csv beside it (columns "
+                       "organ and scanner), those of the training sections by the parameters of "
+                       "these names of 05_expression.")
     return Belief(warnings, remarks, outside, genes, least_r, facts)
 
 

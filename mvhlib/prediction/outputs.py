@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from mvhlib import artifacts
-from mvhlib.prediction.belief import Belief
+from mvhlib.prediction.belief import Belief, by_expected
 from mvhlib.prediction.model import Model
 from mvhlib.prediction.stream import Places, Predicted
 
@@ -56,13 +56,6 @@ class Made:
     shown: list[str]
 
 
-def best_genes(belief: Belief, n: int) -> list[str]:
-    """The genes with the largest expected r, those without one last."""
-    order = belief.genes.sort_values("expected_r", ascending=False, kind="stable",
-                                     na_position="last")
-    return list(order["gene"][:n])
-
-
 def to_adata(made: Made) -> "AnnData":
     """Predictions as AnnData: X, ``obsm["spatial"]`` and what to believe of rows and columns."""
     import anndata
@@ -74,7 +67,12 @@ def to_adata(made: Made) -> "AnnData":
         index=pd.Index(where.names, dtype=str))
     var = belief.genes.set_index("gene")
     var.index = pd.Index(var.index.astype(str), name=None)
+    # squidpy draws no truth values, but classes: those of the GeoJSON, in their colours.
+    labels = [INSIDE[0], OUTSIDE[0]]
+    obs["domain"] = pd.Categorical(np.where(belief.outside, *labels[::-1]), labels)
     adata = anndata.AnnData(X=made.predicted.values, obs=obs, var=var)
+    adata.uns["domain_colors"] = np.array([
+        "#{:02x}{:02x}{:02x}".format(*colour) for _, colour in (INSIDE, OUTSIDE)], dtype=object)
     adata.obsm["spatial"] = where.centres
     adata.uns["spatial"] = {made.name: {
         "images": {"hires": made.thumbnail},
@@ -195,4 +193,4 @@ def _write_zarr(made: Made, adata: "AnnData", target: Path) -> Path:
 
 def shown_genes(belief: Belief, asked: Sequence[str] | None, n: int) -> list[str]:
     """Genes for tables and maps: the best predicted of those that were asked for."""
-    return best_genes(belief, n if asked is None else max(n, len(asked)))
+    return list(by_expected(belief.genes)["gene"][:n if asked is None else max(n, len(asked))])

@@ -1,5 +1,6 @@
 """The maps of a slide and the page that says what can be believed of them."""
 
+import base64
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mvhlib import artifacts, plots
+from mvhlib.prediction.belief import by_expected
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,8 +18,14 @@ if TYPE_CHECKING:
 
     from mvhlib.prediction.outputs import Made
 
+MAP, PAGE = "maps.png", "report.html"
 #: Maps beside the H&E, and genes in the page's table.
 MAPS, LISTED = 5, 60
+#: What each file of a slide is for, by its ending.
+USES = {".h5ad": "all genes at all tiles: scanpy, squidpy, anndata",
+        ".geojson": "the best genes, measurements of tiles: drag it onto the slide in QuPath",
+        "tiles.csv": "the best genes and what to believe of each tile, for spreadsheets and R",
+        ".zarr": "SpatialData: napari-spatialdata, spatialdata-plot"}
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em}
 h1{font-size:1.5em}h2{font-size:1.15em;margin-top:2em}img{max-width:100%}
 .warn{border-left:.4em solid #d55e00;background:#fdf0e6;padding:.5em 1em;margin:.4em 0}
@@ -47,6 +55,7 @@ def tile_map(adata: "AnnData", gene: str | None, ax: "Axes") -> "Axes":
     if gene is None:
         ax.imshow(image, extent=(0, image.shape[1] / scale, image.shape[0] / scale, 0),
                   interpolation="bilinear")
+        _scale_bar(ax, squares, adata.uns["mvh"]["mpp"])
     else:
         cmap = "viridis" if adata.var.at[gene, "believed"] else "Greys"
         drawn = PolyCollection(squares, array=adata.obs_vector(gene).astype(float), cmap=cmap,
@@ -65,12 +74,24 @@ def tile_map(adata: "AnnData", gene: str | None, ax: "Axes") -> "Axes":
     return ax
 
 
+def _scale_bar(ax: "Axes", squares: np.ndarray, mpp: float) -> None:
+    """A bar of 1, 2 or 5 times a power of ten um, about a quarter of the tissue's width."""
+    (left, _), (right, bottom) = squares.min(axis=(0, 1)), squares.max(axis=(0, 1))
+    most = 0.3 * (right - left) * mpp
+    um = max(step * 10.0 ** power for power in range(-1, 6) for step in (1, 2, 5)
+             if step * 10.0 ** power <= max(most, 0.1))
+    ax.plot([left, left + um / mpp], [bottom, bottom], color="black", linewidth=2,
+            solid_capstyle="butt")
+    text = f"{um / 1000:g} mm" if um >= 1000 else f"{um:g} um"
+    ax.annotate(text, (left, bottom), (0, 3), textcoords="offset points", fontsize=6.5,
+                bbox={"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 0.8})
+
+
 def maps(adata: "AnnData", n: int = MAPS) -> "Figure":
     """The H&E and the `n` genes that are predicted best, greyed and hatched as in `tile_map`."""
     import matplotlib.pyplot as plt
 
-    order = adata.var.sort_values("expected_r", ascending=False, kind="stable")
-    genes = list(order.index[:n])
+    genes = list(by_expected(adata.var).index[:n])
     rows = 1 if len(genes) < 3 else 2
     fig, axes = plt.subplots(rows, 3, figsize=(plots.PAGE, 2.1 * rows + 0.3), squeeze=False)
     tile_map(adata, None, axes.flat[0]).set_title("H&E")
@@ -82,6 +103,10 @@ def maps(adata: "AnnData", n: int = MAPS) -> "Figure":
                      fontsize=7, color="black" if row["believed"] else "0.55")
     for ax in list(axes.flat)[1 + len(genes):]:
         ax.set_axis_off()
+    hatched = "; hatched: outside the training distribution" if (
+        adata.obs["out_of_distribution"].any()) else ""
+    fig.supxlabel(f"Predicted {adata.uns['mvh']['unit']}, each gene in its own range{hatched}",
+                  fontsize=6.5)
     return fig
 
 
@@ -91,31 +116,37 @@ def write_maps(adata: "AnnData", folder: Path) -> Path:
 
     plots.set_style()
     fig = maps(adata)
-    with artifacts.atomic(folder / "maps.png") as temporary:
+    with artifacts.atomic(folder / MAP) as temporary:
         fig.savefig(temporary, dpi=200, metadata={"Software": None})
     plt.close(fig)
-    return folder / "maps.png"
+    return folder / MAP
 
 
-def write_page(made: "Made", folder: Path, remarks: list[str]) -> Path:
-    """Write ``report.html``: warnings first, then maps, then genes.
+def write_page(made: "Made", folder: Path, remarks: list[str], files: list[Path]) -> Path:
+    """Write ``report.html``: warnings first, then maps, genes and files.
 
     Parameters
     ----------
+    folder
+        Holds ``maps.png``, which the page carries inside: it can be sent as it is.
     remarks
         Said beside those of the belief.
+    files
+        What else was written.
     """
-    return artifacts.write_text(folder / "report.html", page(made, remarks))
+    picture = base64.b64encode((folder / MAP).read_bytes()).decode("ascii")
+    return artifacts.write_text(folder / PAGE, page(made, remarks, picture, [
+        path.name for path in files]))
 
 
-def page(made: "Made", remarks: list[str]) -> str:
-    """Text of the page; it stands beside ``maps.png``."""
+def page(made: "Made", remarks: list[str], picture: str, files: list[str]) -> str:
+    """Text of the page, with the maps as base64 in it."""
     belief, model = made.belief, made.model
     warnings = "\n".join(f'<div class="warn">{escape(text)}</div>' for text in belief.warnings)
     if not belief.warnings:
         warnings = ('<div class="fine">Nothing about this slide is new to the model: its scale, '
                     "stain, organ and scanner were among the training sections'.</div>")
-    table = belief.genes.sort_values("expected_r", ascending=False, kind="stable")
+    table = by_expected(belief.genes).sort_values("believed", ascending=False, kind="stable")
     listed = table.head(LISTED)
     more = len(table) - len(listed)
     about = "; ".join([f"model {model.name}", f"sha256 {model.sha256[:16]}",
@@ -123,6 +154,8 @@ def page(made: "Made", remarks: list[str]) -> str:
                        f"slide at {belief.facts['slide_mpp']:.4g} um/px",
                        f"{len(made.places):,} tiles"])
     notes = "".join(f"<li>{escape(text)}</li>" for text in [*belief.remarks, *remarks])
+    used = "".join(f"<li>{escape(name)}: {use}</li>" for ending, use in USES.items()
+                   for name in files if name.endswith(ending))
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{escape(made.name)}: predicted expression</title>
 <style>{_STYLE}</style></head><body>
@@ -135,11 +168,15 @@ def page(made: "Made", remarks: list[str]) -> str:
 <h2>Maps</h2>
 <p>The genes that the model predicts best, beside the H&amp;E. Hatched tiles lie outside the
 training distribution; greys mark a gene below the stated expected r.</p>
-<img src="maps.png" alt="H&amp;E and predicted maps">
+<img src="data:image/png;base64,{picture}" alt="H&amp;E and predicted maps: {MAP}">
 <h2>Genes</h2>
+<p>Best first; genes that were scored on one left-out unit alone come behind those with an interval.
+Grey: below an expected r of {belief.least_r:g}.</p>
 <table><tr><th>gene</th><th>expected r</th><th>95 % of new sections</th><th>units</th></tr>
 {''.join(_row(row) for row in listed.itertuples())}
 </table>
+<h2>Files</h2>
+<ul>{used}</ul>
 <p class="small">{f"{more} further genes stand in {escape(made.name)}.h5ad." if more > 0 else ""}
 Research use; not a medical device.</p>
 </body></html>

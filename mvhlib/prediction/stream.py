@@ -188,8 +188,8 @@ def run(slide: Slide, model: Model, where: Places, folder: Path, key: str, *,
     todo = [start for start in starts if not _is_whole(_part(folder, start), _key(key, start))]
     began, done = time.monotonic(), len(where) - sum(_length(where, start) for start in todo)
     fresh, last = 0, 0.0
-    for start, tiles in _cut_ahead(slide, model, where, todo):
-        found = _predict(model, tiles)
+    for start, tiles, colour in _cut_ahead(slide, model, where, todo):
+        found = _predict(model, tiles, colour)
         _write(_part(folder, start), _key(key, start), found)
         fresh += len(tiles)
         now = time.monotonic()
@@ -221,28 +221,33 @@ def check_genes(model: Model, genes: Sequence[str] | None) -> tuple[list[str], n
 
 
 def _cut_ahead(slide: Slide, model: Model, where: Places, todo: Sequence[int]
-               ) -> Iterator[tuple[int, cut.Tiles]]:
-    """The tiles of every part, cut while the caller works on the part before."""
-    def tiles_of(start: int) -> cut.Tiles:
-        return cut.cut_at(slide, where.corners[start:start + PART], tile_um=model.tile_um,
-                          tile_px=model.tile_px)
+               ) -> Iterator[tuple[int, cut.Tiles, np.ndarray]]:
+    """Tiles of every part and their colours, cut while the caller works on the part before."""
+    def tiles_of(start: int) -> tuple[cut.Tiles, np.ndarray]:
+        tiles = cut.cut_at(slide, where.corners[start:start + PART], tile_um=model.tile_um,
+                           tile_px=model.tile_px)
+        return tiles, colours(tiles)
 
     with ThreadPoolExecutor(1) as pool:
         ahead = [(start, pool.submit(tiles_of, start)) for start in todo[:1]]
         for number in range(len(todo)):
             start, future = ahead.pop()
-            tiles = future.result()
+            tiles, colour = future.result()
             if number + 1 < len(todo):
                 ahead.append((todo[number + 1], pool.submit(tiles_of, todo[number + 1])))
-            yield start, tiles
+            yield start, tiles, colour
 
 
-def _predict(model: Model, tiles: cut.Tiles) -> dict[str, np.ndarray]:
+def colours(tiles: cut.Tiles) -> np.ndarray:
+    """Mean optical density of each tile, `(T, 3)`."""
+    return stain.colour_statistics(tiles.img)[:, :3]
+
+
+def _predict(model: Model, tiles: cut.Tiles, colour: np.ndarray) -> dict[str, np.ndarray]:
     X = model.regressor.read(model.encoder, tiles.img, tiles.mpp)
     found = model.regressor.step(X)
     return found | {"distance": model.domain.distance(model.regressor.look(X)),
-                    "colour": stain.colour_statistics(tiles.img)[:, :3],
-                    "outside": tiles.outside}
+                    "colour": colour, "outside": tiles.outside}
 
 
 def _part(folder: Path, start: int) -> Path:

@@ -13,7 +13,7 @@ import pandas as pd
 
 from mvhlib import cohort
 from mvhlib.artifacts import InputError
-from mvhlib.cohort import anndata_files, flat, legacy_st, visium
+from mvhlib.cohort import anndata_files, flat, legacy_st, libraries, visium
 from mvhlib.cohort.base import Cohort, Section, entries
 from mvhlib.own_tables import BLANK
 from mvhlib.profiles.found import Found, Row
@@ -373,8 +373,8 @@ def holds_files(ending: str) -> Callable[[Path], bool]:
 
 def look_files(source: str, ending: str, says: str) -> Callable[[Path], Found]:
     def look(root: Path) -> Found:
-        files = anndata_files.find(root, ending)
-        used = {path.relative_to(root).parts[0] for path in files.values()}
+        files = libraries.parts(anndata_files.find(root, ending))
+        used = {part.path.relative_to(root).parts[0] for part in files.values()}
         used |= {path.name for path in root.iterdir() if path.stem in files}
         if (root / "samples.csv").is_file():
             with _quiet():

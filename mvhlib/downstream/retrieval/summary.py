@@ -38,16 +38,18 @@ def summarise(values: pd.DataFrame, dataset: str, unit: str = "patient") -> pd.D
     found = []
     keys = ["classifier", "split", "metric"]
     for (*named, encoder), part in values.groupby([*keys, "encoder"], sort=False):
-        per_unit = part.groupby([unit] if unit == "study" else ["study", "patient"])[
-            ["value", "chance"]].mean()
-        interval = statistics.t_interval(per_unit["value"])
-        if np.ptp(per_unit["value"]) == 0:  # units that agree to the last digit have no spread
+        # Classes take the place of genes and sections: a patient is told by the study as well.
+        value, chance = (statistics.unit_means(
+            part.assign(section=part[unit]), unit, value=column,
+            by=[] if unit == "study" else ["study"]) for column in ("value", "chance"))
+        interval = statistics.t_interval(value)
+        if np.ptp(value) == 0:  # units that agree to the last digit have no spread
             interval = replace(interval, low=np.nan, high=np.nan)
         base = {"dataset": dataset, **dict(zip(keys, named, strict=True)), "unit": unit,
                 "n_units": interval.n}
         found.append(base | {"encoder": encoder, "mean": interval.mean, "ci_low": interval.low,
                              "ci_high": interval.high})
-        found.append(base | {"encoder": "chance", "mean": float(per_unit["chance"].mean()),
+        found.append(base | {"encoder": "chance", "mean": float(chance.mean()),
                              "ci_low": np.nan, "ci_high": np.nan})
     table = pd.DataFrame(found, columns=list(SUMMARY_COLUMNS))
     # Chance is the same for every encoder on the same tiles: one row of it, after theirs.

@@ -5,6 +5,8 @@
 `evaluation`  models over folds, and the same with permuted outcomes
 `inference`   intervals, differences, tests, hazard ratios, calibration
 `figures`     curves of risk groups, calibration, hazard ratios
+`panels`      the same with a panel per endpoint
+`line_up`     which models and pairs are compared, and the summary over endpoints
 
 A model is a set of clinical columns, an embedding of the slide, or both (`Model`). The embedding's
 prototypes, its principal components and the ridge penalty are chosen on the training patients of
@@ -56,6 +58,13 @@ from mvhlib.downstream.survival.inference import (
     stratified_logrank,
     summarise,
 )
+from mvhlib.downstream.survival.line_up import models_of, pairs_of, summary_of
+from mvhlib.downstream.survival.panels import (
+    draw_calibration,
+    draw_concordance,
+    draw_prototypes,
+    draw_risk_groups,
+)
 from mvhlib.downstream.survival.scores import (
     Censoring,
     brier_scores,
@@ -65,10 +74,11 @@ from mvhlib.downstream.survival.scores import (
     uno_c,
 )
 
-__all__ = ["METRICS", "PENALTIES", "SUMMARY", "Censoring", "Evaluation", "Model",
-           "PartialLikelihood", "RidgeCox", "added_value", "brier_scores", "calibration",
-           "calibration_slope", "clinical_ratios", "control", "differences", "evaluate",
-           "harrell_c", "hazard_ratios", "integrated_brier", "kaplan_meier_at", "likelihood_ratio",
-           "logrank_of", "patient_interval", "permute_outcomes", "permuted_scores",
+__all__ = ["Censoring", "Evaluation", "METRICS", "Model", "PENALTIES", "PartialLikelihood",
+           "RidgeCox", "SUMMARY", "added_value", "brier_scores", "calibration", "calibration_slope",
+           "clinical_ratios", "control", "differences", "draw_calibration", "draw_concordance",
+           "draw_prototypes", "draw_risk_groups", "evaluate", "harrell_c", "hazard_ratios",
+           "integrated_brier", "kaplan_meier_at", "likelihood_ratio", "logrank_of", "models_of",
+           "pairs_of", "patient_interval", "permute_outcomes", "permuted_scores",
            "plot_calibration", "plot_hazard_ratios", "plot_kaplan_meier", "proportional_hazards",
-           "row_name", "select", "stratified_logrank", "summarise", "uno_c"]
+           "row_name", "select", "stratified_logrank", "summarise", "summary_of", "uno_c"]

@@ -26,8 +26,20 @@ detached target, the reconstruction could not change what is retrieved.
 `estimator`  `CMRCNet` and `bleep`
 `fitted`     one fold's model with its gallery: retrieval, and questions to it
 `selected`   the authors' scores on genes chosen on the test section
+`arms`       what differs between arms, what the authors say of them, and their figures
 """
 
+from mvhlib.expression.cmrcnet.arms import (
+    TERMS,
+    Compared,
+    compare_masks,
+    compare_neighbours,
+    compare_terms,
+    copying,
+    draw_arms,
+    draw_log,
+    neighbours_to_try,
+)
 from mvhlib.expression.cmrcnet.estimator import (
     METHODS,
     PUBLISHED_TRAINING,
@@ -57,17 +69,20 @@ from mvhlib.expression.cmrcnet.samples import (
     PUBLISHED_ENCODER,
     as_tokens,
     inputs,
+    other_genes,
     paired,
     published_encoder,
     table,
     token_encoder,
 )
-from mvhlib.expression.cmrcnet.selected import selected_on_test
+from mvhlib.expression.cmrcnet.selected import selected_on_test, selected_table
 from mvhlib.expression.cmrcnet.settings import CHOICES, Settings
 
-__all__ = ["CHOICES", "EMBED_BATCH", "METHODS", "PUBLISHED_ENCODER", "PUBLISHED_TRAINING",
-           "CMRCNet", "Fitted", "FrozenTokens", "GeneTokens", "Network", "ProjectionHead",
-           "Reconstruction", "Refine", "ResidualCrossAttention", "Settings", "TileTokens",
-           "as_tokens", "bleep", "contrastive_terms", "inputs", "mask_of", "paired",
-           "published_encoder", "reconstruction_error", "selected_on_test", "soft_targets",
-           "table", "token_encoder", "turned"]
+__all__ = ["CHOICES", "CMRCNet", "Compared", "EMBED_BATCH", "Fitted", "FrozenTokens", "GeneTokens",
+           "METHODS", "Network", "PUBLISHED_ENCODER", "PUBLISHED_TRAINING", "ProjectionHead",
+           "Reconstruction", "Refine", "ResidualCrossAttention", "Settings", "TERMS", "TileTokens",
+           "as_tokens", "bleep", "compare_masks", "compare_neighbours", "compare_terms",
+           "contrastive_terms", "copying", "draw_arms", "draw_log", "inputs", "mask_of",
+           "neighbours_to_try", "other_genes", "paired", "published_encoder",
+           "reconstruction_error", "selected_on_test", "selected_table", "soft_targets", "table",
+           "token_encoder", "turned"]

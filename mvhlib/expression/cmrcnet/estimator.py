@@ -27,11 +27,14 @@ from mvhlib.artifacts import (
 from mvhlib.encoders import PatchEncoder, names_of, seen
 from mvhlib.expression.cmrcnet.fitted import Fitted
 from mvhlib.expression.cmrcnet.network import FrozenTokens, Network, TileTokens, embed_rows
+from mvhlib.expression.cmrcnet.samples import paired
 from mvhlib.expression.cmrcnet.settings import Settings
 from mvhlib.training import Fit, FitConfig, fit
 
 if TYPE_CHECKING:
+    from mvhlib.cohort import Section
     from mvhlib.expression.protocols import Sample
+    from mvhlib.features import Features
 
 #: The published schedule; the weights of the lowest validation loss are kept.
 PUBLISHED_TRAINING = FitConfig(epochs=60, batch=64, lr=1e-4, min_lr=1e-5, optimizer="adamw",
@@ -163,6 +166,28 @@ class CMRCNet:
         """Loss terms, target entropy and alignment of every epoch of every fold."""
         return pd.concat([pd.DataFrame(fitted.fit.log).assign(method=self.name, fold=fold)
                           for fold, fitted in self.fitted.items()], ignore_index=True)
+
+    def match(self, folds: pd.DataFrame, cohort: Mapping[str, "Section"],
+              images: "Mapping[str, Features]") -> pd.DataFrame:
+        """`Fitted.match` of every test section, by the model of its fold.
+
+        Parameters
+        ----------
+        folds
+            Columns fold, section, role.
+
+        Returns
+        -------
+        DataFrame
+            Columns of `Fitted.match`, fold, section.
+        """
+        tested = folds[folds["role"] == "test"]
+        return pd.concat([
+            fitted.match(*paired(cohort[name], images[name], fitted.genes)).assign(
+                fold=fold, section=name)
+            for fold, fitted in self.fitted.items()
+            for name in tested.loc[tested["fold"].astype(str) == fold, "section"]],
+            ignore_index=True)
 
     # ---- parts of fit
 

@@ -16,7 +16,7 @@ from mvhlib import neighbours
 from mvhlib.artifacts import InputError, atomic
 from mvhlib.backbones.backbone import Backbone
 from mvhlib.encoders import PatchEncoder
-from mvhlib.expression.cmrcnet.losses import mask_of, reconstruction_error
+from mvhlib.expression.cmrcnet.losses import mask_of, reconstruction_error, soft_targets
 from mvhlib.expression.cmrcnet.network import FrozenTokens, Network, TileTokens, embed_rows
 from mvhlib.expression.cmrcnet.samples import MeanTokens
 from mvhlib.expression.cmrcnet.settings import Settings
@@ -186,6 +186,33 @@ class Fitted:
         image, genes = self._batch(X, Y)
         own, other = network.image_tokens(network.image(image)), network.gene_tokens(genes)
         return network.reconstruction.cross(own, other, other)[1].cpu().numpy()
+
+    def attention_moved(self, X: np.ndarray, Y: np.ndarray) -> pd.Series:
+        """Mean change of a weight where each spot is given another one's image, or its genes.
+
+        The weight of a uniform attention stands beside it.
+        """
+        other = np.roll(np.arange(len(X)), len(X) // 2)
+        own = self.attention(X, Y)
+        return pd.Series({"another spot's image": np.abs(self.attention(X[other], Y) - own).mean(),
+                          "another spot's genes": np.abs(self.attention(X, Y[other]) - own).mean(),
+                          "uniform weight": 1 / own.shape[-1]}, name="mean change of a weight")
+
+    def push(self, X: np.ndarray, Y: np.ndarray, batch: int = 64) -> pd.Series:
+        """Gradient of the contrastive loss on the similarities of one batch of a section's spots.
+
+        It is the softmax less the soft target: negative pulls together, positive pushes apart.
+        """
+        spots, images = (torch.from_numpy(side[:batch])
+                         for side in (self.embed_spots(Y), self.embed_images(X)))
+        similarity = (spots @ images.T).requires_grad_()
+        (-(soft_targets(spots, images) * similarity.log_softmax(dim=1)).sum()).backward()
+        push, is_own = similarity.grad.numpy(), np.eye(len(spots), dtype=bool)
+        alike = np.corrcoef(push[~is_own], similarity.detach().numpy()[~is_own])[0, 1]
+        return pd.Series({"gradient on a spot's own image": push[is_own].mean(),
+                          "gradient on another image": push[~is_own].mean(),
+                          "correlation of the push with the similarity": alike},
+                         name="one test section")
 
     def _needs(self, side: str) -> None:
         if self.network.settings.reconstruct != side:

@@ -186,3 +186,9 @@ def table(section: "Section", genes: Sequence[str], barcodes: Sequence[str] | No
     library = np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()
     columns = adata.var_names.get_indexer(list(genes))
     return np.asarray(normalized(dense(counts[:, columns]), normalize, library), dtype=np.float32)
+
+
+def other_genes(sections: "Sequence[Section]", genes: Sequence[str]) -> list[str]:
+    """Genes, by name, that all sections were measured for beside those named."""
+    shared = set.intersection(*(set(section.adata.var_names) for section in sections))
+    return sorted(shared - set(genes))

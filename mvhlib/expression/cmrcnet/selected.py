@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mvhlib import statistics
+
 
 def selected_on_test(predictions: Mapping[str, Any], n: int = 50) -> pd.DataFrame:
     """The authors' scores: genes are chosen by the truth of the section that they are scored on.
@@ -35,3 +37,29 @@ def selected_on_test(predictions: Mapping[str, Any], n: int = 50) -> pd.DataFram
             rows.append({"section": section, "genes": f"{name}, selected on test",
                          "pcc": float(r[best].mean())})
     return pd.DataFrame(rows)
+
+
+def selected_table(predictions: Mapping[str, Mapping[str, Any]], manifest: pd.DataFrame,
+                   unit: str) -> pd.DataFrame:
+    """Scores by `selected_on_test` of several methods, averaged over units.
+
+    Parameters
+    ----------
+    predictions
+        Method -> section (or ``fold/section``) -> prediction; ``cmrcnet`` and ``bleep`` among them.
+    manifest
+        Columns section and `unit`.
+
+    Returns
+    -------
+    DataFrame
+        Columns genes, method, unit, n_units, mean, ci_low, ci_high, gain: of CMRCNet, relative to
+        the same model without reconstruction.
+    """
+    owner = manifest.set_index("section")[unit]
+    chosen = pd.concat([selected_on_test(own).assign(method=method)
+                        for method, own in predictions.items()])
+    chosen[unit] = chosen["section"].str.rpartition("/")[2].map(owner)
+    table = statistics.unit_table(chosen, unit, by=["genes", "method"])
+    means = table.pivot(index="genes", columns="method", values="mean")
+    return table.assign(gain=table["genes"].map(means["cmrcnet"] / means["bleep"] - 1))

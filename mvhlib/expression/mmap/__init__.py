@@ -30,8 +30,10 @@ encoder of tiles: `mvhlib.expression.fused`.
 `lora`        low-rank updates of an encoder
 `network`     attention, similarity term, the models of both stages
 `prototypes`  k-means per slide, selection, maps and tiles of prototypes
+`recurring`   whether prototypes follow gene programs more than a smooth map would
 `estimator`   `MMAP` and `stnet`
 `ablations`   paired differences of variants, and their verdicts
+`questions`   which variants there are, and what the authors say of them
 """
 
 from mvhlib.expression.mmap.ablations import (
@@ -65,11 +67,19 @@ from mvhlib.expression.mmap.prototypes import (
     MOST,
     Prototypes,
     cluster,
+    draw_attention,
     draw_map,
     draw_tiles,
     n_prototypes,
     n_selected,
     select,
+)
+from mvhlib.expression.mmap.questions import (
+    QUESTIONS,
+    authors_claims,
+    compare_variants,
+    draw_variants,
+    variants,
 )
 from mvhlib.expression.mmap.tokens import (
     all_views,
@@ -86,10 +96,11 @@ from mvhlib.expression.mmap.views import (
     cut_views,
 )
 
-__all__ = ["EVAL_BATCH", "FEWEST", "MARGIN", "METHODS", "MIN_VIEW_PX", "MMAP", "MOST",
-           "PROJECTIONS", "STANDARD_SPOTS", "ZOOMS", "CrossAttention", "LowRankLinear",
-           "PrototypeModel", "Prototypes", "SpotModel", "adapted_copies", "add_lora", "against",
-           "all_views", "augment", "class_token", "cluster", "crop_views", "cut_views",
-           "draw_differences", "draw_map", "draw_tiles", "n_prototypes", "n_selected", "select",
-           "sentence", "similarity_loss", "stnet", "tile_folder", "token_folder", "verdicts",
-           "view_tokens"]
+__all__ = ["CrossAttention", "EVAL_BATCH", "FEWEST", "LowRankLinear", "MARGIN", "METHODS",
+           "MIN_VIEW_PX", "MMAP", "MOST", "PROJECTIONS", "PrototypeModel", "Prototypes",
+           "QUESTIONS", "STANDARD_SPOTS", "SpotModel", "ZOOMS", "adapted_copies", "add_lora",
+           "against", "all_views", "augment", "authors_claims", "class_token", "cluster",
+           "compare_variants", "crop_views", "cut_views", "draw_attention", "draw_differences",
+           "draw_map", "draw_tiles", "draw_variants", "n_prototypes", "n_selected", "select",
+           "sentence", "similarity_loss", "stnet", "tile_folder", "token_folder", "variants",
+           "verdicts", "view_tokens"]

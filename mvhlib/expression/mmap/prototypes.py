@@ -11,6 +11,7 @@ from mvhlib.artifacts import InputError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 #: The authors' number of prototypes: a fifth of the spots, between these.
 FEWEST, MOST = 32, 80
@@ -172,3 +173,27 @@ def draw_tiles(shown: Prototypes, images: np.ndarray, prototypes: Sequence[int],
                 fontsize=6.5)
     ax.set_xlim(-0.7 * step, n * step)
     return ax
+
+
+def draw_attention(shown: Prototypes, adata, prototypes: Sequence[int]
+                   ) -> "tuple[Figure, pd.DataFrame]":
+    """Draw where the named prototypes lie, and the attention that each prototype of a slide gets.
+
+    Returns
+    -------
+    figure, table
+        The table has a row per prototype: its share of the spots, and of their attention.
+    """
+    import matplotlib.pyplot as plt
+
+    from mvhlib import plots
+
+    share = pd.DataFrame({"prototype": range(len(shown.sizes)),
+                          "spots": shown.sizes / len(shown.assignment), "attention": shown.weight})
+    fig, (where, ax) = plt.subplots(1, 2, figsize=(plots.PAGE, 2.7))
+    draw_map(shown, adata, prototypes, where)
+    ax.scatter(share["spots"], share["attention"], s=9, color=plots.colour("mmap"))
+    ax.axline((0, 0), slope=1, color="0.6", linewidth=0.6, zorder=0)
+    ax.set_xlabel("share of the spots")
+    ax.set_ylabel("share of the attention")
+    return fig, share

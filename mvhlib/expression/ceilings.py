@@ -1,0 +1,141 @@
+"""How well could a perfect predictor do? Three answers, and on synthetic data the truth.
+
+Counting alone is noise: the ceiling of `mvhlib.expression.scores.ceiling` takes counts as Poisson
+and everything beyond that as signal, so it is an upper bound, and a loose one where counts vary
+more than that from spot to spot. The other end takes as noise whatever a spot does not share with
+the spots beside it: counts are negative binomial about a mean that neighbours share, and the
+dispersion is read off the difference between neighbours, as the nugget of a variogram is. Tissue
+that truly changes from one spot to the next is then called noise, so this one is too low. Between
+them lies a dispersion common to all genes: what makes spots vary whatever the gene cannot be more
+than the genes show that vary least, and the tenth of them is taken for it.
+"""
+
+import zlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mvhlib import artifacts, lattice, phrases
+from mvhlib.artifacts import InputError
+from mvhlib.cohort.genes import normalize
+from mvhlib.expression import scores
+
+#: Columns of `table` and what they are called.
+NAMES = {"ceiling_counting": "noise of counting alone",
+         "ceiling_common": "and noise common to all genes",
+         "ceiling_neighbours": "and all that neighbours do not share",
+         "ceiling_true": "true rates known"}
+#: Quantile of the genes' dispersions that is taken as common to all.
+COMMON = 0.1
+
+
+def dispersion(counts, library: np.ndarray, coords: np.ndarray) -> np.ndarray:
+    """Dispersion of each gene about a mean that neighbouring spots share.
+
+    With counts `x` over relative library sizes, `e`, of two neighbours `i` and `j` whose rates are
+    alike, ``E[(e_i - e_j)**2] / 2`` is the mean of what counting adds, ``e / size``, and
+    ``dispersion * mean**2``, and ``E[e_i * e_j]`` is ``mean**2``: the estimate is the ratio of the
+    sums over all pairs, by the method of moments.
+
+    Parameters
+    ----------
+    counts
+        Raw counts `(T, G)`.
+    library
+        Total counts per spot over all genes `(T,)`.
+    coords
+        Spot centres `(T, 2)`, any unit.
+
+    Returns
+    -------
+    np.ndarray
+        `(G,)`, at least 0; NaN where a gene is never found in two neighbours.
+
+    Raises
+    ------
+    InputError
+        If a spot has no counts at all, or spots share a point.
+    """
+    counts = scores.dense(counts).astype(np.float64)
+    size = np.asarray(library, dtype=np.float64).ravel()
+    if not (size > 0).all():
+        raise InputError("dispersion", "library", "is 0 for a spot", "leave empty spots out")
+    size = (size / size.mean())[:, None]
+    i, j = (lattice.graph(coords) > 0).nonzero()
+    relative, noise = counts / size, counts / size**2
+    apart = ((relative[i] - relative[j]) ** 2 - noise[i] - noise[j]).sum(axis=0) / 2
+    together = (relative[i] * relative[j]).sum(axis=0)
+    return np.divide(np.maximum(apart, 0.0), together, out=np.full(len(together), np.nan),
+                     where=together > 0)
+
+
+def table(sections: Iterable[Any], genes: Sequence[str], how: str = "log1p_cp10k", *,
+          truth: Path | None = None, n_splits: int = 4, seed: int = 0) -> pd.DataFrame:
+    """All ceilings of each gene, means over sections, beside the true one where it is known.
+
+    Parameters
+    ----------
+    sections
+        Sections with raw counts and spot centres.
+    genes
+        Genes wanted.
+    how
+        Units of the target; see `mvhlib.cohort.genes.normalize`.
+    truth
+        Folder of ``<section>.h5ad`` with the layer ``rate`` (log of the rate per count of library),
+        as the synthetic cohort has it; None, or a folder that is not there, on real tissue.
+    n_splits
+        Splits to average over.
+    seed
+        Of the splits; each section draws from a stream of its own.
+
+    Returns
+    -------
+    DataFrame
+        One row per gene: gene, program, dispersion, ceiling_counting, ceiling_common,
+        ceiling_neighbours and, where the rates are known, ceiling_true (correlation of the measured
+        with the true expression; 0 for a gene whose rate is the same everywhere).
+    """
+    found = []
+    for section in sections:
+        adata = section.adata[:, list(genes)]
+        library = np.asarray(section.adata.layers["counts"].sum(axis=1)).ravel()
+        over = dispersion(adata.layers["counts"], library, adata.obsm["spatial"])
+        rows = pd.DataFrame({"gene": list(genes), "dispersion": over})
+        rows["program"] = adata.var["program"].astype(str).to_numpy() if "program" in adata.var \
+            else ""
+        noise = {"counting": None, "common": np.nanquantile(over, COMMON) if len(over) else 0.0,
+                 "neighbours": np.nan_to_num(over)}
+        for name, value in noise.items():
+            rng = np.random.default_rng([seed, zlib.crc32(section.name.encode())])
+            rows[f"ceiling_{name}"] = scores.ceiling(
+                adata.layers["counts"], library, how, n_splits=n_splits, rng=rng, dispersion=value)
+        if truth is not None and (path := truth / f"{section.name}.h5ad").exists():
+            rows["ceiling_true"] = _reached(path, adata, library, how)
+        found.append(rows)
+    return pd.concat(found).groupby(["gene", "program"], as_index=False, sort=False).mean()
+
+
+def _reached(path: Path, adata: Any, library: np.ndarray, how: str) -> np.ndarray:
+    """Correlation of measured with true expression: the rates, in counts, in the target's units."""
+    import anndata
+
+    with artifacts.reading(artifacts.check_h5(path), "truth", "is no AnnData with the layer rate",
+                           "run 01_cohort again"):
+        known = anndata.read_h5ad(path)[adata.obs_names]
+    rate = np.exp(known.layers["rate"].astype(np.float64))
+    rate *= library[:, None] / rate.sum(axis=1, keepdims=True)
+    columns = known.var_names.get_indexer(adata.var_names)
+    r = scores.pearson(normalize(scores.dense(adata.layers["counts"]), how, library),
+                       normalize(rate[:, columns], how, library))
+    return np.nan_to_num(r)
+
+
+def said(table: pd.DataFrame) -> str:
+    """One sentence on what `table` shows."""
+    means = table[[name for name in NAMES if name in table]].mean()
+    return "Ceiling of the mean gene: " + "; ".join(
+        f"{NAMES[name]} {phrases.number(value)}" for name, value in means.items()) + "."

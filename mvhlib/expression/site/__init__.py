@@ -1,0 +1,20 @@
+"""Site or biology: how much of an encoder's features is the laboratory, and what that costs.
+
+An encoder whose features tell the study apart may be using it: what it learns from one study's
+stain is lost on the next. Three views of that, one table: a linear probe that names the study (or
+the patient, or the tissue class) of sections it has not seen, the shares of the features' variance
+that lie between studies and between tissue classes, and both beside the drop from random folds to
+an unseen study (`mvhlib.expression.evaluation.drops`).
+
+Remedies are stain normalisation of the tiles (`mvhlib.tiles.stain`) and centring of the features
+per study, below.
+"""
+
+from mvhlib.expression.site.probing import probe, unit_accuracy
+from mvhlib.expression.site.remedies import all_remedies, centre, remedy_effects
+from mvhlib.expression.site.shares import SHARE_COLUMNS, variance_shares
+from mvhlib.expression.site.spot_rows import Rows, rows
+from mvhlib.expression.site.summary import correlations, relate, table
+
+__all__ = ["Rows", "SHARE_COLUMNS", "all_remedies", "centre", "correlations", "probe", "relate",
+           "remedy_effects", "rows", "table", "unit_accuracy", "variance_shares"]

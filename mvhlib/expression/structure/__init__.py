@@ -1,0 +1,30 @@
+"""What users act on beyond single genes: gene sets, genes that go together, and where tissue lies.
+
+Everything is taken within sections and then averaged over them, so that an offset between
+laboratories is neither a pathway, nor a correlation, nor a tissue class.
+"""
+
+from mvhlib.expression.structure.correlations import CoExpression, co_expression, mantel, varying
+from mvhlib.expression.structure.gene_set_scores import (
+    LEAST_GENES,
+    gene_sets,
+    gene_signs,
+    program_sets,
+    read_gmt,
+    score_sets,
+    set_scores,
+)
+from mvhlib.expression.structure.regions import (
+    AUROC_COLUMNS,
+    PLACE_COLUMNS,
+    align,
+    class_auroc,
+    class_aurocs,
+    clusters,
+    localise,
+)
+from mvhlib.expression.structure.summary import summarise
+
+__all__ = ["AUROC_COLUMNS", "CoExpression", "LEAST_GENES", "PLACE_COLUMNS", "align", "class_auroc",
+           "class_aurocs", "clusters", "co_expression", "gene_sets", "gene_signs", "localise",
+           "mantel", "program_sets", "read_gmt", "score_sets", "set_scores", "summarise", "varying"]
