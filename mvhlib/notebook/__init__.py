@@ -15,7 +15,7 @@ sees to it that an `InputError` or a failed check is one line in the notebook, w
 above it, wherever the notebook runs.
 """
 
-from mvhlib.notebook.execution import UNCOMMITTED, CheckFailed, Run
+from mvhlib.notebook.execution import UNCOMMITTED, CheckFailed, Run, stem
 from mvhlib.notebook.parameters_cell import (
     COMMON,
     check_parameters,
@@ -27,4 +27,4 @@ from mvhlib.notebook.start import begin, show_errors_in_one_line
 
 __all__ = ["COMMON", "CheckFailed", "Run", "UNCOMMITTED", "begin", "check_parameters",
            "declared_parameters", "given_parameters", "read_parameters_cell",
-           "show_errors_in_one_line"]
+           "show_errors_in_one_line", "stem"]

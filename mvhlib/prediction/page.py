@@ -146,7 +146,7 @@ def page(made: "Made", remarks: list[str], picture: str, files: list[str]) -> st
     if not belief.warnings:
         warnings = ('<div class="fine">Nothing about this slide is new to the model: its scale, '
                     "stain, organ and scanner were among the training sections'.</div>")
-    table = by_expected(belief.genes)
+    table = by_expected(belief.genes).sort_values("believed", ascending=False, kind="stable")
     listed = table.head(LISTED)
     more = len(table) - len(listed)
     about = "; ".join([f"model {model.name}", f"sha256 {model.sha256[:16]}",
