@@ -170,9 +170,9 @@ def test_the_whole_command_on_a_bare_machine(run, golden, tmp_path):
 def test_a_command_that_cannot_run_says_so(tmp_path):
     import gpu
 
-    with pytest.raises(InputError, match="--only names .'speeed'"):
+    with pytest.raises(InputError, match="--only: names .'speeed'"):
         gpu.main(["--out", str(tmp_path), "--only", "speeed", "--dry-run"])
-    with pytest.raises(InputError, match="--pack is no folder"):
+    with pytest.raises(InputError, match="--pack: is no folder"):
         gpu.main(["--out", str(tmp_path), "--pack", str(tmp_path / "none"), "--dry-run"])
 
 

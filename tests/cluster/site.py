@@ -192,9 +192,9 @@ class Site:
         left = self.started()
         left += _guards(left)
         if (self.folder / "slurmctld.pid").exists():
-            subprocess.run(["scancel", "--full", "--user", getpass.getuser()],
-                           env=self.environment(), capture_output=True, timeout=30)
-            with contextlib.suppress(RuntimeError):
+            with contextlib.suppress(RuntimeError, subprocess.TimeoutExpired):
+                subprocess.run(["scancel", "--full", "--user", getpass.getuser()],
+                               env=self.environment(), capture_output=True, timeout=30)
                 self.until(lambda: not self.jobs(), 20, "no job")
         for name in (*(f"slurmd.{node}.pid" for node in NODES), "slurmctld.pid", "munge/pid"):
             if (self.folder / name).exists():
@@ -204,6 +204,21 @@ class Site:
             _end(process.pid)
 
 
+    def guard(self) -> None:
+        """Start a process that stops this site when the caller is gone, however it went."""
+        subprocess.Popen([sys.executable, "-m", "tests.cluster.site", "guard", str(self.folder),
+                          str(os.getpid())], start_new_session=True, stdout=subprocess.DEVNULL,
+                         stderr=subprocess.DEVNULL, cwd=Path(__file__).parents[2])
+
+    def wait_for_end_of(self, caller: int) -> None:
+        """Stop when a process ends; nothing is left to do where the site was stopped before."""
+        controller = self._pid("slurmctld.pid")
+        while _is_alive(caller) and _is_alive(controller):
+            time.sleep(1)
+        if _is_alive(controller):
+            self.stop()
+
+
 def _guards(work: list[psutil.Process]) -> set[psutil.Process]:
     """The slurmstepd above each process; it overwrites its own environment with its title."""
     found = set()
@@ -211,6 +226,13 @@ def _guards(work: list[psutil.Process]) -> set[psutil.Process]:
         with contextlib.suppress(psutil.NoSuchProcess):
             found |= {parent for parent in process.parents() if parent.name() == "slurmstepd"}
     return found
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether a process runs; one that ended and that nobody has asked for does not."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def _end(pid: int, how: int = signal.SIGKILL) -> None:
@@ -229,8 +251,8 @@ def _free_ports(n: int) -> list[int]:
 
 
 def main(arguments: list[str]) -> int:
-    """``start DIR`` or ``stop DIR``."""
-    if len(arguments) != 2 or arguments[0] not in ("start", "stop"):
+    """``start DIR`` or ``stop DIR``; ``guard DIR PID`` is for tests."""
+    if len(arguments) < 2 or arguments[0] not in ("start", "stop", "guard"):
         print(__doc__, file=sys.stderr)
         return 2
     if missing():
@@ -240,6 +262,9 @@ def main(arguments: list[str]) -> int:
     site = Site(Path(arguments[1]))
     if arguments[0] == "stop":
         site.stop()
+        return 0
+    if arguments[0] == "guard":
+        site.wait_for_end_of(int(arguments[2]))
         return 0
     try:
         site.start()

@@ -33,6 +33,7 @@ def site(tmp_path_factory):
     site = sites.Site(tmp_path_factory.mktemp("s"))
     try:
         site.start()
+        site.guard()
         yield site
     finally:
         site.stop()
@@ -136,6 +137,23 @@ def test_a_cancelled_job_and_a_dead_node_are_named_and_the_same_command_goes_on(
     site.start_node(node)
     said = finished(figures(out, "tiny", site.environment(), **given))
     assert differences(local("tiny"), comparable(out)) == [], said
+
+
+def test_no_daemon_outlives_a_caller_that_was_killed(tmp_path):
+    code = ("import sys, time; from pathlib import Path; from tests.cluster.site import Site; "
+            "s = Site(Path(sys.argv[1])); s.start(); s.guard(); print('up', flush=True); "
+            "time.sleep(600)")
+    caller = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "s")], cwd=home(),
+                              stdout=subprocess.PIPE, text=True)
+    own = sites.Site(tmp_path / "s")
+    try:
+        assert caller.stdout.readline() == "up\n"
+        assert own.started()
+        caller.kill()
+        own.until(lambda: not own.started(), 60, "no process")
+    finally:
+        caller.kill()
+        own.stop()
 
 
 def test_a_job_that_asks_for_too_much_is_refused_in_one_line(site, tmp_path):
