@@ -152,17 +152,17 @@ PROFILE = {
                   "protocols": ["section"]},
     "02_tiles": {"tile_um": 154.6, "tile_px": 224},
     "05_expression": {"organ": "breast", "protocols": ["section"], "primary": [], "centred": [],
-                      "n_draws": 9, "keep_folds": ["section/C2"]},
+                      "n_draws": 9, "keep_folds": ["section/C.C2"]},
     "12_mmap": {"encoder": "vit", "source": "vit12_micro_patch8_64", "weights": "random",
                 "protocols": ["section"], "similarity_from": 0, "ablations": ["prototypes"],
                 "ablation_folds": 1, "ablation_k": [8], "paired_unit": "section",
                 "training": {"epochs": 1, "batch": 64, "lr": 1e-3, "min_lr": 1e-4},
-                "keep_folds": ["section/C2"]},
+                "keep_folds": ["section/C.C2"]},
     "13_cmrcnet": {"encoder": "handmade", "source": "handmade", "weights": "",
                    "image": "features", "protocols": ["section"], "fit": {"epochs": 1},
                    "model": {"width": 32, "gene_hidden": 64}, "k": 20, "ks": [20],
                    "mask_rates": [0.5], "ablation_folds": 1, "ablation_epochs": 1,
-                   "transfer_epochs": 0, "keep_folds": ["section/C2"]}}
+                   "transfer_epochs": 0, "keep_folds": ["section/C.C2"]}}
 
 
 def test_the_whole_way_on_her2st(shared, tmp_path):
@@ -181,7 +181,7 @@ def test_the_whole_way_on_her2st(shared, tmp_path):
     (where / "slides.csv").write_text(f"slide,mpp,organ\nC2,{section.mpp!r},breast\n")
     cells = [("ridge", "handmade"), ("mmap", "vit"), ("cmrcnet", "handmade")]
     for method, encoder in cells:
-        model = run / "models" / method / encoder / "folds/section.C2"
+        model = run / "models" / method / encoder / "folds/section.C.C2"
         record = json.loads((model / "model.json").read_text())
         assert record["seen"]["sections"] == ["C3", "C4", "C5"]
         told = anndata.read_h5ad(run / "expression/section" / method / encoder
@@ -201,6 +201,6 @@ def test_the_whole_way_on_her2st(shared, tmp_path):
                                    told.layers["predicted"], atol=1e-5, err_msg=method)
     (where / "C2.spots.csv").unlink()
     grid = start(["--slides", str(where), "--out", str(tmp_path / "grid"), "--stride-um", "200",
-                  "--model", str(run / "models/mmap/vit/folds/section.C2")])
+                  "--model", str(run / "models/mmap/vit/folds/section.C.C2")])
     assert grid.wait() == 0
     assert len(anndata.read_h5ad(tmp_path / "grid/C2/C2.h5ad")) > 100
