@@ -3,7 +3,9 @@
 import csv
 import gzip
 import io
+import os
 import random
+import time
 
 import numpy as np
 import pandas as pd
@@ -239,3 +241,17 @@ def test_a_changed_byte_is_read_or_refused_in_one_line(tmp_path, read):
             assert "\n" not in str(error)
         else:
             assert len(frame) <= 6
+
+
+@pytest.mark.parametrize("pidfd", [True, False])
+def test_a_child_process_is_waited_for_and_not_for_ever(pidfd, monkeypatch):
+    from mvhlib.artifacts import h5
+
+    if not pidfd:
+        monkeypatch.delattr(h5.os, "pidfd_open", raising=False)
+    assert os.WEXITSTATUS(h5._in_child(lambda: os._exit(7))) == 7
+    assert os.WTERMSIG(h5._in_child(lambda: os.kill(os.getpid(), 11))) == 11
+    monkeypatch.setattr(h5, "_WALK_S", 0.05)
+    assert h5._in_child(lambda: time.sleep(60)) is None
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)  # none is left behind
