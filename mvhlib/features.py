@@ -38,6 +38,7 @@ import numpy as np
 from mvhlib import read_outs
 from mvhlib.artifacts import (
     InputError,
+    check_h5_files,
     check_sayable,
     h5_array,
     h5_attr,
@@ -314,6 +315,7 @@ def read_folder(folder: str | os.PathLike,
         names = list(sections)
     if not names:
         raise InputError(folder, "features", "holds no h5 file", "run 04_embed for this encoder")
+    check_h5_files(folder / f"{name}.h5" for name in names)
     found = {name: read_features(folder / f"{name}.h5") for name in names}
     for name in stated.keys() & found.keys():
         shape = found[name].features.shape

@@ -255,3 +255,29 @@ def test_a_child_process_is_waited_for_and_not_for_ever(pidfd, monkeypatch):
     assert h5._in_child(lambda: time.sleep(60)) is None
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)  # none is left behind
+
+
+def test_files_of_a_folder_are_walked_through_together_and_a_damaged_one_is_still_named(
+        tmp_path, monkeypatch):
+    import h5py
+
+    from mvhlib.artifacts import h5
+
+    paths = [tmp_path / f"{number}.h5" for number in range(3)]
+    for path in paths:
+        with h5py.File(path, "w") as stream:
+            stream["x"] = [1, 2]
+    asked, own = [], h5._in_child
+    monkeypatch.setattr(h5, "_in_child", lambda work: asked.append(1) or own(work))
+    h5.check_h5_files([*paths, tmp_path / "missing.h5"])
+    assert len(asked) == 1 and all(h5.check_h5(path) == path for path in paths)
+    assert len(asked) == 1
+    paths[1].write_bytes(paths[1].read_bytes())  # another time of change: looked at again
+    walk = h5._walk_h5
+    monkeypatch.setattr(h5, "_walk_h5", lambda path: os.kill(os.getpid(), 11)
+                        if path == paths[1] else walk(path))
+    os.utime(paths[0], ns=(1, 1)), os.utime(paths[1], ns=(1, 1))
+    h5.check_h5_files(paths)
+    assert h5.check_h5(paths[0]) == paths[0]
+    with pytest.raises(InputError, match="1.h5: file: is damaged: the h5 library crashes"):
+        h5.check_h5(paths[1])

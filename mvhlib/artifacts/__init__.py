@@ -18,6 +18,7 @@ from mvhlib.artifacts.files import (
 )
 from mvhlib.artifacts.h5 import (
     check_h5,
+    check_h5_files,
     h5_array,
     h5_attr,
     h5_opened,
@@ -31,7 +32,7 @@ from mvhlib.artifacts.names import check_sayable, safe_name, safe_path
 from mvhlib.artifacts.run_tables import FLOAT_FORMAT, read_csv, write_csv
 
 __all__ = ["FLOAT_FORMAT", "InputError", "TooFew", "atomic", "check_file", "check_h5",
-           "check_sayable", "h5_array", "h5_attr", "h5_opened", "h5_reader", "h5_sizes",
-           "h5_writer", "lock", "one_line", "read_attr", "read_csv", "read_json", "reading",
-           "remove_tree", "safe_name", "safe_path", "sha256_file", "sha256_of", "this_process",
-           "where_enough", "write_csv", "write_json", "write_text"]
+           "check_h5_files", "check_sayable", "h5_array", "h5_attr", "h5_opened", "h5_reader",
+           "h5_sizes", "h5_writer", "lock", "one_line", "read_attr", "read_csv", "read_json",
+           "reading", "remove_tree", "safe_name", "safe_path", "sha256_file", "sha256_of",
+           "this_process", "where_enough", "write_csv", "write_json", "write_text"]
