@@ -119,7 +119,8 @@ def preload() -> None:
     )
 
     for module in pkgutil.walk_packages(mvhlib.__path__, "mvhlib."):
-        if not module.name.endswith("__main__"):
+        # triton is no part of an install for a CPU
+        if not module.name.endswith(("__main__", "triton_scan")):
             importlib.import_module(module.name)
     torch.set_num_threads(1)
     pyarrow.set_cpu_count(1)
