@@ -20,6 +20,7 @@ from mvhlib import encoders
 from mvhlib.artifacts import InputError
 from mvhlib.cohort import splits
 from mvhlib.expression import cmrcnet, protocols
+from mvhlib.expression.early_stopping import held_out
 from mvhlib.expression.protocols import Sample
 from mvhlib.features import Features
 from mvhlib.training import FitConfig
@@ -266,11 +267,11 @@ def test_without_shared_weights_reconstruction_could_change_nothing():
 
 def test_validation_holds_out_whole_patients():
     samples = make_samples(n_sections=6, patients=3)
-    model = make()
-    held, unit = model._held_out(samples, [s.X for s in samples], 0)
+    share = make().validation
+    held, unit = held_out(samples, share, 0)
     owners = np.repeat([s.patient for s in samples], 30)
     assert unit == "patient" and held.any() and not set(owners[held]) & set(owners[~held])
-    assert model._held_out(samples[:1], [samples[0].X], 0) == (pytest.approx(np.zeros(30)), "none")
+    assert held_out(samples[:1], share, 0) == (pytest.approx(np.zeros(30)), "none")
 
 
 def test_two_stages_hold_the_reconstruction_back():

@@ -66,13 +66,16 @@ def write_section(folder, name, img):
     store.write_tiles(folder / f"{name}.h5", tiles, [f"{name}_{i}" for i in range(n)], key=name)
 
 
-@pytest.fixture(scope="module")
-def tiles(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tiles")
+def write_sections(folder):
     rng = np.random.default_rng(0)
     for name in ("a1", "a2", "b1"):
         write_section(folder, name, textures(20, rng))
     return folder
+
+
+@pytest.fixture(scope="module")
+def tiles(tmp_path_factory):
+    return write_sections(tmp_path_factory.mktemp("tiles"))
 
 
 def settings(tiles, folder, **changes):

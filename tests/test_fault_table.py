@@ -72,4 +72,4 @@ def test_nothing_was_lost():
     table = read_csv(path)
     tried = ~table["seen"].str.startswith("not tried")
     assert tried.sum() >= 6 and (table.loc[tried, "tables_equal"] == "yes").all()
-    assert not table["seen"].str.contains("Traceback|/tmp/|/work/").any()
+    assert not table["seen"].str.contains(r"Traceback|(?<!\w)/\w").any()

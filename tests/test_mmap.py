@@ -16,6 +16,7 @@ from mvhlib.backbones import create_model
 from mvhlib.cohort import splits
 from mvhlib.encoders import create_encoder
 from mvhlib.expression import mmap
+from mvhlib.expression.early_stopping import held_out
 from mvhlib.expression.protocols import Sample
 from mvhlib.training import FitConfig
 
@@ -237,13 +238,12 @@ def test_prediction_does_not_read_the_truth_and_only_its_own_slide():
 
 def test_held_out_rows_are_whole_patients_then_sections():
     slides = made_up()
-    model = mmap.MMAP(**SMALL, validation=0.3, prototypes="none")
-    held, unit = model._held_out(slides, 0)
+    held, unit = held_out(slides, 0.3, 0)
     by_slide = held.reshape(4, 40)
     assert unit == "patient" and sorted(by_slide.sum(axis=1)) == [0, 0, 40, 40]
     assert by_slide[0, 0] == by_slide[1, 0]
-    assert model._held_out(slides[:2], 0)[1] == "section"
-    assert model._held_out(slides[:1], 0)[1] == "none"
+    assert held_out(slides[:2], 0.3, 0)[1] == "section"
+    assert held_out(slides[:1], 0.3, 0)[1] == "none"
 
 
 def test_offsets_of_sections_do_not_stop_training():

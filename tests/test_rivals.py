@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from mvhlib.artifacts import InputError
+from mvhlib.expression.early_stopping import held_out, within
 from mvhlib.expression.protocols import Sample
 from mvhlib.expression.rivals import DeepPT, HisToGene
-from mvhlib.expression.rivals.samples import early_stop, embedding
+from mvhlib.expression.rivals.samples import embedding
 from mvhlib.expression.scores import pearson
 from mvhlib.training import FitConfig
 
@@ -66,9 +67,22 @@ def test_tokens_of_several_views_give_the_class_token_of_the_tile():
 
 
 def test_training_stops_on_whole_patients():
-    held = early_stop([section(number) for number in range(8)], 0.3, 0)
+    rows, unit = held_out([section(number) for number in range(8)], 0.3, 0)
+    held = rows.reshape(8, -1)
+    assert (held == held[:, :1]).all() and unit == "patient"
+    held = held[:, 0]
     assert 0 < held.sum() < 8 and (held[::2] == held[1::2]).all()
-    assert not early_stop([section(0)], 0.3, 0).any()
+    nobody, unit = held_out([section(0)], 0.3, 0)
+    assert not nobody.any() and unit == "none"
+
+
+def test_errors_within_sections_do_not_see_what_a_section_is_off_by():
+    rng = np.random.default_rng(0)
+    left, owners = rng.standard_normal((12, 3)), np.repeat([4, 0, 2], 4)
+    offsets = np.array([5.0, 0, -3, 0, 7])
+    np.testing.assert_allclose(within(left + offsets[owners][:, None], owners),
+                               within(left, owners), atol=1e-12)
+    np.testing.assert_allclose(within(left, owners)[4:8], left[4:8] - left[4:8].mean(axis=0))
 
 
 @pytest.mark.parametrize(("call", "field"), [

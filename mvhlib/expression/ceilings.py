@@ -10,7 +10,6 @@ them lies a dispersion common to all genes: what makes spots vary whatever the g
 than the genes show that vary least, and the tenth of them is taken for it.
 """
 
-import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from mvhlib import artifacts, lattice, phrases
 from mvhlib.artifacts import InputError
 from mvhlib.cohort.genes import normalize
 from mvhlib.expression import scores
+from mvhlib.expression.protocols import stream
 
 #: Columns of `table` and what they are called.
 NAMES = {"ceiling_counting": "noise of counting alone",
@@ -110,9 +110,9 @@ def table(sections: Iterable[Any], genes: Sequence[str], how: str = "log1p_cp10k
         noise = {"counting": None, "common": np.nanquantile(over, COMMON) if len(over) else 0.0,
                  "neighbours": np.nan_to_num(over)}
         for name, value in noise.items():
-            rng = np.random.default_rng([seed, zlib.crc32(section.name.encode())])
             rows[f"ceiling_{name}"] = scores.ceiling(
-                adata.layers["counts"], library, how, n_splits=n_splits, rng=rng, dispersion=value)
+                adata.layers["counts"], library, how, n_splits=n_splits, dispersion=value,
+                rng=stream(seed, "ceiling", section.name))
         if truth is not None and (path := truth / f"{section.name}.h5ad").exists():
             rows["ceiling_true"] = _reached(path, adata, library, how)
         found.append(rows)

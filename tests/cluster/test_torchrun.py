@@ -22,8 +22,7 @@ from tests.test_dino_pretrain import (
     SMALL,
     final_state,
     largest_difference,
-    textures,
-    write_section,
+    write_sections,
 )
 
 pytestmark = pytest.mark.slow
@@ -33,10 +32,7 @@ TORCHRUN = Path(sys.executable).parent / "torchrun"
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     """A run of one process: its settings, with everything in float64."""
-    tiles = tmp_path_factory.mktemp("tiles")
-    rng = np.random.default_rng(0)
-    for name in ("a1", "a2", "b1"):
-        write_section(tiles, name, textures(20, rng))
+    tiles = write_sections(tmp_path_factory.mktemp("tiles"))
     config = Config(**SMALL | {
         "tiles": str(tiles), "folder": str(tmp_path_factory.mktemp("alone")), "steps": 40,
         "save_every": 4, "keep": 2, "precision": "float64"})

@@ -29,6 +29,7 @@ from mvhlib.expression.cmrcnet.fitted import Fitted
 from mvhlib.expression.cmrcnet.network import FrozenTokens, Network, TileTokens, embed_rows
 from mvhlib.expression.cmrcnet.samples import paired
 from mvhlib.expression.cmrcnet.settings import Settings
+from mvhlib.expression.early_stopping import held_out
 from mvhlib.training import Fit, FitConfig, fit
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ class CMRCNet:
         gallery = pd.DataFrame({
             "section": np.repeat([sample.name for sample in samples], [len(x) for x in X]),
             "row": np.concatenate([np.arange(len(x)) for x in X])})
-        held, unit = self._held_out(samples, X, seed)
+        held, unit = held_out(samples, self.validation, seed)
         train = np.flatnonzero(~held & self._drawn(X, seed))
         X = np.concatenate(X)
         with torch.random.fork_rng(devices=[]):
@@ -209,16 +210,6 @@ class CMRCNet:
             return FrozenTokens(torch.from_numpy(np.asarray(X, np.float32)), self.settings.width)
         model = copy.deepcopy(self.encoder.model).train().requires_grad_(True)
         return TileTokens(model, self.encoder.eval_transforms, self.grid)
-
-    def _held_out(self, samples, X, seed: int) -> tuple[np.ndarray, str]:
-        from mvhlib.cohort.splits import hold_out
-
-        sizes = [len(x) for x in X]
-        for unit, attribute in (("patient", "patient"), ("section", "name")):
-            groups = [str(getattr(sample, attribute)) for sample in samples]
-            if self.validation > 0 and len(set(groups)) > 1:
-                return hold_out(np.repeat(groups, sizes), self.validation, seed), unit
-        return np.zeros(sum(sizes), dtype=bool), "none"
 
     def _drawn(self, X, seed: int) -> np.ndarray:
         """True for the spots that are trained on."""

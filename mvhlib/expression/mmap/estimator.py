@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mvhlib.artifacts import InputError, sha256_of
 from mvhlib.encoders import PatchEncoder, names_of
+from mvhlib.expression.early_stopping import held_out, within
 from mvhlib.expression.mmap.lora import adapted_copies
 from mvhlib.expression.mmap.network import PrototypeModel, SpotModel, similarity_loss
 from mvhlib.expression.mmap.prototypes import (
@@ -201,7 +202,7 @@ class MMAP:
         self.trained_on = names_of(samples)
         self._crops = torch.Generator().manual_seed(seed)
         Y = np.concatenate([np.asarray(sample.Y, dtype=np.float32) for sample in samples])
-        held, unit = self._held_out(samples, seed)
+        held, unit = held_out(samples, self.validation, seed)
         self._owner = np.repeat(np.arange(len(samples)), [len(array) for array in arrays])
         recipe = self._recipe(samples, arrays, seed)
         first = self._fit_spots(np.concatenate(arrays), Y, held, seed, fold, recipe)
@@ -223,28 +224,10 @@ class MMAP:
         self.fits.append(record)
         return record
 
-    def _held_out(self, samples: Sequence[Any], seed: int) -> tuple[np.ndarray, str]:
-        """Rows for early stopping, whole patients (or sections), and what was left out."""
-        from mvhlib.cohort.splits import hold_out
-
-        for unit, level in (("patient", "patient"), ("section", "name")):
-            groups = np.concatenate([np.repeat(str(getattr(sample, level)), len(sample.X))
-                                     for sample in samples])
-            if self.validation > 0 and len(set(groups)) > 1:
-                return hold_out(groups, self.validation, seed), unit
-        return np.zeros(len(groups), dtype=bool), "none"
-
     def _errors(self, residual: np.ndarray, rows: np.ndarray) -> dict[str, float]:
-        """Squared errors of held-out rows; the one that stops training is taken within sections.
-
-        What sections differ by as a whole (library, stain) cannot be learned from others, is not
-        scored by a correlation within sections, and would decide a plain error.
-        """
-        within = residual.astype(np.float64)
-        for owner in np.unique(self._owner[rows]):
-            own = self._owner[rows] == owner
-            within[own] -= within[own].mean(axis=0)
-        return {"loss": float((within**2).mean()), "mse": float((residual**2).mean())}
+        """Squared errors of held-out rows; the one that stops training is taken within sections."""
+        own = within(residual, self._owner[rows])
+        return {"loss": float((own**2).mean()), "mse": float((residual**2).mean())}
 
     def _recipe(self, samples: Sequence[Any], arrays: Sequence[np.ndarray],
                 seed: int) -> dict[str, Any]:

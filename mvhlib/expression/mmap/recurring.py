@@ -15,6 +15,7 @@ import pandas as pd
 from mvhlib import lattice, phrases
 from mvhlib.artifacts import InputError
 from mvhlib.cohort.genes import targets
+from mvhlib.expression.protocols import stream
 
 if TYPE_CHECKING:
     from mvhlib.cohort import Cohort
@@ -130,12 +131,12 @@ def table(model: "MMAP", views: Mapping[str, Any], people: "Cohort", names: Iter
     n_draws
         Shifts of each slide.
     seed
-        Of the shifts.
+        Of the shifts; each slide draws from a stream of its own.
     """
     from mvhlib.expression.structure import set_scores
 
     found = [pd.DataFrame(columns=COLUMNS)]
-    for number, name in enumerate(names):
+    for name in names:
         adata = people[name].adata[views[name].barcodes]
         named = [gene for genes in sets.values() for gene in genes if gene in adata.var_names]
         genes = list(dict.fromkeys(named))
@@ -146,5 +147,5 @@ def table(model: "MMAP", views: Mapping[str, Any], people: "Cohort", names: Iter
             members = model.prototypes(views[name].features, where=name).assignment
             found.append(follows(name, members, programs,
                                  lattice.array_positions(adata.obsm["spatial"]), n_draws=n_draws,
-                                 rng=np.random.default_rng([seed, number])))
+                                 rng=stream(seed, "shifts", name)))
     return pd.concat(found[1:] or found, ignore_index=True)

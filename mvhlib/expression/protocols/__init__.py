@@ -17,8 +17,9 @@ from mvhlib.expression.protocols.records import (
     Sample,
     method_name,
 )
+from mvhlib.expression.protocols.rows import stream
 from mvhlib.expression.protocols.summary import SUMMARY_COLUMNS, summarise
 
 __all__ = ["BENCHMARKS", "Estimator", "LinearFit", "NOTES", "Prediction", "Result", "SCORE_COLUMNS",
            "SUMMARY_COLUMNS", "Sample", "benchmark_table", "check_overlap", "fit_on", "joined",
-           "method_name", "overlap", "run", "summarise", "unseen_units"]
+           "method_name", "overlap", "run", "stream", "summarise", "unseen_units"]

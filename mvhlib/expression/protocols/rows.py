@@ -72,7 +72,7 @@ def read_rows(section, features, genes: list[str], needed: set[str], normalize: 
                          "give one row per spot")
     names = [names[number] for number in kept]
     if control == "permuted":
-        X = X[_stream(seed, "permuted", section.name).permutation(len(X))]
+        X = X[stream(seed, "permuted", section.name).permutation(len(X))]
     counts = adata.layers["counts"][kept]
     library = np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()
     column = {gene: number for number, gene in enumerate(adata.var_names)}
@@ -102,7 +102,7 @@ def _drawn(name: str, adata: Any) -> dict[str, Any] | None:
                    "scalefactors": scales, "metadata": {}}}
 
 
-def _stream(seed: int, purpose: str, name: str) -> np.random.Generator:
+def stream(seed: int, purpose: str, name: str) -> np.random.Generator:
     """A generator that depends on seed, purpose and section alone, not on the order of work."""
     digest = hashlib.sha256(f"{purpose}/{name}".encode()).digest()
     return np.random.default_rng([seed, int.from_bytes(digest[:8], "big")])
@@ -116,7 +116,7 @@ def attainable(rows: Rows, normalize: str, n_splits: int, seed: int) -> np.ndarr
     key = sha256_of(rows.name, rows.counts, rows.library, normalize, n_splits, seed)
     if key not in _CEILINGS:
         _CEILINGS[key] = ceiling(rows.counts, rows.library, normalize, n_splits=n_splits,
-                                 rng=_stream(seed, "ceiling", rows.name))
+                                 rng=stream(seed, "ceiling", rows.name))
     return _CEILINGS[key]
 
 

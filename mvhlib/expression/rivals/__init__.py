@@ -3,7 +3,7 @@
 ============  ====================================================================================
 `histogene`   `HisToGene`: spots of a section attend to each other, with a place of their own each
 `deeppt`      `DeepPT`: an autoencoder narrows the embedding, a network reads expression off it
-`samples`     what both read of a section, and the patients that they stop early on
+`samples`     what both read of a section
 ============  ====================================================================================
 
 Both are transcriptions of the published design, not of the published system: where the authors

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mvhlib.artifacts import InputError, sha256_of
-from mvhlib.expression.rivals.samples import early_stop, embedding, within
+from mvhlib.expression.early_stopping import held_out, within
+from mvhlib.expression.rivals.samples import embedding
 from mvhlib.standardise import fit as scale_of
 from mvhlib.training import FitConfig, fit
 
@@ -73,8 +74,7 @@ class DeepPT:
         InputError
             If embeddings have another shape than `(T, D)`.
         """
-        held = np.repeat(early_stop(samples, self.validation, seed),
-                         [len(sample.X) for sample in samples])
+        held, _ = held_out(samples, self.validation, seed)
         raw = np.concatenate([embedding(sample.X, sample.name) for sample in samples])
         self.scale = scale_of(raw[~held])
         tiles = self._tiles(raw, self.name)
@@ -114,8 +114,7 @@ class DeepPT:
         @torch.no_grad()
         def validate() -> float:
             left = (self.head(codes[inner]) - Y[inner]).cpu().numpy()
-            return float(np.mean([np.square(within(left[owners[inner] == one])).mean()
-                                  for one in np.unique(owners[inner])]))
+            return float(np.square(within(left, owners[inner])).mean())
 
         second = trained(self.head, predicts, validate, "network")
         return {"fold": fold, "n_parameters": first.n_parameters + second.n_parameters,

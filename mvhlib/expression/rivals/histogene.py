@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from mvhlib import lattice
 from mvhlib.artifacts import InputError, sha256_of
-from mvhlib.expression.rivals.samples import early_stop, embedding
+from mvhlib.expression.early_stopping import held_out, within
+from mvhlib.expression.rivals.samples import embedding
 from mvhlib.standardise import fit as scale_of
 from mvhlib.training import FitConfig, fit
 
@@ -90,7 +91,9 @@ class HisToGene:
         InputError
             If a section has no positions, or embeddings of another shape.
         """
-        held = early_stop(samples, self.validation, seed)
+        rows_held, _ = held_out(samples, self.validation, seed)
+        ends = np.cumsum([len(sample.X) for sample in samples])
+        held = rows_held[ends - 1]  # sections are held out whole
         learned = [sample for sample, out in zip(samples, held, strict=True) if not out]
         rows = np.concatenate([embedding(sample.X, sample.name) for sample in learned])
         self.scale = scale_of(rows)
@@ -112,8 +115,9 @@ class HisToGene:
 
         @torch.no_grad()
         def validate() -> float:
-            left = [self.model(*inputs[n]) - targets[n] for n in inner]
-            return float(torch.cat([(each - each.mean(dim=0)) ** 2 for each in left]).mean())
+            left = [(self.model(*inputs[n]) - targets[n]).cpu().numpy() for n in inner]
+            owners = np.repeat(inner, [len(each) for each in left])
+            return float(np.square(within(np.concatenate(left), owners)).mean())
 
         key = {"data": sha256_of(rows[::97], *(np.asarray(sample.Y) for sample in samples)),
                "shape": self.shape, "validation": self.validation}

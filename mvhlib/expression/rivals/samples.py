@@ -1,12 +1,9 @@
-"""What the rivals read of a section: one standardised embedding per spot."""
-
-from collections.abc import Sequence
-from typing import Any
+"""What the rivals read of a section: one embedding per spot."""
 
 import numpy as np
 
 from mvhlib.artifacts import InputError
-from mvhlib.cohort.splits import hold_out
+from mvhlib.expression.mmap.tokens import class_token
 
 
 def embedding(X: np.ndarray, where: str) -> np.ndarray:
@@ -24,21 +21,7 @@ def embedding(X: np.ndarray, where: str) -> np.ndarray:
         On another shape.
     """
     if X.ndim == 4:
-        return np.ascontiguousarray(X[:, 0, 0], dtype=np.float32)
+        return np.ascontiguousarray(class_token(X), dtype=np.float32)
     if X.ndim != 2:
         raise InputError(where, "embedding", f"has shape {X.shape}", "give (T, D), one row a spot")
     return np.asarray(X, dtype=np.float32)
-
-
-def early_stop(samples: Sequence[Any], share: float, seed: int) -> np.ndarray:
-    """Which samples `(S,)` training stops on: whole patients, sections of one patient else."""
-    for level in ("patient", "name"):
-        groups = np.array([str(getattr(sample, level)) for sample in samples])
-        if share > 0 and len(set(groups)) > 1:
-            return hold_out(groups, share, seed)
-    return np.zeros(len(samples), dtype=bool)
-
-
-def within(Y: np.ndarray) -> np.ndarray:
-    """Expression less the section's mean: what a correlation within sections can see."""
-    return np.asarray(Y, dtype=np.float32) - np.asarray(Y, dtype=np.float32).mean(axis=0)
