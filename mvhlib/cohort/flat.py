@@ -8,6 +8,7 @@ files               ``<prefix>_filtered_feature_bc_matrix.h5``, or matrix, featu
                     ``<prefix>_scalefactors_json.json``, ``<prefix>_tissue_hires_image.png`` (or
                     lowres); ``<prefix>_transcripts.csv`` of Xenium. All of them packed by gzip or
                     not, in the directory and three levels of folders below
+``spatial/``        without prefixes belongs to the one matrix with a prefix beside it
 section             the prefix; without one the folder, where it is not called ``spatial``, ``outs``
                     or like a part of an output
 arrangement         the layout of Space Ranger, as links, below the run's cohort folder
@@ -72,7 +73,25 @@ def find(root: str | Path) -> dict[str, dict[str, Path]]:
         parts = found.setdefault(_section_name(prefix, file, root), {})
         if place not in parts or parts[place].suffix == ".gz":
             parts[place] = file
+    _give_spatial(found)
     return found
+
+
+def _give_spatial(found: dict[str, dict[str, Path]]) -> None:
+    """Bring a ``spatial/`` without prefixes to the one matrix that lies beside it.
+
+    So are downloads of 10x laid out: ``X_filtered_feature_bc_matrix.h5`` beside the ``spatial/`` of
+    an archive.
+    """
+    for name, parts in list(found.items()):
+        homes = {file.parent.parent for file in parts.values() if file.parent.name == "spatial"}
+        if len(homes) != 1 or not all(place.startswith("spatial/") for place in parts):
+            continue
+        beside = [other for other, files in found.items() if other != name and not any(
+            place.startswith("spatial/") for place in files) and all(
+            {file.parent, file.parent.parent} & homes for file in files.values())]
+        if len(beside) == 1:
+            found[beside[0]] |= found.pop(name)
 
 
 def _files(folder: Path, depth: int) -> Iterator[Path]:

@@ -124,14 +124,21 @@ def _unknown(root: Path) -> tuple[str, str]:
             return (f"holds data sets in folders of their own: {', '.join(below[:4])}",
                     "name one of them by DATA")
     inside = sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
-    packed = next((name for name in inside if name.endswith(
-        (".tar", ".tar.gz", ".tgz", ".zip", ".7z", ".rar"))), None)
-    if packed:
-        return f"holds nothing that is known, but {packed}", f"unpack {packed}"
-    if any(name.lower().endswith((".rds", ".rdata", ".qs", ".h5seurat")) for name in inside):
+    if any(name.lower().removesuffix(".gz").endswith((".rds", ".rdata", ".qs", ".h5seurat"))
+           for name in inside):
         return (f"holds objects of R; seen {inside[:6]}",
                 "write them as AnnData with raw counts and obsm['spatial'], for instance by "
                 "anndataR or sceasy")
+    packed = next((name for name in inside if name.endswith(
+        (".tar", ".tgz", ".zip", ".7z", ".rar", ".gz", ".bz2", ".xz"))), None)
+    if packed:
+        return f"holds nothing that is known, but {packed}", f"unpack {packed}"
+    if datasets := slide_tables.other_h5(root):
+        return (f"holds h5 files with {datasets}, and features of tiles are called features",
+                "store features (n, D) and coords (n, 2) as TRIDENT does")
+    if table := outcomes.of_two_times(root):
+        return (f"holds {table.name}, with one time of death and another of the last visit",
+                "write one column of times beside the event, such as time_days and event")
     return f"holds nothing that is known; seen {inside[:6] or 'nothing'}", \
         "DATA.md lists what can be read"
 
