@@ -400,6 +400,13 @@ def test_slides_in_which_no_tissue_was_found_are_left_out(tmp_path, capsys, capl
     assert "1 slides have no tile and are left out: b" in caplog.text
 
 
+def test_a_table_of_slides_beside_features_makes_no_second_kind(tmp_path, capsys):
+    write_features(tmp_path / "uni", ["a", "b"])
+    (tmp_path / "slides.csv").write_text("slide,patient,label\na,P,x\nb,Q,y\n")
+    status, said, _ = doctor(tmp_path, capsys)
+    assert status == 0 and "2 slides" in said and "source features" in said
+
+
 def test_arrays_with_an_axis_more_are_read(tmp_path):
     with h5py.File(tmp_path / "a.h5", "w") as stream:
         stream["features"] = np.ones((1, 5, 3), "f2")

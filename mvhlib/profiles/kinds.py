@@ -34,6 +34,7 @@ from pathlib import Path
 from mvhlib.artifacts import InputError
 from mvhlib.profiles import images, outcomes, sections, shared, slide_tables
 from mvhlib.profiles.found import Found
+from mvhlib.tiles import whole
 
 #: Folders below a directory of no known kind that are looked into: how deep, how many a level.
 _DEEPEST, _MOST_FOLDERS = 3, 50
@@ -108,7 +109,8 @@ def kinds_of(root: Path) -> list[str]:
         return holding
     without = [name for name, kind in KINDS.items() if kind.pixels_only and kind.holds(root)]
     # A table and thumbnails beside features belong to them.
-    return ["features"] if "features" in without and "slides" not in without else without
+    apart = "slides" in without and bool(whole.find(root))
+    return ["features"] if "features" in without and not apart else without
 
 
 def _unknown(root: Path) -> tuple[str, str]:
