@@ -14,9 +14,9 @@ import pytest
 import tifffile
 from PIL import Image
 
-from mvhlib import cohort, slide_features, tables
+from mvhlib import cohort, own_tables, slide_features, tables
 from mvhlib.artifacts import InputError
-from mvhlib.cohort import dated_genes, qc
+from mvhlib.cohort import dated_genes, pseudospots, qc
 from mvhlib.cohort.base import Section
 from mvhlib.cohort.legacy_st.tables import read_counts
 from mvhlib.features import read_features
@@ -165,6 +165,15 @@ def test_genes_called_by_dates_are_left_out_and_never_summed(tmp_path, caplog):
     assert "2-Sep" not in read_one(adata, tmp_path / "h/S.h5ad").adata.var_names
 
 
+def test_controls_of_every_platform_are_no_genes():
+    controls = ["NegControlProbe_00042", "UnassignedCodeword_0479", "DeprecatedCodeword_0321",
+                "BLANK_0006", "Blank-12", "antisense_PROKR2", "Intergenic_Region_123", "Negative01",
+                "DEPRECATED_ENSG00000123456", "negative_control_3", "SystemControl12", "FalseCode7"]
+    genes = ["NEGR1", "BLNK", "INTS1", "ANTXR1", "DEPDC1", "CONTROL1", "UNC13A", "SYS1", "FALS"]
+    assert pseudospots.is_control(pd.Index(controls)).all()
+    assert not pseudospots.is_control(pd.Index(genes)).any()
+
+
 # --- outputs as they are copied and downloaded ---------------------------------------------------
 
 def test_counts_of_another_section_are_refused(tmp_path):
@@ -198,6 +207,24 @@ def test_spatial_without_prefix_belongs_to_the_matrix_beside_it(tmp_path, names)
     found = cohort.read("flat", tmp_path / "data", patient="P")
     assert sorted(found.sections) == sorted(names)
     assert all(section.adata.n_obs == 30 for section in found)
+
+
+def test_files_whose_section_stands_behind_their_names(tmp_path):
+    write_visium(tmp_path / "x")
+    (tmp_path / "data").mkdir()
+    for path in [*(tmp_path / "x/spatial").iterdir(), tmp_path / "x/filtered_feature_bc_matrix.h5"]:
+        path.rename(tmp_path / "data" / f"{path.stem}_A1{path.suffix}")
+    [section] = cohort.read("flat", tmp_path / "data")
+    assert section.name == "A1" and section.has_image and section.adata.n_obs == 30
+
+
+def test_accents_in_either_encoding_are_one_name(tmp_path):
+    composed, apart = "Zo\u00e9", "Zoe\u0301"
+    for name in (composed, apart):
+        write_visium(tmp_path / name / f"{name}" / "outs")
+        (tmp_path / name / "samples.csv").write_text(
+            f"section,study,patient\n{apart if name == composed else composed},S,P\n")
+        assert len(cohort.read("visium", tmp_path / name)) == 1
 
 
 @pytest.mark.parametrize("ending", [".jpeg", ".tif", ".png.gz"])
@@ -374,7 +401,16 @@ def test_times_of_an_unknown_unit_and_of_two_columns_are_said(tmp_path, capsys):
     (tmp_path / "gdc/clinical.tsv").write_text(
         "case_submitter_id\tvital_status\tdays_to_death\tdays_to_last_follow_up\nP1\tDead\t3\t'--\n")
     status, _, said = doctor(tmp_path / "gdc", capsys)
-    assert status == 2 and "clinical.tsv" in said and "one column of times" in said
+    assert status == 2 and "days_to_death for the dead" in said
+
+
+@pytest.mark.parametrize("cell", ["", "?", "??", "...", "-", "n/a", "unknown", "TODO", "tbd"])
+def test_a_cell_that_somebody_meant_to_come_back_to_is_not_filled_in(tmp_path, cell):
+    path = tmp_path / "samples.csv"
+    path.write_text(f"section,study,patient,label\nA,S,P1,??\nB,S,{cell},x\n")
+    refuses(lambda: own_tables.check_filled(path), "patient, row 3", "'B'")
+    path.write_text("section,study,patient\nA,S,P1\nB,S,X?\n")
+    own_tables.check_filled(path)
 
 
 # --- containers ----------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ hidden files     ``._*``, ``.DS_Store`` and folders that begin with a dot are pa
 import json
 import logging
 import re
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -412,13 +413,14 @@ def make_cohort(root: Path, outputs: dict[str, Path], samples, study, patient, i
                              "name each section's image in samples.csv")
         table["image"] = str(image)
     made, used = [], {}
+    spelt = {unicodedata.normalize("NFC", name): folder for name, folder in outputs.items()}
     for row in table.to_dict("records"):
         row = {key: value for key, value in row.items() if value != "" and not pd.isna(value)}
         row.setdefault("specimen", row["patient"])
         for field in ("section", "study", "patient", "specimen"):
             row[field] = safe_name(row[field], where, field)
         name = row["section"]
-        folder = outputs.get(row.get("folder", name))
+        folder = spelt.get(unicodedata.normalize("NFC", row.get("folder", name)))
         if folder is None:
             raise InputError(where, "section", f"{name} has no output folder; there are "
                              f"{sorted(outputs)}", "name the folder in a column folder")

@@ -138,8 +138,8 @@ def _unknown(root: Path) -> tuple[str, str]:
     if datasets := slide_tables.other_h5(root):
         return (f"holds h5 files with {datasets}, and features of tiles are called features",
                 "store features (n, D) and coords (n, 2) as TRIDENT does")
-    if table := outcomes.of_two_times(root):
-        return (f"holds {table.name}, with one time of death and another of the last visit",
+    if two := outcomes.of_two_times(root):
+        return (f"holds {two[0].name}, with {two[1]} for the dead and {two[2]} for the others",
                 "write one column of times beside the event, such as time_days and event")
     return f"holds nothing that is known; seen {inside[:6] or 'nothing'}", \
         "DATA.md lists what can be read"

@@ -62,11 +62,15 @@ def survival_columns(columns: Sequence[str]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def of_two_times(root: Path) -> Path | None:
-    """A table as GDC has it: days to death for the dead, to the last visit for the others."""
-    return next((path for path, columns in tables_in(root).items()
-                 if find_column(columns, ("daystodeath",))
-                 and find_column(columns, ("daystolastfollowup", "daystolastknownalive"))), None)
+def of_two_times(root: Path) -> tuple[Path, str, str] | None:
+    """A table as GDC has it, and its columns: days to death for the dead, to the last visit for
+    the others."""
+    for path, columns in tables_in(root).items():
+        death = find_column(columns, ("daystodeath", "deathdaysto"))
+        last = find_column(columns, ("daystolastfollowup", "lastcontactdaysto"))
+        if death and last:
+            return path, death, last
+    return None
 
 
 def tables_in(root: Path) -> dict[Path, list[str]]:
