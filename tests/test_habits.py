@@ -145,11 +145,26 @@ def test_releases_of_ensembl_name_one_gene(tmp_path, capsys):
     assert list(kept) == list(adata.var_names)  # two would become one name
 
 
+def test_a_file_without_spots_is_left_out_and_the_others_are_read(tmp_path, capsys):
+    adata = scanpys(tmp_path / "A.h5ad")
+    for name, n in (("A", 36), ("one", 1), ("empty", 0)):
+        adata[:n].copy().write_h5ad(tmp_path / f"{name}.h5ad")
+    status, said, _ = doctor(tmp_path, capsys)
+    assert status == 0 and "left out:" in said and "empty: empty: spots: no spot lies" in said
+    assert "1 section," in said or "2 sections," in said
+
+
+def test_folders_name_files_that_are_all_called_alike(tmp_path):
+    for name in "AB":
+        scanpys(tmp_path / name / "adata.h5ad").write_h5ad(tmp_path / name / "adata.h5ad")
+    assert list(cohort.read("h5ad", tmp_path).sections) == ["A", "B"]
+
+
 # --- genes that a spreadsheet has made dates of --------------------------------------------------
 
 def test_dates_are_no_genes():
     dates = ["1-Mar", "2-Sep", "Sep-02", "2001-03-01", "1-Mar-1", "1-Dez", "2001-09-02 00:00:00"]
-    genes = ["MARCH1", "SEPT2", "SEPTIN2", "DEC1", "MARC1", "HLA-A", "Mar1", "NKX2-1", "JUN", "1-8U"]
+    genes = ["MARCH1", "SEPT2", "SEPTIN2", "DEC1", "MARC1", "HLA-A", "Mar1", "NKX2-1", "1-8U"]
     assert dated_genes.dated(dates).all() and not dated_genes.dated(genes).any()
 
 
@@ -245,7 +260,8 @@ def test_images_that_are_no_stain_are_said(caplog):
     shown = section.adata.uns["spatial"]["S"]["images"]
     coloured = shown["hires"].copy()
     coloured[..., 1] = coloured[..., 1] * 0.6
-    for pixels, words in ((coloured, ""), (shown["hires"] // 1, "grey"), (255 - coloured, "dark")):
+    for pixels, words in ((coloured, ""), (shown["hires"] // 1, "grey"), (255 - coloured, "dark"),
+                          (255 - coloured // 2, "green")):
         shown["hires"] = np.repeat(pixels.mean(axis=2, keepdims=True), 3, axis=2).astype(
             np.uint8) if words == "grey" else pixels
         if words == "dark":
@@ -288,8 +304,7 @@ def test_classes_of_slides_that_differ_in_case_are_refused(tmp_path):
 
 def test_samples_of_a_tcga_patient_are_one_patient(tmp_path):
     names = ["TCGA-A1-A0SB-01Z-00-DX1", "TCGA-A1-A0SB-11A-01-TS1"]
-    write_slides(tmp_path, [f"{name[:16]},{label}" for name, label in zip(names, "ab", strict=True)],
-                 names)
+    write_slides(tmp_path, [f"{names[0][:16]},a", f"{names[1][:16]},b"], names)
     assert {slide.patient for slide in whole.read(tmp_path)} == {"TCGA-A1-A0SB"}
     write_slides(tmp_path, ["TCGA-A1-A0SB,a", "TCGA-A1-A0SD,b"], names)
     refuses(lambda: whole.read(tmp_path), "patient, row 3", "by its barcode")
@@ -382,8 +397,8 @@ def test_one_table_lists_slides_and_another_patients(tmp_path, params, capsys):
 
 
 def test_comments_above_a_header_are_passed_over(tmp_path):
-    rows = "#Patient Identifier\tOverall Survival\n#STRING\tNUMBER\nPATIENT_ID\tOS_MONTHS\nP1\t3.5\n"
-    (tmp_path / "a.txt").write_text(rows)
+    (tmp_path / "a.txt").write_text("#Patient Identifier\tOverall Survival\n#STRING\tNUMBER\n"
+                                    "PATIENT_ID\tOS_MONTHS\nP1\t3.5\n")
     table = tables.read_table(tmp_path / "a.txt", ("PATIENT_ID",))
     assert table["OS_MONTHS"].tolist() == ["3.5"] and list(table.index) == [4]
     (tmp_path / "b.csv").write_text("#slide,patient\na,P\n")  # one line may be a header
@@ -457,6 +472,13 @@ def test_levels_of_a_dicom_slide_are_no_slides_of_their_own(tmp_path):
     refuses(lambda: whole.read(tmp_path), "3 DICOM files", "slides.csv")
     (tmp_path / "slides.csv").write_text("slide\n1.dcm\n")
     assert [slide.name for slide in whole.read(tmp_path)] == ["1"]
+
+
+def test_a_table_of_labels_with_other_columns_is_said(tmp_path, capsys):
+    write_classes(tmp_path, ["images"])
+    (tmp_path / "annotations.csv").write_text("filename,class\nimages,T\n")
+    status, _, said = doctor(tmp_path, capsys)
+    assert status == 2 and "columns image, label and patient_id" in said
 
 
 @pytest.mark.parametrize(("name", "words"), [

@@ -17,7 +17,6 @@ from typing import Any
 from mvhlib.artifacts.errors import InputError, reading
 from mvhlib.artifacts.hashes import as_json
 
-
 #: Folders of an OUT that hold what a run made.
 OUTPUTS = ("runs", "figures", "predictions")
 

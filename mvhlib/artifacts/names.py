@@ -90,8 +90,8 @@ def check_spelling(names: Iterable[str], where: str | os.PathLike, field: str) -
         other = spelt.setdefault(plain, name)
         if other != name:
             raise InputError(where, field, f"{other!r} and {name!r} differ in upper and lower "
-                             "case, blanks or .0 alone", "spell them alike, or, if they are two, give "
-                             "one another name")
+                             "case, blanks or .0 alone", "spell them alike, or, if they are two, "
+                             "give one another name")
 
 
 #: What a line of text cannot hold.

@@ -129,7 +129,7 @@ def read(path: str | Path, *, samples: str | Path | pd.DataFrame | None = None,
 
 
 def find(root: str | Path, ending: str = ".h5ad") -> dict[str, Path]:
-    """Section -> file of a directory and of its folders.
+    """Section -> file of a directory and of its folders, whose names they take where theirs are one.
 
     Raises
     ------
@@ -140,13 +140,16 @@ def find(root: str | Path, ending: str = ".h5ad") -> dict[str, Path]:
     if not root.is_dir():
         raise InputError(root, "data", "is not a directory", "name the folder of the files")
     found: dict[str, Path] = {}
-    for file in [*sorted(root.glob(f"*{ending}")), *sorted(root.glob(f"*/*{ending}"))]:
-        if any(part.startswith(".") for part in file.relative_to(root).parts):
-            continue
-        if file.stem in found:
-            raise InputError(file, "section", f"a second file is called {file.stem}",
+    files = [file for pattern in (f"*{ending}", f"*/*{ending}") for file in sorted(
+        root.glob(pattern)) if not any(part.startswith(".") for part in
+                                       file.relative_to(root).parts)]
+    alike = len(files) > 1 and len({file.stem for file in files}) == 1
+    for file in files:  # A/adata.h5ad, B/adata.h5ad: then folders name the sections
+        name = file.parent.name if alike and file.parent != root else file.stem
+        if name in found:
+            raise InputError(file, "section", f"a second file is called {name}",
                              "give every file its own name")
-        found[file.stem] = file
+        found[name] = file
     if not found:
         raise InputError(root, "data", f"holds no *{ending}", "name the folder of the files")
     return found
@@ -424,8 +427,8 @@ def picture_inside(adata: "AnnData", path: Path) -> Picture | None:
     size = next((size for size in SIZES if size in images), None)
     if size is None:
         raise InputError(path, 'uns["spatial"]', f"has images called {sorted(images)[:4]}, "
-                         f"of which none is one of {list(SIZES)}", "call the one that is meant hires, and "
-                         "give its tissue_hires_scalef")
+                         f"of which none is one of {list(SIZES)}", "call the one that is meant "
+                         "hires, and give its tissue_hires_scalef")
     scalefactors = library.get("scalefactors", {})
     factor = 1.0 if size == "fullres" else _number(scalefactors.get(f"tissue_{size}_scalef"))
     if factor is None or not 0 < factor <= 10:

@@ -32,8 +32,9 @@ ALIGNMENT_SPOTS = 40
 #: R2 below which colour tells nothing of a place, and by how much another must be better.
 ALIGNMENT_FLOOR, ALIGNMENT_MARGIN = 0.02, 0.03
 #: Difference of a pixel's brightest and darkest channel that 19 of 20 pixels of a grey image stay
-#: below, and brightness of the border below which nobody's glass is [0-255].
-GREY_SPREAD, DARK_RIM = 8, 50
+#: below, brightness of the border below which nobody's glass is, and difference of channels above
+#: which a pixel has a colour [0-255].
+GREY_SPREAD, DARK_RIM, COLOURED = 8, 50, 30
 #: Pixels per pitch that the thumbnail is reduced to: enough for a spot's mean colour.
 _PITCH_PX = 8
 
@@ -209,7 +210,7 @@ def alignment(section: Section) -> Alignment:
 def strange_colours(section: Section) -> str:
     """What of a section's image H&E in transmitted light does not have; empty where it is nothing.
 
-    Grey, or dark around the tissue: a scan of the fiducials, a negative, a fluorescence image. Such
+    Grey, dark around the tissue, or green: a scan of the fiducials, a negative, a fluorescence image. Such
     an image is read as it is, but its colours are no stains.
     """
     if not section.has_image:
@@ -227,6 +228,10 @@ def strange_colours(section: Section) -> str:
                              brightest[:, :rim].ravel(), brightest[:, -rim:].ravel()])
     if np.median(border) < DARK_RIM:
         return "dark along its border, where glass is bright: is it a negative, or fluorescence?"
+    coloured = pixels[spread > COLOURED].astype(int)
+    if len(coloured) > 0.05 * spread.size and np.median(
+            coloured[:, 1] - coloured[:, [0, 2]].max(axis=1)) > GREY_SPREAD:
+        return "green, which no eosin or haematoxylin is: is it a negative, or another stain?"
     return ""
 
 

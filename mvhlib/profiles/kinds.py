@@ -141,6 +141,10 @@ def _unknown(root: Path) -> tuple[str, str]:
     if two := outcomes.of_two_times(root):
         return (f"holds {two[0].name}, with {two[1]} for the dead and {two[2]} for the others",
                 "write one column of times beside the event, such as time_days and event")
+    if (root / "images").is_dir() and any(name.endswith(".csv") for name in inside):
+        return (f"holds images and no table of labels that is known; seen {inside[:6]}",
+                "name the table's columns image, label and patient_id, or put the images into one "
+                "folder per class")
     return f"holds nothing that is known; seen {inside[:6] or 'nothing'}", \
         "DATA.md lists what can be read"
 
