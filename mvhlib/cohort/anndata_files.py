@@ -69,6 +69,8 @@ IMAGE_SUFFIXES = (*TIFF, ".svs", ".ndpi", ".jpg", ".jpeg", ".png", ".webp")
 #: Images of ``uns["spatial"]`` that are taken, the first that is there; HEST's is the third, and
 #: the last needs no factor.
 SIZES = ("hires", "lowres", "downscaled_fullres", "fullres")
+#: How far a stated diameter may be off: files of other programs round it, another unit is farther.
+UNIT = 1.4
 #: Columns of ``obs`` that hold centres (x, y) [px] without doubt: Space Ranger's, and Seurat's.
 PLACES = (("pxl_col_in_fullres", "pxl_row_in_fullres"), ("imagecol", "imagerow"))
 _UNCLEAR = re.compile(r"(pixel_?)?[xy](_?(pixel|coord\w*|centroid))?")
@@ -246,7 +248,7 @@ def make_section(name: str, path: Path, adata: "AnnData", root: Path, row: dict[
 
 def _check_spot(spot_um: float, path: Path) -> None:
     """Refuse places in another unit than the stated diameter of a spot [µm] is."""
-    if not SPOT_RANGE_UM[0] <= spot_um <= SPOT_RANGE_UM[1]:
+    if not SPOT_RANGE_UM[0] / UNIT <= spot_um <= SPOT_RANGE_UM[1] * UNIT:
         raise InputError(path, 'obsm["spatial"]', f"does not fit spot_diameter_fullres: with spots "
                          f"100 um apart it is {spot_um:.4g} um, and Space Ranger means 65 um",
                          "store centres in pixels of the full image, neither in um nor multiplied "

@@ -115,6 +115,11 @@ def kinds_of(root: Path) -> list[str]:
 
 def _unknown(root: Path) -> tuple[str, str]:
     """What is wrong with a directory of no known kind, and what to do."""
+    inside = sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
+    if (root / "images").is_dir() and any(name.endswith(".csv") for name in inside):
+        return (f"holds images and no table of labels that is known; seen {inside[:6]}",
+                "name the table's columns image, label and patient_id, or put the images into one "
+                "folder per class")
     level = [root]
     for _ in range(_DEEPEST):
         level = [folder for above in level for folder in sorted(above.glob("*/"))
@@ -125,7 +130,6 @@ def _unknown(root: Path) -> tuple[str, str]:
         if below:
             return (f"holds data sets in folders of their own: {', '.join(below[:4])}",
                     "name one of them by DATA")
-    inside = sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
     if any(name.lower().removesuffix(".gz").endswith((".rds", ".rdata", ".qs", ".h5seurat"))
            for name in inside):
         return (f"holds objects of R; seen {inside[:6]}",
@@ -141,10 +145,6 @@ def _unknown(root: Path) -> tuple[str, str]:
     if two := outcomes.of_two_times(root):
         return (f"holds {two[0].name}, with {two[1]} for the dead and {two[2]} for the others",
                 "write one column of times beside the event, such as time_days and event")
-    if (root / "images").is_dir() and any(name.endswith(".csv") for name in inside):
-        return (f"holds images and no table of labels that is known; seen {inside[:6]}",
-                "name the table's columns image, label and patient_id, or put the images into one "
-                "folder per class")
     return f"holds nothing that is known; seen {inside[:6] or 'nothing'}", \
         "DATA.md lists what can be read"
 
