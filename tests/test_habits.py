@@ -14,9 +14,9 @@ import pytest
 import tifffile
 from PIL import Image
 
-from mvhlib import cohort, own_tables, slide_features, tables
+from mvhlib import cohort, own_tables, parameters, slide_features, tables
 from mvhlib.artifacts import InputError
-from mvhlib.cohort import dated_genes, pseudospots, qc
+from mvhlib.cohort import clinical, dated_genes, pseudospots, qc
 from mvhlib.cohort.base import Section
 from mvhlib.cohort.legacy_st.tables import read_counts
 from mvhlib.features import read_features
@@ -376,6 +376,21 @@ def test_outcomes_with_decimal_commas_are_taken_over_and_broken_ones_are_said(
     assert "t.csv: event" in caplog.text and "not taken over" in caplog.text
 
 
+def test_a_time_of_zero_does_not_stop_a_written_profile(tmp_path, params, capsys):
+    write_features(tmp_path / "data/uni", ["s0", "s1", "s2", "s3"])
+    (tmp_path / "data/t.csv").write_text("case_id,slide_id,time_months,event\nA,s0,0,0\n"
+                                         "B,s1,4,1\nC,s2,5,0\nD,s3,6,1\n")
+    assert profile(tmp_path / "data", params) == 0
+    slides = whole.read(tmp_path / "data", str(params / "mine/slides.csv"),
+                        files=slide_features.find(tmp_path / "data")["uni"])
+    whole.table(slides).to_csv(tmp_path / "slides.csv", index=False)
+    given = parameters.read_yaml(params / "mine/09_survival.yaml")
+    read = clinical.read("slides", tmp_path, "os", **given["columns"])
+    assert len(read.table) == 3 and "1 patients have a time of zero or less" in read.notes
+    refuses(lambda: clinical.read("slides", tmp_path, "os"), "time", "not_positive: drop",
+            "09_survival.yaml")
+
+
 def test_a_table_whose_slides_lack_the_uuid_joins_by_patient(tmp_path, params, capsys):
     names = [f"TCGA-A1-{k:04d}-01Z-00-DX1.F6E9A5DF-D8FB" for k in range(4)]
     write_features(tmp_path / "data/uni", names)
@@ -394,6 +409,8 @@ def test_one_table_lists_slides_and_another_patients(tmp_path, params, capsys):
     assert given["patient"].tolist() == ["P1", "P1", "P2"]
     assert given["label"].tolist() == ["MSI", "MSI", "MSS"]
     assert "SLIDE.csv and CLINI.csv" in capsys.readouterr().out
+    (tmp_path / "data/CLINI.csv").write_text("PATIENT,MSIStatus,gender\nP1,MSI,F\nP2,MSS,M\n")
+    assert "called label" in doctor(tmp_path / "data", capsys)[1]
 
 
 def test_comments_above_a_header_are_passed_over(tmp_path):

@@ -131,7 +131,7 @@ def read(path: str | Path, *, samples: str | Path | pd.DataFrame | None = None,
 
 
 def find(root: str | Path, ending: str = ".h5ad") -> dict[str, Path]:
-    """Section -> file of a directory and of its folders, whose names they take where theirs are one.
+    """Section -> file of a directory and of its folders; these name it where files are all alike.
 
     Raises
     ------

@@ -210,8 +210,8 @@ def alignment(section: Section) -> Alignment:
 def strange_colours(section: Section) -> str:
     """What of a section's image H&E in transmitted light does not have; empty where it is nothing.
 
-    Grey, dark around the tissue, or green: a scan of the fiducials, a negative, a fluorescence image. Such
-    an image is read as it is, but its colours are no stains.
+    Grey, dark around the tissue, or green: a scan of the fiducials, a negative, a fluorescence
+    image. Such an image is read as it is, but its colours are no stains.
     """
     if not section.has_image:
         return ""
@@ -231,7 +231,7 @@ def strange_colours(section: Section) -> str:
     coloured = pixels[spread > COLOURED].astype(int)
     if len(coloured) > 0.05 * spread.size and np.median(
             coloured[:, 1] - coloured[:, [0, 2]].max(axis=1)) > GREY_SPREAD:
-        return "green, which no eosin or haematoxylin is: is it a negative, or another stain?"
+        return "green, which neither of its stains is: is it a negative, or stained otherwise?"
     return ""
 
 

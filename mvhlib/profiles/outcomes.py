@@ -26,8 +26,10 @@ _CDR = ("OS", "DSS", "PFI", "DFI")
 _SITE = ("site", "hospital", "centre", "center", "tissuesourcesite")
 _EVENT = ("event", "status", "death", "osevent", "osstatus", "fustat", "vitalstatus")
 _CENSORED = ("censorship", "censored")
-_COVARIATES = (("age", "ageatinitialpathologicdiagnosis", "ageatdiagnosis"), ("sex", "gender"),
-               ("stage", "ajccpathologictumorstage", "ajccstage", "tumorstage"))
+COVARIATES = {"age": ("age", "ageatinitialpathologicdiagnosis", "ageatdiagnosis"),
+              "sex": ("sex", "gender"),
+              "stage": ("stage", "ajccpathologictumorstage", "ajccpathologicstage", "ajccstage",
+                        "tumorstage")}
 
 
 def _plain(name: str) -> str:
@@ -44,7 +46,7 @@ def survival_columns(columns: Sequence[str]) -> dict[str, dict[str, Any]]:
     patient = find_column(columns, PATIENT)
     if patient is None:
         return {}
-    kept = [column for names in _COVARIATES if (column := find_column(columns, names))]
+    kept = [column for names in COVARIATES.values() if (column := find_column(columns, names))]
     site = find_column(columns, _SITE)
     shared = {"patient": patient, "covariates": kept} | ({"site": site} if site else {})
     found = {}

@@ -12,7 +12,13 @@ from mvhlib.artifacts import InputError, h5_reader
 from mvhlib.cohort.clinical import values
 from mvhlib.own_tables import BLANK
 from mvhlib.profiles.found import MOST_LINES, Found, Row
-from mvhlib.profiles.outcomes import PATIENT, find_column, survival_columns, tables_in
+from mvhlib.profiles.outcomes import (
+    COVARIATES,
+    PATIENT,
+    find_column,
+    survival_columns,
+    tables_in,
+)
 from mvhlib.tiles import whole
 
 log = logging.getLogger(__name__)
@@ -70,6 +76,10 @@ def look(root: Path) -> Found:
     found.rows = [Row(name, {"slide": name} | known[name], {"holds": held.get(name)},
                       problem=broken.get(name, "")) for name in slides]
     found.options["endpoints"] = ["os"] if any("time" in row for row in known.values()) else []
+    if taken and not any("label" in row for row in known.values()):
+        found.advice.append("No column of theirs is called label: for 07_classification copy the "
+                            "one that holds the classes into label of slides.csv, and add it to "
+                            "notebooks.")
     if not any("label" in row or "time" in row for row in known.values()):
         found.advice.append("No table says label, or time [months] and event (1: seen, 0: "
                             "censored): put them into slides.csv of the profile for "
@@ -144,9 +154,8 @@ def _said(path: Path, table: pd.DataFrame, known: Mapping[str, Mapping[str, obje
                 if row["patient"] in by_patient}
     outcome = next(iter(survival_columns(columns).values()), {})
     label = find_column(columns, _LABEL)
-    wanted = {"label": label, "age": find_column(columns, ("age",)),
-              "sex": find_column(columns, ("sex", "gender")),
-              "stage": find_column(columns, ("stage", "ajccstage", "tumorstage"))}
+    wanted = {"label": label} | {
+        name: find_column(columns, names) for name, names in COVARIATES.items()}
     if slide is not None and patient is not None:
         wanted["patient"] = patient
     outcomes = _outcomes(path, table, outcome)

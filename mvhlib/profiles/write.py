@@ -309,6 +309,7 @@ def _of_slides(found: Found, encoders: Sequence[str]
             (f"shown_encoder: {encoders[0]}", "of the confusion matrix"),
             ("least_attention: 0", "of planted tiles, which real slides have none of")],
         "09_survival.yaml": [
+            ("columns: {not_positive: drop}", "patients whose time is 0 are left out, and counted"),
             (f"endpoints: {_flow(endpoints)}", "each modelled by itself"),
             (f"encoders: {_flow(list(encoders[:1]))}", "folders below slides/features/"),
             (f"n_folds: {min(5, n_studies) if n_studies > 1 else 5}",
