@@ -1,5 +1,7 @@
 """Survival scores and models against lifelines, closed forms and planted hazards."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,6 +14,7 @@ from mvhlib.artifacts import InputError
 from mvhlib.cohort import clinical
 from mvhlib.downstream import mixture as mx
 from mvhlib.downstream import survival as sv
+from mvhlib.downstream.survival import inference
 from tests import absent
 
 
@@ -296,6 +299,40 @@ def test_the_mixture_finds_a_spread_that_the_mean_cannot():
     added = sv.added_value(result.risks, ("mixture", "planted"), ("noise", "none"))
     nothing = sv.added_value(result.risks, ("noise", "none"), ("true hazard", "none"))
     assert added["p"] < 1e-4 < nothing["p"]
+
+
+def test_events_that_a_risk_separates_leave_a_test_out_and_not_the_table():
+    """Four events in each fold, all of the highest risk: no likelihood has a maximum."""
+    n = 12
+    own = pd.DataFrame({"fold": np.repeat(["0", "1"], n),
+                        "patient": [f"P{i}" for i in range(2 * n)],
+                        "time_months": np.tile(np.arange(1.0, n + 1), 2),
+                        "event": np.tile(np.arange(n) < 4, 2).astype(int),
+                        "risk": np.tile(-np.arange(n, dtype=float), 2)})
+    risks = pd.concat([own.assign(model=model, encoder="none") for model in ("a", "b")])
+    scores = pd.DataFrame([{"fold": fold, "model": model, "encoder": "none", "metric": "harrell_c",
+                            "value": 0.5} for fold in "01" for model in ("a", "b")])
+    result = SimpleNamespace(risks=risks, scores=scores)
+    gaps = sv.differences(result, [(("a", "none"), ("b", "none"))])
+    assert gaps["difference"][0] == 0 and np.isnan(gaps["p_added"][0])
+
+
+def test_a_single_covariate_is_tested_on_top_of_nothing():
+    table = cohort(n=40)
+    ratios, test = sv.clinical_ratios(table, ["x"])
+    assert list(ratios["column"]) == ["x"] and test == {}
+    assert sv.clinical_ratios(table, ["x", "y"])[1]["df"] == 1
+
+
+def test_models_that_do_not_converge_are_gaps_in_a_table(monkeypatch):
+    def fails(*_):
+        raise artifacts.TooFew("cox", "columns", "do not converge", "use fewer")
+
+    monkeypatch.setattr(inference, "_plain_cox", fails)
+    table = cohort(n=20).assign(risk=0.0, fold="0")
+    assert np.isnan(sv.calibration_slope(table).mean)
+    ratios = sv.hazard_ratios(table[["x"]], table)
+    assert ratios["p"].isna().all() and list(ratios["column"]) == ["x"]
 
 
 def test_test_patients_teach_nothing():

@@ -98,8 +98,8 @@ def check_outcomes(where: str | os.PathLike, table: pd.DataFrame) -> None:
     if bad.any():
         raise InputError(where, "time", f"is missing, zero or negative for {int(bad.sum())} "
                          f"patients, for example {list(table['patient'][bad][:3])}",
-                         "leave them out: not_positive: drop under columns in 09_survival.yaml; they "
-                         "say nothing of survival")
+                         "leave them out by not_positive: drop, under columns in 09_survival.yaml: "
+                         "they say nothing of survival")
     values = set(pd.unique(table["event"]))
     if not values <= {0, 1}:
         raise InputError(where, "event", f"has values {sorted(map(str, values))}",

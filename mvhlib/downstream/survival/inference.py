@@ -109,7 +109,8 @@ def differences(result: Evaluation,
     -------
     pd.DataFrame
         ``model, encoder, than, than_encoder, metric, n_folds, difference, ci_low, ci_high``
-        (Student's t over folds), ``p_added`` (see `added_value`), ``p_added_holm`` over the pairs.
+        (Student's t over folds), ``p_added`` (see `added_value`; NaN where no Cox model of the two
+        risks converges), ``p_added_holm`` over the pairs.
 
     Raises
     ------
@@ -125,8 +126,11 @@ def differences(result: Evaluation,
                 raise InputError("survival", "model", f"{name} has no scores",
                                  f"use some of {list(wide.columns)}")
         gap = statistics.t_interval(wide[first] - wide[second])
-        rows.append((*first, *second, metric, gap.n, gap.mean, gap.low, gap.high,
-                     added_value(result.risks, first, second)["p"]))
+        try:
+            added = added_value(result.risks, first, second)["p"]
+        except TooFew:  # a few events that a risk separates: there is no likelihood to compare
+            added = float("nan")
+        rows.append((*first, *second, metric, gap.n, gap.mean, gap.low, gap.high, added))
     found = pd.DataFrame(rows, columns=["model", "encoder", "than", "than_encoder", "metric",
                                         "n_folds", "difference", "ci_low", "ci_high", "p_added"])
     return found.assign(p_added_holm=statistics.holm(found["p_added"]))
@@ -233,8 +237,8 @@ def hazard_ratios(values: pd.DataFrame, table: pd.DataFrame, *, adjust: Sequence
     Returns
     -------
     pd.DataFrame
-        ``column, hazard_ratio, ci_low, ci_high, p, p_holm``; Wald. Describes these patients and
-        is no prediction.
+        ``column, hazard_ratio, ci_low, ci_high, p, p_holm``; Wald; NaN for a column that does not
+        vary or whose model does not converge. Describes these patients and is no prediction.
     """
     rows = []
     for name in values:
@@ -243,7 +247,11 @@ def hazard_ratios(values: pd.DataFrame, table: pd.DataFrame, *, adjust: Sequence
             rows.append((name, np.nan, np.nan, np.nan, np.nan))
             continue
         frame = table.assign(**{"value_": (column - column.mean()) / column.std()})
-        fitted = _plain_cox(frame, ["value_", *adjust], strata)
+        try:
+            fitted = _plain_cox(frame, ["value_", *adjust], strata)
+        except TooFew:
+            rows.append((name, np.nan, np.nan, np.nan, np.nan))
+            continue
         beta, error = fitted.params_["value_"], fitted.standard_errors_["value_"]
         half = stats.norm.ppf(0.5 + confidence / 2) * error
         rows.append((name, *np.exp([beta, beta - half, beta + half]),
@@ -344,11 +352,12 @@ def clinical_ratios(table: pd.DataFrame, covariates: Sequence[str], *, strata: s
     -------
     DataFrame, dict
         `hazard_ratios` with p_proportional and p_proportional_holm; and the likelihood ratio of
-        all columns on top of the last one.
+        all columns on top of the last one, empty where that is the only one.
     """
     ratios = hazard_ratios(table[list(covariates)], table, strata=strata)
     shape = proportional_hazards(table, covariates, strata=strata)
-    test = likelihood_ratio(table, covariates[-1:], covariates, strata=strata)
+    test = likelihood_ratio(table, covariates[-1:], covariates, strata=strata) \
+        if len(covariates) > 1 else {}
     return ratios.assign(p_proportional=shape["p"].to_numpy(),
                          p_proportional_holm=shape["p_holm"].to_numpy()), test
 
@@ -392,9 +401,13 @@ def calibration_slope(risks: pd.DataFrame, confidence: float = 0.95) -> statisti
     """Coefficient of the predicted log hazard among tested patients, stratified by fold.
 
     1 is calibrated, less is a model that promises too much difference between patients. Wald
-    interval over patients.
+    interval over patients; NaN where a few events lie so that no slope fits them.
     """
-    fitted = _plain_cox(risks, ["risk"], "fold")
+    try:
+        fitted = _plain_cox(risks, ["risk"], "fold")
+    except TooFew:
+        nan = float("nan")
+        return statistics.Interval(nan, nan, nan, len(risks), "no Cox model converges")
     beta, error = float(fitted.params_["risk"]), float(fitted.standard_errors_["risk"])
     half = stats.norm.ppf(0.5 + confidence / 2) * error
     return statistics.Interval(beta, beta - half, beta + half, len(risks), "Wald")

@@ -83,8 +83,9 @@ def draw_calibration(risks: Mapping[str, pd.DataFrame], horizon_months: float
         table, slope = calibration(own, horizon_months), calibration_slope(own)
         plot_calibration(table, ax)
         ax.set_aspect("equal")
-        ax.set_title(f"{ENDPOINTS.get(endpoint, endpoint)},\n"
-                     f"slope {slope.mean:.2f} [{slope.low:.2f}, {slope.high:.2f}]")
+        said = (f"slope {slope.mean:.2f} [{slope.low:.2f}, {slope.high:.2f}]"
+                if np.isfinite(slope.mean) else "no slope fits so few events")
+        ax.set_title(f"{ENDPOINTS.get(endpoint, endpoint)},\n{said}")
         parts.append(table.assign(endpoint=endpoint, slope=slope.mean))
     return fig, pd.concat(parts)
 
