@@ -1,4 +1,4 @@
-"""CMRCNet: images and expression in one space, then the most similar training spots answer.
+"""CMRCNet: images and expression in one space; the most similar training spots give predictions.
 
 Zhang et al., arXiv 2506.08854, from its description. An image encoder and an expression head are
 trained so that the two embeddings of a spot agree (a contrastive loss with soft targets), while a

@@ -1,4 +1,4 @@
-"""Many encoders under many protocols: what can be compared, run, written and read again.
+"""Evaluation of many encoders under many protocols: plan, run, write, read, compare.
 
 Files, below ``expression/<protocol>/<method>/<encoder>/``::
 

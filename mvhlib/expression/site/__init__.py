@@ -1,4 +1,4 @@
-"""Site or biology: how much of an encoder's features is the laboratory, and what that costs.
+"""Site or biology: how much of an encoder's features reflects the laboratory, and its cost.
 
 An encoder whose features tell the study apart may be using it: what it learns from one study's
 stain is lost on the next. Three views of that, one table: a linear probe that names the study (or

@@ -1,4 +1,4 @@
-"""What users act on beyond single genes: gene sets, genes that go together, and where tissue lies.
+"""Structure beyond single genes: gene sets, co-expression, and regions of tissue.
 
 Everything is taken within sections and then averaged over them, so that an offset between
 laboratories is neither a pathway, nor a correlation, nor a tissue class.
