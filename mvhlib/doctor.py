@@ -1,4 +1,4 @@
-"""What this machine has, and which parts of the collection will run on it.
+"""Report on this machine: what is installed, and which parts of the collection will run.
 
 ``python -m mvhlib.doctor`` prints one line per question, and below a line that is not well what can
 be done; it exits with 1 if something that every notebook needs is missing. It never fails itself:
@@ -32,7 +32,7 @@ LEAST_GB = {"disk": 5, "memory": 4}
 
 
 def report() -> tuple[list[str], bool]:
-    """Lines of the report, and whether everything indispensable is there."""
+    """Return the lines of the report, and whether everything required is installed."""
     lines, healthy = [], True
     questions: list[Callable[[], list[tuple]]] = [_python, _packages, _compute, _machine, _places]
     for question in questions:

@@ -1,4 +1,4 @@
-"""Names and paths that can be said in one line and can be files."""
+"""Checks of names and paths: printable on one line, and usable as files."""
 
 import os
 import re

@@ -564,7 +564,7 @@ class Backbone(nn.Module):
 
 
 def read_out(cls: Tensor | None, patches: Tensor, pool: str) -> Tensor:
-    """Make one vector of the tokens of each image.
+    """Pool the tokens of each image to one vector.
 
     Parameters
     ----------

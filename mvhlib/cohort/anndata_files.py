@@ -1,4 +1,4 @@
-"""AnnData files of anybody's: counts, ``obsm["spatial"]``, an image inside or beside.
+"""Reader of AnnData files: counts, ``obsm["spatial"]``, an image inside or beside the file.
 
 ==================  ================================================================================
 what                how it is read
@@ -111,7 +111,7 @@ def read(path: str | Path, *, samples: str | Path | pd.DataFrame | None = None,
 
 
 def find(root: str | Path, ending: str = ".h5ad") -> dict[str, Path]:
-    """Section -> file of a directory and of its folders.
+    """Find the files of a directory and its folders: section -> file.
 
     Raises
     ------
@@ -220,7 +220,7 @@ def make_section(name: str, path: Path, adata: "AnnData", root: Path, row: dict[
 
 
 def owner(adata: "AnnData", field: str) -> str:
-    """Who ``obs`` says all spots are of; empty where it does not, or not of all."""
+    """Return the one owner that ``obs`` states for all spots; empty for none or several."""
     for column in OWNERS[field]:
         if column in adata.obs:
             said = adata.obs[column].astype(str).str.strip().unique()
@@ -230,7 +230,7 @@ def owner(adata: "AnnData", field: str) -> str:
 
 
 def _beside(path: Path, root: Path, row: dict[str, Any]) -> Path | None:
-    """The full image: of the table, else beside the file under its name."""
+    """Find the full image: from the table, else of the same name beside the file."""
     if "image" in row:
         full = root / str(row["image"])
         if not full.exists() or not full.absolute().is_relative_to(root.absolute()) \
@@ -256,7 +256,7 @@ def _write(path: Path, pixels: np.ndarray) -> None:
 
 
 def read_counts(path: Path, library: str = "") -> "AnnData":
-    """Raw counts, places and what of ``obs`` is used, of one AnnData file.
+    """Read raw counts, places and the needed part of ``obs`` of one AnnData file.
 
     Parameters
     ----------
@@ -324,7 +324,7 @@ def raw_counts(stored: "AnnData", path: Path) -> "AnnData":
 
 
 def _place(stored: "AnnData", path: Path) -> None:
-    """Put centres into ``obsm["spatial"]`` where columns of obs say them and leave no doubt."""
+    """Copy centres into ``obsm["spatial"]`` from columns of obs that are unambiguous."""
     if "spatial" in stored.obsm:
         return
     for pair in PLACES:
@@ -341,14 +341,14 @@ def _place(stored: "AnnData", path: Path) -> None:
 
 
 def _genes(names: pd.Index, of: Any) -> pd.Index:
-    """Names of genes; symbols that stand twice, as scanpy leaves them, are told apart by ids."""
+    """Names of genes; repeated symbols, as scanpy leaves them, get suffixes by gene id."""
     if names.is_unique or "gene_ids" not in of.var:
         return names
     return told_apart(names, of.var["gene_ids"])
 
 
 def _on_tissue(adata: "AnnData", stored: "AnnData", path: Path) -> "AnnData":
-    """Without spots that ``obs["in_tissue"]`` puts beside the tissue."""
+    """Drop spots that ``obs["in_tissue"]`` marks as off the tissue."""
     if "in_tissue" not in stored.obs:
         return adata
     said = pd.to_numeric(stored.obs["in_tissue"], errors="coerce").to_numpy(float)
@@ -428,7 +428,7 @@ def _scale(adata: "AnnData", path: Path) -> tuple[str, float | None]:
 
 
 def _lattice(adata: "AnnData", kind: str, mpp: float | None) -> dict[str, Any]:
-    """What maps and graphs want to know of the array."""
+    """Properties of the array that maps and graphs need."""
     if kind == "hexagonal":
         return {"kind": kind, "n_neighs": 6, "spot_um": SPOT_UM, "pitch_um": PITCH_UM,
                 "coordinates": "pixel"}

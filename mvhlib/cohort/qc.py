@@ -1,4 +1,4 @@
-"""What every section looks like before anything is fitted to it: one row of numbers each.
+"""Quality control: one row of measures per section, before anything is fitted.
 
 Whether spots lie where their expression was measured is asked as well: `alignment` compares how
 much of the expression the colour under the spots explains with what it explains one pitch away.
@@ -140,7 +140,7 @@ class Alignment:
 
 
 def alignment(section: Section) -> Alignment:
-    """Ask whether the spots lie where they were measured, on the thumbnail and within seconds.
+    """Test whether the spots lie where they were measured; needs the thumbnail, and seconds.
 
     Mean colour and contrast (optical density) of each spot's square explain the first components
     of the most variable genes by ridge, fitted without the block of the section that is
@@ -302,7 +302,7 @@ def _turned(xy: np.ndarray, size: tuple[int, int]) -> dict[str, np.ndarray]:
 
 
 def _median(values: pd.Series) -> float:
-    """Median of what is known, NaN where nothing is."""
+    """Median of the known values, NaN where there are none."""
     return float(values.median()) if values.notna().any() else np.nan
 
 

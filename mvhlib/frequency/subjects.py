@@ -1,4 +1,4 @@
-"""Whose frequencies are read: images spread over a cohort, and the models that see them."""
+"""Subjects of the frequency audit: images spread over a cohort, and models."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ UNITS = {True: "patient", False: "section"}
 
 @dataclass(frozen=True)
 class Images:
-    """What the models are shown.
+    """Input images of the models.
 
     Attributes
     ----------
@@ -47,7 +47,7 @@ class Images:
 
     @property
     def unit(self) -> str:
-        """What an interval is taken over."""
+        """Unit of the intervals."""
         return UNITS[self.patients is not None]
 
     def for_model(self, encoder: "PatchEncoder", which=slice(None)) -> "Tensor":

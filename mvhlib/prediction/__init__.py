@@ -1,4 +1,4 @@
-"""Models that are kept, and what they say of slides whose expression nobody measured.
+"""Saved models, and their predictions for slides without measured expression.
 
 ============  ==================================================================================
 module        what it holds

@@ -1,4 +1,4 @@
-"""What can be believed of a prediction, in sentences that stand at the top of its page.
+"""Reliability of a prediction, in sentences for the top of its page.
 
 Three things are told apart. What the slide is: a scale, a stain, an organ, a scanner that the
 model has seen or not. Where it is: tiles that lie outside the training distribution. Which gene it
@@ -27,7 +27,7 @@ MANY_OUTSIDE = 0.1
 
 @dataclass(frozen=True)
 class Belief:
-    """What to believe of one slide's predictions.
+    """Reliability of one slide's predictions.
 
     Attributes
     ----------
@@ -76,7 +76,7 @@ def by_expected(genes: pd.DataFrame) -> pd.DataFrame:
 
 def judge(asked: Asked, slide: Slide, model: Model, predicted: Predicted,
           least_r: float = LEAST_R) -> Belief:
-    """Compare a slide with what its model has seen."""
+    """Compare a slide with the training data of its model."""
     record, domain = model.record, model.domain
     outside = predicted.distance > domain.bound
     share = float(outside.mean())
@@ -108,7 +108,7 @@ def judge(asked: Asked, slide: Slide, model: Model, predicted: Predicted,
 
 
 def _origin(asked: Asked, slide: Slide, seen: Mapping[str, Any]) -> list[str]:
-    """Organ and scanner against those that the model has seen."""
+    """Compare organ and scanner with those of the training sections."""
     found = []
     for what, said in (("organ", asked.organ), ("scanner", asked.scanner or slide.scanner)):
         known = seen[what]

@@ -1,4 +1,4 @@
-"""What correlation to expect of each gene on a section that was never seen, from the folds.
+"""Expected correlation of each gene on an unseen section, estimated from the folds.
 
 The interval is one for a new section, not for a mean: it holds where one more section of a unit
 that was left out would be found, and is as wide as sections differ. Units (studies, patients) are
@@ -19,7 +19,7 @@ CONFIDENCE = 0.95
 
 
 def choose(protocols: Iterable[str]) -> str:
-    """The protocol whose folds say what to expect; "" where none of them does."""
+    """Choose the protocol whose folds give the expected correlations; "" if there is none."""
     there = set(protocols)
     return next((name for name in PROTOCOLS if name in there), "")
 

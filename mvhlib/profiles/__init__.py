@@ -1,4 +1,4 @@
-"""A user's data set, looked into: what it is, and a profile that runs on it.
+"""Inspection of a user's data set, and a profile that runs on it.
 
 >>> found = look("data/mine")                         # doctest: +SKIP
 >>> print("\\n".join(found.lines()))                   # doctest: +SKIP

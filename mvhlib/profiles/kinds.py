@@ -112,7 +112,7 @@ def kinds_of(root: Path) -> list[str]:
 
 
 def _unknown(root: Path) -> tuple[str, str]:
-    """What is wrong with a directory of no known kind, and what to do."""
+    """Say why a directory is of no known kind, and what to do."""
     level = [root]
     for _ in range(_DEEPEST):
         level = [folder for above in level for folder in sorted(above.glob("*/"))
@@ -137,7 +137,7 @@ def _unknown(root: Path) -> tuple[str, str]:
 
 
 def look(data: str | Path) -> Found:
-    """Look into a data set.
+    """Inspect a data set.
 
     Raises
     ------

@@ -95,7 +95,7 @@ def write(found: Found, params: Path, name: str) -> list[Path]:
 
 
 def what_next(found: Found, written: Sequence[Path], own: bool) -> list[str]:
-    """What to type now.
+    """Return the commands to type next.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Stain normalisation of tiles: what a laboratory's dye and scanner add, estimated and exchanged.
+"""Stain normalisation of tiles: the effect of dye and scanner, estimated and exchanged.
 
 Two methods. Both are fitted on all tiles of one section, so that a section without tumour is not
 stretched tile by tile, and both are deterministic.
@@ -70,7 +70,7 @@ def intensity(density: np.ndarray) -> np.ndarray:
 
 
 def is_tissue(pixels: np.ndarray, threshold: float = TISSUE_OD) -> np.ndarray:
-    """Which pixels `(...)` of RGB `(..., 3)` absorb light."""
+    """Mask `(...)` of the pixels of RGB `(..., 3)` that absorb light."""
     return optical_density(pixels).mean(axis=-1) > threshold
 
 

@@ -1,4 +1,4 @@
-"""Folds that know studies, patients and duplicate specimens.
+"""Folds that respect studies, patients and duplicate specimens.
 
 A protocol says who may stand on which side. Its unit is what no fold may separate; `check` refuses
 a fold that does, and `make` calls it before it returns.

@@ -1,4 +1,4 @@
-"""Protocols: who may stand on which side of a fold."""
+"""Protocols: which sections train and which are tested in each fold."""
 
 import logging
 import zlib
@@ -187,7 +187,7 @@ def group_of(manifest: pd.DataFrame, groups: str | Mapping[str, str]) -> pd.Seri
 
 
 def possible(manifest: pd.DataFrame, protocols=PROTOCOLS, **options) -> dict[str, str]:
-    """Which protocols the cohort allows: protocol -> "" or the reason why not."""
+    """Check which protocols the cohort allows: protocol -> "", or the reason against it."""
     reasons = {}
     for protocol in protocols:
         try:
