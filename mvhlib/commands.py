@@ -52,9 +52,9 @@ from mvhlib.places import home
 #: Variables of the Makefile; they are meant for this module and not for what it starts.
 VARIABLES = ("PROFILE", "PARAMS", "DATA", "OUT", "SEED", "JOBS", "SLOW", "PYTHON", "SLIDES",
              "MODEL", "MPP", "STRIDE_UM", "GENES", "PREDICTIONS", "CLUSTER", "PORT", "ARGS")
-#: What make says to a make below it: a make that something started calls is none.
+#: Variables that make passes to a make below it; a make started by another program is not one.
 OF_MAKE = ("MAKELEVEL", "MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKE_TERMOUT", "MAKE_TERMERR")
-#: What a cluster's own file is laid over.
+#: Settings that a cluster's own file overrides.
 SLURM = "workflow/profiles/slurm"
 #: Memory that a notebook may take [bytes].
 JOB_BYTES = 2 << 30

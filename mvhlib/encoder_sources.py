@@ -8,7 +8,7 @@ more is an encoder more. A licence or a gate on which its sources differ is ``un
 
 ``python:path/file.py:function`` is a function of the user's own. A relative path starts at the
 profile's folder where the file is there, else at the clone. ``features:folder`` is a folder below
-DATA of features that somebody else computed (`mvhlib.slide_features`).
+DATA of precomputed features (`mvhlib.slide_features`).
 """
 
 import ast
@@ -26,7 +26,7 @@ from mvhlib.artifacts import InputError, check_file, one_line, reading, safe_pat
 from mvhlib.places import home, resolve
 
 PYTHON = "python:"
-#: A folder of features of slides that somebody else computed: nothing is embedded.
+#: A folder of precomputed features of slides: nothing is embedded.
 FEATURES = "features:"
 #: Sources whose weights, where they have any, no notebook of ours makes.
 FOREIGN = (PYTHON, "timm:", "hf-hub:")

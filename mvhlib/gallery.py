@@ -13,7 +13,7 @@ from urllib.parse import quote
 from mvhlib import answers, artifacts
 from mvhlib.artifacts import InputError
 
-#: What a figure's record says, and as which type.
+#: Entries of a figure's record, and their types.
 RECORD = {"figure": str, "synthetic": bool, "caption": str}
 #: Notebooks whose answers the console shows at the end of a run, where the profile has them.
 FINDINGS = ("05_expression", "06_spatial_maps", "09_survival", "14_leaderboard", "16_predict")

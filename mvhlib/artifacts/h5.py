@@ -25,7 +25,7 @@ def h5_writer(path: str | os.PathLike) -> Iterator[Any]:
         yield stream
 
 
-#: Said of a file that is no whole h5 file.
+#: Advice about a file that is not a complete h5 file.
 _MAKE_AGAIN = ("it is probably truncated or damaged: delete it and make it again, or copy it again "
                "from its source")
 
@@ -35,7 +35,7 @@ def h5_reader(path: str | os.PathLike) -> Iterator[Any]:
     """Open an h5 file for reading; whatever is wrong with it is one clear error.
 
     Links to other files are refused before anything is read, be they external links, external
-    storage or virtual datasets: an h5 file speaks for itself alone. Errors of h5py and of numpy
+    storage or virtual datasets: an h5 file has to contain its own data. Errors of h5py and of numpy
     inside the block are turned into one line as by `reading`, so keep only the reading in it.
 
     Raises

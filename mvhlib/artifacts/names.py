@@ -72,7 +72,7 @@ def safe_path(path: Any, where: str | os.PathLike, field: str) -> str:
     return text
 
 
-#: What a line of text cannot hold.
+#: Characters that a line of text cannot hold.
 _BREAKS = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]")
 
 

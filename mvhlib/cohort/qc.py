@@ -1,7 +1,7 @@
 """Quality control: one row of measures per section, before anything is fitted.
 
-Whether spots lie where their expression was measured is asked as well: `alignment` compares how
-much of the expression the colour under the spots explains with what it explains one pitch away.
+`alignment` also tests whether spots lie where their expression was measured: it compares how much
+of the expression the colour under the spots explains with how much the colour one pitch away does.
 """
 
 import logging
@@ -25,11 +25,11 @@ COLUMNS = ("section", "study", "patient", "n_spots", "n_genes", "n_genes_found",
            "n_outside_image", "tissue_fraction_median", "fraction_on_tissue",
            "alignment_r2", "alignment_r2_shifted_best", "alignment_rank", "alignment")
 
-#: Genes (the most variable) and their first components that colour is asked to explain.
+#: Number of genes (the most variable) and of their first components that colour must explain.
 ALIGNMENT_GENES, ALIGNMENT_COMPONENTS = 60, 5
-#: Spots that are needed to ask.
+#: Fewest spots for the test.
 ALIGNMENT_SPOTS = 40
-#: R2 below which colour tells nothing of a place, and by how much another must be better.
+#: R2 below which colour is uninformative, and the margin by which another place must be better.
 ALIGNMENT_FLOOR, ALIGNMENT_MARGIN = 0.02, 0.03
 #: Pixels per pitch that the thumbnail is reduced to: enough for a spot's mean colour.
 _PITCH_PX = 8

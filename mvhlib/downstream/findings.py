@@ -11,7 +11,7 @@ import pandas as pd
 from mvhlib import phrases, plots
 from mvhlib.cohort.clinical import ENDPOINTS
 
-#: Splits of 07, the first that there is being the headline.
+#: Splits of 07; the first one present is the headline.
 SPLITS = ("grouped", "given", "grouped_study", "random")
 #: Ways to search of 08.
 SEARCHES = {"prototypes": "nearest prototype", "prototypes_scaled": "nearest prototype, features "

@@ -6,8 +6,8 @@ Of the tiles `h_t` of a bag, gated attention takes the weighted mean `z` that it
           z = \\sum_t a_t h_t
 
 Ilse, Tomczak and Welling, "Attention-based deep multiple instance learning", ICML 2018, equations
-7 to 9. The attention of a tile is what it weighed in, no probability of anything; in a bag without
-the sought instances it goes to whatever resembles them most.
+7 to 9. The attention of a tile is its weight in the mean, not a probability; in a bag without the
+sought instances it goes to the tiles that resemble them most.
 
 Bags are read from feature files when they are needed and kept only while they fit into a stated
 memory. Training sees at most `max_tiles` of a bag at each step, drawn anew; testing sees all tiles,

@@ -2,7 +2,7 @@
 
 Prototypes are k-means centres of the training tiles. Around them a mixture of diagonal Gaussians
 is fitted to every slide by a step or a few of maximum a posteriori EM, and the slide is described
-by what comes out: ``[pi, mu, Sigma]``, the share, the mean and the variance of each prototype
+by the result, ``[pi, mu, Sigma]``: the share, the mean and the variance of each prototype
 (PANTHER: Song et al., "Morphological prototyping for unsupervised slide representation learning in
 computational pathology", CVPR 2024; the EM and its prior: Kim, "Differentiable
 expectation-maximization for set representation learning", ICLR 2022).

@@ -20,7 +20,7 @@ from mvhlib.encoders.memory import TooLarge, lacks_memory
 from mvhlib.encoders.tokens import ReadOut
 from mvhlib.progress import bar as progress_bar
 
-#: Counted up when the numbers of an encoder change for reasons that its weights do not show.
+#: Part of every cache key: increment when code changes an encoder's output.
 VERSION = 1
 
 #: Tiles per batch on a CPU: fixed, so that equal input gives equal bytes.

@@ -78,7 +78,7 @@ def from_timm(text: str, options: dict[str, Any]) -> PatchEncoder:
     transform = EvalTransform(int(px), cfg.get("mean", (0.485, 0.456, 0.406)),
                               cfg.get("std", (0.229, 0.224, 0.225)),
                               cfg.get("interpolation", "bicubic"))
-    # Whatever loads weights says so: nobody knows what those have seen.
+    # An option that loads weights makes the encoder pretrained, on data that are not known.
     is_random = weights == "random" and not any(_loads(key, value) for key, value in stated)
     title = name or text.partition(":")[2].replace("/", "-").lower()
     return _wrapped(title, model, transform, pool, depths, precision=precision, mpp=mpp,

@@ -42,7 +42,7 @@ def split_tokens(out: Any, model: nn.Module) -> tuple[Tensor | None, Tensor] | N
         out = out.get("last_hidden_state")  # of the transformers library
     if not isinstance(out, Tensor) or out.ndim != 3:
         return None
-    # Who has forward_features says how many there are; a user's network has a class token.
+    # Models with forward_features state their number; a user's network has one, the class token.
     n_prefix = getattr(model, "num_prefix_tokens", 0 if hasattr(model, "forward_features") else 1)
     if not isinstance(n_prefix, int) or not 0 <= n_prefix < out.shape[1]:
         raise InputError(type(model).__name__, "num_prefix_tokens",

@@ -99,7 +99,7 @@ def save(estimator: MMAP, folder: str | os.PathLike, encoder: PatchEncoder, grid
         "kind": KIND, "architecture": encoder.model.architecture, "zooms": list(estimator.zooms),
         "grid": grid, "n_genes": len(estimator.genes), "attention": estimator.attention,
         "adapted": [estimator.rank, estimator.alpha, estimator.first_block] if adapted else None,
-        # Of weights that nobody lists the tissue of, the list would not be whole.
+        # If the base weights' training data are not listed, this list would be incomplete.
         "pretrained_on": None if before is None else seen(before, estimator.trained_on),
         "weights_sha256": weights})
     return folder

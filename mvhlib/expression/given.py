@@ -11,9 +11,9 @@ A folder holds a file per section, and a few words about who made them::
 
 Spots are joined by name where names agree, else by place: a prediction counts for the spot whose
 centre it lies nearest to, at most half the distance of neighbouring spots away. Folds, genes,
-normalisation, ceilings and scorer are those of our own methods; genes that a panel asks for and
-the predictions lack are left out and counted. What nobody states of a predictor's training is
-called unknown and stands so in every table.
+normalisation, ceilings and scorer are those of our own methods; genes of a panel that the
+predictions lack are left out and counted. If a predictor's training data are not stated, every
+table says that they are unknown.
 """
 
 import argparse

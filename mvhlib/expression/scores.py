@@ -17,7 +17,7 @@ from mvhlib.cohort.genes import normalize, targets
 #: A spread below this part of the largest value is rounding, not variation.
 CONSTANT = 1e-12
 
-#: Of how many best genes PCC-10 is the mean.
+#: Number of best genes whose mean is PCC-10.
 BEST_GENES = 10
 
 

@@ -2,7 +2,7 @@
 
 Two protocols give the scores (`mvhlib.cohort.splits`): ``transfer`` trains on one group and tests
 another, ``within`` tests one patient and trains on the others of its group. The second is the
-diagonal of the matrix, and what the first loses against it is the gap.
+diagonal of the matrix; the gap is the diagonal less the transfer.
 
 The gap is paired: the same sections, genes and patients under both. A gene counts where both sides
 chose it, each on its own training sections. A diagonal fold trains on one patient less than its

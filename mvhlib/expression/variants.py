@@ -23,7 +23,7 @@ from mvhlib.read_outs import SEEDED
 if TYPE_CHECKING:
     from mvhlib.features import Features
 
-#: Seeds from which on a comparison that was named in advance is read as one.
+#: Fewest seeds for a comparison that was named in advance to support a claim.
 SEEDS_FOR_A_CLAIM = 8
 
 COMPARISON_COLUMNS = ("protocol", "measure", "variant", "reference", "kind", "mean",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 #: Side of images of noise [px].
 NOISE_PX = 64
-#: Unit of intervals where nobody's tiles are seen.
+#: Unit of intervals where the images are noise.
 UNITS = {True: "patient", False: "section"}
 
 

@@ -26,14 +26,14 @@ from mvhlib.tiles.slides import open_slide
 if TYPE_CHECKING:
     from anndata import AnnData
 
-#: Names what is whole in a slide's folder; written last.
+#: Record of the complete files in a slide's folder; written last.
 DONE, PARTS = "done.json", "parts"
-#: What a person reads first; and what stands there where a slide failed as nobody foresaw.
+#: The page to read first; and the traceback of a slide that failed unexpectedly.
 PAGE, TRACE = page.PAGE, "error.txt"
 #: Genes in tables for people, where nobody named any.
 SHOWN = 20
 THUMBNAIL_PX = 1000
-#: Counted up when what is written of a slide changes for reasons that no input shows.
+#: Part of the cache key: increment when code changes the outputs of a slide.
 VERSION = 2
 
 

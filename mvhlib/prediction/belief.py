@@ -1,8 +1,8 @@
 """Reliability of a prediction, in sentences for the top of its page.
 
-Three things are told apart. What the slide is: a scale, a stain, an organ, a scanner that the
-model has seen or not. Where it is: tiles that lie outside the training distribution. Which gene it
-is: how well each was predicted on sections that were left out, and of whom that speaks.
+Three kinds of doubt are distinguished. About the slide: a scale, stain, organ or scanner that was
+not in the training data. About its tiles: those outside the training distribution. About each gene:
+how well it was predicted on held-out sections, and to which sections that estimate applies.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from mvhlib.tiles.slides import Slide
 
 #: Expected r below which a gene is greyed out, where the user says nothing else.
 LEAST_R = 0.2
-#: Share of a slide's tiles outside the training distribution that is said at the top.
+#: Share of a slide's tiles outside the training distribution that is reported at the top.
 MANY_OUTSIDE = 0.1
 
 

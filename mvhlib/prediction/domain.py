@@ -2,8 +2,8 @@
 
 A tile's distance is Mahalanobis' from the training tiles, in the features that the model reads:
 features are standardised, and their covariance is shrunk towards a ball as Ledoit and Wolf do
-(Journal of Multivariate Analysis 88, 2004), since features are many and tied to each other. How
-far is too far is not taken from the training tiles themselves, which lie close to their own mean.
+(Journal of Multivariate Analysis 88, 2004), since features are many and correlated. The
+bound is not taken from the training tiles themselves, which lie close to their own mean.
 Each unit of the training set (study, else patient, else section) is left out in turn and its tiles
 are measured from the others: a tile counts as outside where it lies farther than 99 of 100 of
 these. Colour and resolution are compared slide by slide.
@@ -17,7 +17,7 @@ import numpy as np
 
 from mvhlib.artifacts import InputError
 
-#: Of the tiles of a unit that was left out, the share that counts as inside.
+#: Share of a left-out unit's tiles that counts as inside.
 INSIDE = 0.99
 #: Most rows that a covariance is taken from.
 MOST_ROWS = 20_000

@@ -22,14 +22,14 @@ from mvhlib.profiles.found import Found, Row
 OUTPUT_COLUMNS = ("section", "study", "patient", "specimen", "folder", "mpp", "image", "alignment")
 LEGACY_COLUMNS = ("section", "study", "patient", "specimen", "counts", "spots", "image", "labels",
                   "full_width_px")
-#: Sections whose counts are read when somebody asks what is there.
+#: Most sections whose counts are read for a report.
 MOST_READ = 40
 #: Bytes of a line that are looked at: a header of 40,000 genes has fewer.
 _LONGEST_LINE = 2**22
 #: Side of a pseudo-spot [um] where bins of 2, 8 and 16 um can be summed to it, so that the coarsest
 #: ones do.
 _HD_SPOT_UM = 112.0
-#: A scale that stands for one that nobody knows, to see whether that is all that is missing.
+#: A trial scale, to see whether an unknown scale is all that is missing.
 _TRIED_MPP = 1.0
 
 

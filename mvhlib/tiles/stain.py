@@ -34,7 +34,7 @@ from mvhlib.tiles.store import read_tiles, write_tiles
 WHITE = 255.0
 
 #: Least optical density (natural logarithm, mean of the channels) of a pixel that counts as tissue.
-#: Macenko asks it of every channel, which drops pure eosin, as it hardly absorbs red.
+#: Macenko requires it in every channel, which drops pure eosin, as it hardly absorbs red.
 TISSUE_OD = 0.15
 
 #: Share of pixels beyond each extreme direction, against outliers [%].

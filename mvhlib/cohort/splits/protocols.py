@@ -33,7 +33,7 @@ UNITS = {"loso": "patient", "patient": "patient", "section": "section",
          "random10_section": "specimen", "random10_spot": "spot", "hest_bench": "patient",
          "mvhybrid_bench": "patient", "transfer": "study", "within": "patient"}
 PROTOCOLS = tuple(UNITS)
-#: What a protocol lets through, to be printed beside its numbers.
+#: Known leaks of a protocol, printed beside its numbers.
 LEAKS = {"section": "replicate test: sections of one patient on both sides",
          "random10_section": "studies, and patients with several specimens, on both sides",
          "random10_spot": "neighbouring spots of one section on both sides"}

@@ -80,8 +80,8 @@ def image_rows(features: "Mapping[str, Features]", labels: pd.DataFrame,
 def keep_classes(rows: Rows, split: str = "patient") -> tuple[Rows, list[str]]:
     """Leave out rows without a label, and classes that one patient (or study) alone has.
 
-    Whose class nobody else has cannot be found in anybody else. Fewer than two classes, or two
-    patients, leave nothing to search: the rows are then empty.
+    A class that only one patient (or study) has cannot be retrieved from another. Fewer than two
+    classes, or two patients, leave nothing to search: the rows are then empty.
 
     Returns
     -------

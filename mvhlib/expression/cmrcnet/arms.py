@@ -26,7 +26,7 @@ TERMS = {"image, joint": {}, "contrastive alone": {"reconstruct": "none"},
          "genes, joint": {"reconstruct": "genes"}, "image, two stages": {"schedule": "two_stage"},
          "image, as released": {"detach_targets": False, "share_blocks": True}}
 
-#: What the authors say of the terms: words -> the arm that the reference is said to beat.
+#: The authors' claims about the terms: sentence -> the arm that the reference should beat.
 CLAIMS = {"reconstruction helps": "contrastive alone", "images beat genes": "genes, joint",
           "both at once beat two stages": "image, two stages"}
 

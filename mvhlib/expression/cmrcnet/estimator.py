@@ -283,7 +283,7 @@ def _read_finished(folder: Path, network: nn.Module) -> Fit | None:
     with reading(folder, "model", "is no finished fit", "delete this folder and run it again"):
         content = read_json(path)
         weights = folder / "model.safetensors"
-        # Fits of before hashes were written are believed if they are numbers.
+        # Fits saved before hashes were written are accepted if their weights are finite.
         if content.pop("weights_sha256", None) not in (None, sha256_file(weights)):
             raise ValueError("the weights are not those that fit.json vouches for")
         load_model(network, str(weights))

@@ -16,10 +16,10 @@ QUESTIONS = {"zooms": ("no prototypes", "magnifications, without prototypes"),
              "prototypes": ("full", "prototypes per slide"),
              "selected": ("full", "prototypes a spot asks"), "loss": ("full", "loss and padding")}
 
-#: Zooms that a model reads in the place of all three.
+#: Zooms that a model reads instead of all three.
 SUBSETS = ((1,), (2,), (4,), (1, 2), (1, 4), (2, 4))
 
-#: Prototypes that a spot asks, in the place of half of them.
+#: Prototypes that a spot attends to, instead of half of them.
 ASKED = (8,)
 
 

@@ -1,9 +1,9 @@
 """Test of whether a slide's prototypes follow gene programs more than shifted maps of them do.
 
 MMAP's authors read prototypes as recurring tissue. Both prototypes and expression change slowly
-over a section, so that they agree somewhat wherever they lie. Here the map of prototypes is shifted
-over the array, which keeps it as smooth as it is and breaks its tie to the tissue: what share of a
-program's variance lies between prototypes is held against that share at every shift.
+over a section, so that they agree somewhat by chance. Here the map of prototypes is shifted over
+the array, which keeps it smooth but breaks its link to the tissue: the share of a program's
+variance between prototypes is compared with that share at every shift.
 """
 
 from collections.abc import Iterable, Mapping

@@ -9,10 +9,10 @@ from mvhlib import standardise, statistics
 from mvhlib.artifacts import InputError
 from mvhlib.expression.site.spot_rows import Rows
 
-#: Most spots of a section that a probe is trained on and asked about.
+#: Most spots of a section that a probe is trained and tested on.
 PROBE_SPOTS = 400
 
-#: What a probe may be asked for: what it leaves out together, from coarse to fine.
+#: Target of a probe -> units that it holds out, from coarse to fine.
 UNSEEN = {"study": ("patient", "section"), "patient": ("section",),
           "label": ("study", "patient", "section")}
 

@@ -16,7 +16,7 @@ from mvhlib.expression.scores import is_constant, pearson
 if TYPE_CHECKING:
     from anndata import AnnData
 
-#: A gene set is scored from so many measured genes on.
+#: Fewest measured genes of a gene set that is scored.
 LEAST_GENES = 3
 
 SET_COLUMNS = ("section", "gene_set", "n_in_set", "n_genes", "n_spots", "pcc", "pcc_genes", "gain")
