@@ -39,7 +39,7 @@ def report() -> tuple[list[str], bool]:
         try:
             answers = question()
         except Exception as error:  # a broken installation raises what it likes
-            answers = [(False, f"{question.__name__[1:]}: {_said(error)}", "could not be found out",
+            answers = [(False, f"{question.__name__[1:]}: {_said(error)}", "could not be checked",
                         True, INSTALL)]
         for ok, found, purpose, needed, advice in answers:
             healthy &= bool(ok) or not needed
@@ -152,7 +152,7 @@ def _line(ok: bool, found: str, purpose: str, needed: bool = True) -> str:
 
 
 def main(arguments: Sequence[str] = ()) -> int:
-    """Print the report; 1 where something indispensable is missing."""
+    """Print the report; return 1 if something required is missing."""
     text, ok = report()
     sys.stdout.reconfigure(errors="replace")  # a terminal in ASCII shows a question mark
     print("\n".join(text))

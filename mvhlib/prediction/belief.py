@@ -114,9 +114,9 @@ def _origin(asked: Asked, slide: Slide, seen: Mapping[str, Any]) -> list[str]:
         known = seen[what]
         if said and known and said.lower() == known.lower():
             continue
-        this = f"this slide's is {said}" if said else "nobody stated this slide's"
-        model = f"the model has seen {known}" if known else "nobody stated the training sections'"
-        verb = "never seen" if said and known else "unseen, as far as anybody knows"
+        this = f"this slide's is {said}" if said else "this slide's is not stated"
+        model = "that of the training sections is " + (known or "not stated")
+        verb = "never seen" if said and known else "unseen, as far as is known"
         found.append(f"{what.capitalize()} {verb}: {this}, {model}.")
     return found
 
@@ -132,16 +132,16 @@ def _remarks(record: Mapping[str, Any], genes: pd.DataFrame, least_r: float,
     if expected["unit"] != "study":
         found.append(f"All training sections are of {plural('study', len(seen['studies']))} "
                      f"({', '.join(seen['studies'][:4])}), and the folds left out "
-                     f"{expected['unit']}s: of another laboratory's slides expect less, by an "
-                     "amount that nobody measured.")
+                     f"{expected['unit']}s: expect a lower r on slides of another laboratory, by "
+                     "an amount that was not measured.")
     if expected["note"]:
-        found.append(f"Of these folds: {expected['note']}.")
+        found.append(f"Note on these folds: {expected['note']}.")
     weak = int((~genes["believed"]).sum())
     found.append(f"{weak} of {len(genes)} genes have an expected r below {least_r:g} and are "
-                 "greyed out: their maps are no evidence.")
+                 "greyed out: their maps are not evidence.")
     if colour is None:
-        found.append("The model knows no training colours, so that the stain was not compared.")
+        found.append("The model holds no training colours, so that the stain was not compared.")
     found.append(f"Values are {record['expression']['unit']}. They are smoother than measured "
-                 "expression and say nothing of single cells.")
+                 "expression and do not resolve single cells.")
     return found
 

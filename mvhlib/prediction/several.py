@@ -72,7 +72,7 @@ def _pool(n: int) -> Executor:
 
 
 def _result(future: "Future[apply.Outcome]") -> apply.Outcome | None:
-    """Return a process's result; None if it was killed, no matter by which of its slides."""
+    """Return a process's result; None if it was killed (by which slide is unknown)."""
     try:
         return future.result()
     except BrokenProcessPool:

@@ -127,12 +127,12 @@ def _unknown(root: Path) -> tuple[str, str]:
     packed = next((name for name in inside if name.endswith(
         (".tar", ".tar.gz", ".tgz", ".zip", ".7z", ".rar"))), None)
     if packed:
-        return f"holds nothing that is known, but {packed}", f"unpack {packed}"
+        return f"holds nothing readable, but {packed}", f"unpack {packed}"
     if any(name.lower().endswith((".rds", ".rdata", ".qs", ".h5seurat")) for name in inside):
         return (f"holds objects of R; seen {inside[:6]}",
                 "write them as AnnData with raw counts and obsm['spatial'], for instance by "
                 "anndataR or sceasy")
-    return f"holds nothing that is known; seen {inside[:6] or 'nothing'}", \
+    return f"holds nothing readable; seen {inside[:6] or 'nothing'}", \
         "DATA.md lists what can be read"
 
 
@@ -156,7 +156,7 @@ def look(data: str | Path) -> Found:
     seen = KINDS[name].look(root)
     if not seen.readable and seen.source:
         problem, _, fix = (seen.rows[0].problem if seen.rows else "").partition(". Fix: ")
-        raise InputError(root, name, "was recognised, and cannot be read: "
+        raise InputError(root, name, "was recognised, but cannot be read: "
                          f"{problem or 'it is empty'}", fix.rstrip(".") or "look at the files")
     if seen.of == "section":
         shared.keep_alike(seen)

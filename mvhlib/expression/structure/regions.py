@@ -260,7 +260,7 @@ def class_auroc(values: Mapping[str, np.ndarray], labels: Mapping[str, Sequence[
 def class_aurocs(sources: Mapping[str, Mapping[str, np.ndarray]],
                  labels: Mapping[str, Sequence[Any]], positive: str, *,
                  groups: Mapping[str, str] | None = None) -> pd.DataFrame:
-    """`class_auroc` of every source; predicted expression is tested on a model of the measured.
+    """`class_auroc` of every source; the classifier of measured expression scores the predicted.
 
     No row where no section has the class.
     """
