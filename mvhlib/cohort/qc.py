@@ -140,7 +140,7 @@ class Alignment:
 
 
 def alignment(section: Section) -> Alignment:
-    """Test whether the spots lie where they were measured; needs the thumbnail, and seconds.
+    """Test on the thumbnail, within seconds, whether the spots lie where they were measured.
 
     Mean colour and contrast (optical density) of each spot's square explain the first components
     of the most variable genes by ridge, fitted without the block of the section that is
