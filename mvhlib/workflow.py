@@ -40,7 +40,7 @@ from typing import Any
 
 import yaml
 
-from mvhlib import artifacts, encoder_sources, own_tables, read_outs
+from mvhlib import artifacts, encoder_sources, freshness, own_tables, read_outs
 from mvhlib.artifacts import InputError
 from mvhlib.notebook import check_parameters, declared_parameters, read_parameters_cell
 from mvhlib.parameters import check, check_seed, nearest, read_yaml, read_yaml_if_any
@@ -428,7 +428,11 @@ def read_params(folder: Path, name: str) -> dict[str, Any]:
 
 
 def code_hash(name: str) -> str:
-    """sha256 over a notebook (or module) and every mvhlib module that it imports, transitively."""
+    """sha256 over a notebook (or module) and the code of every mvhlib module that it imports.
+
+    Imports are followed transitively; prose of modules does not count (`mvhlib.freshness`), so that
+    a better docstring makes no notebook run again.
+    """
     if name.startswith("mvhlib"):
         sources, todo = {}, [name]
     else:
@@ -449,9 +453,12 @@ def code_hash(name: str) -> str:
 
 @functools.cache
 def _look_into(path: Path, _changed_ns: int, _n_bytes: int) -> tuple[str, tuple[str, ...]]:
-    """Hash and imports of a module, read once for all notebooks: each job of a cluster asks."""
-    return (artifacts.sha256_file(path),
-            tuple(imported_modules(path.read_text(encoding="utf-8"))))
+    """Hash of a module's code, without its prose, and its imports.
+
+    They are kept, since every job of a cluster asks for them for all notebooks.
+    """
+    source = path.read_text(encoding="utf-8")
+    return artifacts.sha256_of(freshness.code_of(source)), tuple(imported_modules(source))
 
 
 def encoder_code(options: Mapping[str, Any]) -> str:

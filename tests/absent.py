@@ -46,13 +46,14 @@ SMALL = {
     "15_transfer": {"encoders": ["handmade"], "organs": {}},
     "16_predict": {"zarr": False, "synthetic": {"spots_per_side": 5, "n_genes_per_program": 2}},
     "17_frequency_theory": {"n_images": 4, "n_tokens": 16, "n_draws": 20},
+    "18_embeddings": {"encoders": ["handmade"]},
 }
 
 #: Notebooks in the order in which one needs another.
 ORDER = ("01_cohort", "02_tiles", "03_pretrain", "04_embed", "05_expression", "06_spatial_maps",
          "07_classification", "08_retrieval", "10_frequency", "11_ablations", "12_mmap",
          "13_cmrcnet", "14_leaderboard", "15_transfer", "16_predict",
-         "17_frequency_theory")
+         "17_frequency_theory", "18_embeddings")
 
 
 def walk(name: str, out: Path, **given) -> str:

@@ -149,8 +149,14 @@ def pool(gap):
 def test_what_orders_a_pool_is_the_study_where_studies_differ():
     shares = {gap: ordered.of_pool(*pool(gap)).set_index("factor")["share"] for gap in (0, 9)}
     assert shares[0]["study"] < 0.05 and shares[9]["study"] > 0.9
-    text = said(ordered.sentence(ordered.of_pool(*pool(9))))
-    assert "of the features lies between the 2 studies" in text and "at random" in text
+    both = pd.concat([ordered.of_pool(*pool(gap), encoder=name)
+                      for name, gap in (("vit12", 0), ("handmade", 9))])
+    assert list(ordered.strongest(both)["encoder"]) == ["handmade", "vit12"]
+    text = said(ordered.sentence(both))
+    high, low = (both[both["factor"] == "study"].set_index("encoder")["share"][name]
+                 for name in ("handmade", "vit12"))
+    assert text.index(f"{high:.0%} (") < text.index("in hand-made lies between the 2 studies")
+    assert f"the most of 2 encoders, and {low:.0%} (" in text and "in ViT12, the least" in text
     given, owners = pool(0)
     one = ordered.sentence(ordered.of_pool(given, owners.assign(study="A")))
     assert "there is one study" in said(one)

@@ -20,6 +20,18 @@ def scores(gaps, n=12, noise=0.01, seed=0):
         for system, gap in gaps.items() for unit in range(n) for gene in "xy"])
 
 
+def test_programs_are_averaged_over_genes_then_sections_then_units():
+    table = scores({"a": 0.1, "b": 0.0})
+    second = table[(table["patient"] == "p0")].assign(section="p0b", pcc=0.9)
+    table = pd.concat([table, second, second.assign(section="p0c", pcc=0.7)])
+    found = leaderboard.by_program(table, "patient")
+    assert list(found.columns) == ["noise", "slow"]
+    own = table[(table["system"] == "a") & (table["program"] == "slow")]
+    by_hand = np.mean([np.mean([rows["pcc"].mean() for _, rows in patient.groupby("section")])
+                       for _, patient in own.groupby("patient")])
+    assert found.at["a", "slow"] == pytest.approx(by_hand, rel=1e-12)
+
+
 def test_ranks_and_friedman_by_hand():
     means = leaderboard.unit_means(scores({"a": 0.1, "b": 0.05, "c": 0.0}))
     found = leaderboard.rank(means)
@@ -44,9 +56,10 @@ def test_who_learned_from_tested_sections_is_listed_last_and_has_no_rank():
     assert list(alone["note"]) == [leaderboard.APART]
 
 
-def said(gaps, peeks=(), **how):
+def said(gaps, peeks=(), unstated=(), **how):
     table = scores(gaps, **how)
     table.loc[table["system"].isin(peeks), "encoder_saw_test_images"] = "yes"
+    table.loc[table["system"].isin(unstated), "encoder_saw_test_images"] = "unknown"
     return leaderboard.sentence(leaderboard.table(table), "on an unseen study", str.upper)
 
 
@@ -61,6 +74,9 @@ def test_the_sentence_says_what_the_tests_allow():
     apart = said({"a": 0.1, "b": 0.0}, peeks=["b"])
     assert "is the only system with a rank. B (" in apart and "has no rank" in apart
     assert said({"a": 0.1, "b": 0.0}, peeks=["a", "b"]).endswith("have no rank.")
+    doubt = "What it was trained on is not stated"
+    assert doubt in said({"a": 0.1, "b": 0.0}, unstated=["a"])
+    assert doubt not in said({"a": 0.1, "b": 0.0}, unstated=["b"])
     nothing = leaderboard.table(scores({"a": 0.1}).iloc[:0])
     assert "no system was scored" in leaderboard.sentence(nothing, "", str)
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mvhlib import notebook
 from mvhlib.artifacts import InputError, sha256_file
-from mvhlib.tiles import store
+from mvhlib.tiles import pools, store
 from mvhlib.tiles.cut import (
     PRESETS,
     MaskPreset,
@@ -886,3 +887,18 @@ def test_no_tile_is_a_table_with_columns_and_no_picture(tmp_path):
     found = store.manifest(tmp_path, [])
     assert found.empty and list(found.columns) == list(store.MANIFEST_COLUMNS)
     assert store.pictures(tmp_path, ["absent"], [0]) is None
+
+
+def test_features_of_one_pool_are_found_and_encoders_without_it_are_named(tmp_path, capsys):
+    run = notebook.Run("x", {"profile": "p", "out": str(tmp_path), "data": "", "seed": 0})
+    with pytest.raises(InputError, match="04_embed"):
+        pools.embedded(run, ["a"])
+    for encoder, pool, rows in (("a", "", []), ("a", "slides", ["S"]), ("b", "labelled", ["I"])):
+        pools.write_manifest(run.path(pool, "features", encoder), [
+            {"section": name, "n_tiles": 3, "width": 2} for name in rows])
+    pool, found = pools.embedded(run, ["a", "b"])
+    assert pool == "slides" and found == {"a": run.path("slides", "features", "a")}
+    assert "Left out" in capsys.readouterr().out
+    assert pools.embedded(run, ["b"])[0] == "labelled"
+    pools.write_manifest(run.path("features", "c"), [])
+    assert pools.embedded(run, ["c"]) == ("cohort", {})

@@ -169,6 +169,8 @@ def test_code_hash_follows_imports_inside_functions(tmp_path, monkeypatch):
     before = workflow.code_hash("mvhlib.a")
     (tmp_path / "mvhlib/c.py").write_text("x = 2")
     assert workflow.code_hash("mvhlib.a") == before
+    (tmp_path / "mvhlib/b.py").write_text('"""What b is."""\n# why\nx = 1\n')
+    assert workflow.code_hash("mvhlib.a") == before
     (tmp_path / "mvhlib/b.py").write_text("x = 2")
     assert workflow.code_hash("mvhlib.a") != before
 

@@ -172,10 +172,12 @@ def table(scores: pd.DataFrame, unit: str = "patient") -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(TABLE_COLUMNS))
 
 
-def by_program(scores: pd.DataFrame) -> pd.DataFrame:
-    """Mean score of each system (rows) for each gene program (columns)."""
+def by_program(scores: pd.DataFrame, unit: str = "patient") -> pd.DataFrame:
+    """Mean score over units of each system (rows) for each gene program (columns)."""
     known = scores[scores["program"] != ""]
-    return known.groupby(["system", "program"], sort=False)["pcc"].mean().unstack("program")
+    found = statistics.unit_table(known, unit, by=["system", "program"])
+    return found.pivot(index="system", columns="program", values="mean")[
+        list(dict.fromkeys(known["program"]))]
 
 
 def draw(board: pd.DataFrame, axes: "Sequence[Axes]", label, colour) -> None:
@@ -238,6 +240,9 @@ def sentence(board: pd.DataFrame, where: str, label) -> str:
                     f"{phrases.row_mean(first)} {where}"
                     + (" and is the only system with a rank." if len(own) == 1 else
                        f", the best mean rank of {len(own)} systems."))
+        if first["encoder_saw_test_images"] == "unknown":
+            said.append("What it was trained on is not stated, so that it may have learned from "
+                        "the tested sections.")
     if len(own) > 1:
         said.append(_behind(own, label))
     if len(apart):

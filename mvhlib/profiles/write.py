@@ -206,7 +206,7 @@ def _sections(found: Found, samples: Path | None) -> dict[str, list[tuple[str, s
     if len(found.values("study") or []) > 2:
         expression.append(("unit: study", "unit of the intervals"))
     return {"workflow.yaml": _workflow(["01_cohort", "02_tiles", "04_embed", "05_expression",
-                                        "06_spatial_maps"], _encoders(options)),
+                                        "06_spatial_maps", "18_embeddings"], _encoders(options)),
             "01_cohort.yaml": cohort, "02_tiles.yaml": tiles, "05_expression.yaml": expression,
             "06_spatial_maps.yaml": [(f"protocol: {protocols[0]}",
                                       "whose predictions are drawn; another where 05 left it out")]}

@@ -78,6 +78,37 @@ def owners(run: "Run", pool: str) -> tuple[pd.DataFrame, str]:
     return kept.assign(patient=patient), called
 
 
+def embedded(run: "Run", encoders: Sequence[str]) -> tuple[str, dict[str, Path]]:
+    """Find the first pool that 04_embed embedded, and the folder of each encoder's features there.
+
+    Encoders that embedded other pools alone are left out, which is printed.
+
+    Returns
+    -------
+    str, dict
+        Pool; encoder -> ``features/<encoder>`` of that pool. Empty where no tile was embedded.
+
+    Raises
+    ------
+    InputError
+        If 04_embed has not run for an encoder.
+    """
+    found: dict[str, dict[str, Path]] = {pool: {} for pool in POOLS}
+    for encoder in encoders:
+        folders = {pool: run.path(POOLS[pool][0], "features", encoder) for pool in POOLS}
+        made = {pool: folder for pool, folder in folders.items()
+                if (folder / "manifest.csv").exists()}
+        if not made:
+            run.need(folders["cohort"] / "manifest.csv", made_by="04_embed")
+        for pool, folder in made.items():
+            if len(artifacts.read_csv(run.need(folder / "manifest.csv", made_by="04_embed"))):
+                found[pool][encoder] = folder
+    pool = next((name for name, folders in found.items() if folders), "cohort")
+    if lacking := [encoder for encoder in encoders if encoder not in found[pool]]:
+        print(f"Left out, since no tile of the pool {pool} was embedded: {', '.join(lacking)}.")
+    return pool, found[pool]
+
+
 def write_manifest(folder: str | Path, made: Iterable[Mapping[str, Any]]) -> Path:
     """Write ``features/<encoder>/manifest.csv``; without a row where nothing was embedded."""
     return artifacts.write_csv(Path(folder) / "manifest.csv",
