@@ -36,7 +36,7 @@ def check_filled(path: str | os.PathLike) -> None:
     needed = [column for column in _NEEDED if column in table] if of == "section" else []
     blank = [(row, column) for row in table.index for column in table.columns
              if table.at[row, column] == BLANK
-             or (column in needed and table.at[row, column] == "")]
+             or (column in needed and _is_open(table.at[row, column]))]
     if not blank:
         return
     row, column = blank[0]
@@ -45,6 +45,13 @@ def check_filled(path: str | os.PathLike) -> None:
                      f"{table.at[row, of]!r}{more}", _FIXES.get(column, "fill it in"))
 
 
+def _is_open(cell: str) -> bool:
+    """Whether a cell holds what people write who mean to come back to it."""
+    return cell.strip("?. ") == "" or cell.lower() in tables.NOT_KNOWN | _LATER
+
+
+#: Words for that, in lower case.
+_LATER = frozenset(("todo", "tbd", "tba", "fill in", "fixme", "xxx", "to be filled in"))
 _FIXES = {
     "patient": "write who gave the tissue, alike for all rows of one person or animal",
     "study": "write which study it is of, alike for all rows of one laboratory's series",

@@ -8,6 +8,7 @@ folders             those that hold ``<slide>.h5`` with ``features`` `(n, D)`, b
                     encoder. ``pt_files`` of CLAM, tensors `(n, D)`, where no h5 stands beside them:
                     they have no places
 not features        one vector a slide, coordinates alone (``patches``), other h5: passed over
+no tile             slides in which no tissue was found are left out, and the log names them
 owners              ``slides.csv`` as of whole slides (`mvhlib.tiles.whole`); a slide of the table
                     needs its features, features of other slides are not read
 ==================  ================================================================================
@@ -17,7 +18,7 @@ An encoder's source is ``features:<folder below DATA>``. Nobody says on what it 
 
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,15 +36,50 @@ _DEPTH = 4
 _OF_CLAM = ("h5_files", "pt_files")
 
 
+#: Files of a folder that are opened to see whether it holds features: the first may be broken.
+_MOST_TRIED = 5
+
+
 def size(path: Path) -> tuple[int, int] | None:
-    """Tiles and width of an h5 file of features; None of any other file."""
-    try:
-        with h5_reader(path) as stream:
-            shape = stream["features"].shape if "features" in stream else ()
-    except InputError:
-        return None
+    """Tiles and width of an h5 file of features; None of any other file.
+
+    Raises
+    ------
+    InputError
+        If it is no whole h5 file.
+    """
+    with h5_reader(path) as stream:
+        shape = stream["features"].shape if "features" in stream else ()
     shape = shape[1:] if len(shape) == 3 and shape[0] == 1 else shape
     return (int(shape[0]), int(shape[1])) if len(shape) == 2 else None
+
+
+def _are_features(files: Sequence[Path]) -> bool:
+    """Whether h5 files hold features of tiles, by the first of them that is whole."""
+    for path in files[:_MOST_TRIED]:
+        try:
+            return size(path) is not None
+        except InputError:
+            continue
+    return False
+
+
+def faults(folders: Mapping[str, Mapping[str, Path]], slides: Sequence[str]) -> dict[str, str]:
+    """Slide -> what is wrong with its h5 file, of those that cannot be read or hold no tile."""
+    found: dict[str, str] = {}
+    for files in folders.values():
+        for name in slides:
+            if files[name].suffix != ".h5" or name in found:
+                continue
+            try:
+                held = size(files[name])
+                if held is None or 0 in held:
+                    raise InputError(files[name], "features", "hold no tile" if held else
+                                     "are missing, or one vector for the whole slide",
+                                     "look at the slide's tissue, or leave it out")
+            except InputError as error:
+                found[name] = str(error)
+    return found
 
 
 def find(root: str | Path) -> dict[str, dict[str, Path]]:
@@ -53,7 +89,7 @@ def find(root: str | Path) -> dict[str, dict[str, Path]]:
     for folder in _folders(root, _DEPTH):
         files = {path.stem: path for path in sorted(folder.iterdir())
                  if path.suffix == ".h5" and not path.name.startswith(".")}
-        if not files or size(next(iter(files.values()))) is None:
+        if not _are_features([*files.values()]):
             tensors = folder.name == "pt_files" and not (folder.parent / "h5_files").is_dir()
             files = {path.stem: path for path in sorted(folder.glob("*.pt"))} if tensors else {}
         if files:
@@ -108,9 +144,12 @@ def take(data: str | Path, source: str, table: str, out: str | Path, encoder: st
                          f"name one of {list(find(root))[:4]}")
     slides = whole.read(root, table, files=files)
     target = Path(out) / "features" / encoder
-    rows = []
+    rows, empty = [], []
     for slide in slides:
         given = _read(slide.path)
+        if len(given) == 0:
+            empty.append(slide.name)
+            continue
         if rows and given.width != rows[0]["width"]:
             raise InputError(slide.path, "features", f"are {given.width} wide, those of "
                              f"{rows[0]['section']} {rows[0]['width']}",
@@ -119,7 +158,14 @@ def take(data: str | Path, source: str, table: str, out: str | Path, encoder: st
         write_features(target / f"{slide.name}.h5", Features(
             given.features, given.coords, given.barcodes, attrs | {"encoder": encoder}))
         rows.append({"section": slide.name, "n_tiles": len(given), "width": given.width})
-    if left := len(files) - len(slides):
+    if empty:
+        log.warning("%s: %d slides have no tile and are left out: %s", root / name, len(empty),
+                    ", ".join(empty[:5]))
+        slides = [slide for slide in slides if slide.name not in empty]
+    if not slides:
+        raise InputError(root / name, "features", "of all slides hold no tile",
+                         "look at how their tissue was found")
+    if left := len(files) - len(slides) - len(empty):
         log.warning("%s: %d slides are not in the table and are not read", root / name, left)
     return [pools.write_manifest(target, rows), write_json(target / "pretrained_on.json", None),
             write_csv(Path(out) / "slides.csv", whole.table(slides))]
@@ -145,5 +191,11 @@ def _read(path: Path) -> Features:
 
 def sizes(files: Mapping[str, Path]) -> dict[str, str]:
     """Slide -> what its file holds, in words."""
-    return {name: f"{held[0]} tiles x {held[1]}" if (held := size(path)) else "a tensor"
-            for name, path in files.items()}
+    said = {}
+    for name, path in files.items():
+        try:
+            held = size(path) if path.suffix == ".h5" else None
+        except InputError:
+            continue
+        said[name] = f"{held[0]} tiles x {held[1]}" if held else "a tensor"
+    return said

@@ -13,6 +13,8 @@ encoding            UTF-8 with or without byte order mark. Single Latin letters 
 separator           comma, semicolon or tab, found in the header; Excel's line ``sep=;`` is obeyed
 quotes              double, doubled inside; one that never closes is refused
 row names           R's and pandas' first column without a name is left out
+comments            two lines or more that begin with ``#`` and stand above the header (cBioPortal)
+                    are passed over
 rows                ragged ones are refused; blank ones are passed over
 columns             names are stripped; doubled ones are refused
 numbers             ``12``, ``-0.5``, ``1e-3``; ``0,5`` in tables of semicolons and tabs alone; a
@@ -72,8 +74,8 @@ _COMMA = re.compile(r"[+-]?\d*,\d+(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}([.,]\d{3})+", re.ASCII)
 
 
-def read_table(path: str | os.PathLike, columns: Sequence[str] = (), *,
-               any_row: bool = False) -> "pd.DataFrame":
+def read_table(path: str | os.PathLike, columns: Sequence[str] = (), *, any_row: bool = False,
+               largest: int = LARGEST) -> "pd.DataFrame":
     """Read a table of the user's; see the head of the module for what is accepted.
 
     Parameters
@@ -82,6 +84,8 @@ def read_table(path: str | os.PathLike, columns: Sequence[str] = (), *,
         Columns that must be there.
     any_row
         Whether a header alone is a table too.
+    largest
+        Size that it may have, unpacked [bytes].
 
     Returns
     -------
@@ -98,7 +102,7 @@ def read_table(path: str | os.PathLike, columns: Sequence[str] = (), *,
     """
     import pandas as pd
 
-    names, body, separator = read_rows(path, columns, any_row=any_row)
+    names, body, separator = read_rows(path, columns, any_row=any_row, largest=largest)
     frame = pd.DataFrame({name: pd.Series([row[at] for _, row in body], dtype=object)
                           for at, name in enumerate(names)})
     frame.index = pd.Index([line for line, _ in body], name="line", dtype="int64")
@@ -109,8 +113,8 @@ def read_table(path: str | os.PathLike, columns: Sequence[str] = (), *,
     return frame
 
 
-def read_rows(path: str | os.PathLike, columns: Sequence[str] = (), *, any_row: bool = False
-              ) -> tuple[list[str], list[tuple[int, tuple[str, ...]]], str]:
+def read_rows(path: str | os.PathLike, columns: Sequence[str] = (), *, any_row: bool = False,
+              largest: int = LARGEST) -> tuple[list[str], list[tuple[int, tuple[str, ...]]], str]:
     """What `read_table` reads, for machines without pandas.
 
     Returns
@@ -119,7 +123,7 @@ def read_rows(path: str | os.PathLike, columns: Sequence[str] = (), *, any_row: 
         Columns; for each row its line [from 1] and one cell for each column; what stands between.
     """
     path = Path(path)
-    text = _text(path, _bytes(path))
+    text = _text(path, _bytes(path, largest))
     separator, lines, rows = _rows(path, text, columns)
     header, width = rows[0], len(rows[0])
     odd = next((at for at, row in enumerate(rows) if len(row) != width), None)
@@ -323,25 +327,25 @@ def _plain(name: str) -> str:
     return re.sub(r"[\W_]+", "", name).casefold()
 
 
-def _bytes(path: Path) -> bytes:
+def _bytes(path: Path, largest: int) -> bytes:
     """Content of a table, unpacked where its name ends with ``.gz``."""
     check_file(path)
     with reading(path, fix="look whether the file is whole and may be read"):
         with open(path, "rb") as stream:
-            content = stream.read(LARGEST + 1)
+            content = stream.read(largest + 1)
         if path.suffix.lower() == ".gz":
             if content[:2] != b"\x1f\x8b":
                 raise InputError(path, "file", "ends with .gz and is not packed",
                                  "rename it without .gz")
             try:
                 with gzip.open(io.BytesIO(content)) as stream:
-                    content = stream.read(LARGEST + 1)
+                    content = stream.read(largest + 1)
             except (EOFError, zlib.error, gzip.BadGzipFile) as error:
                 raise InputError(path, "file", f"cannot be unpacked ({error})",
                                  "it is probably cut off: copy it again") from error
-    if len(content) > LARGEST:
-        raise InputError(path, "file", f"has more than {LARGEST // 2**20} MB, which no table of "
-                         "names has", "give the table alone")
+    if len(content) > largest:
+        raise InputError(path, "file", f"has more than {largest // 2**20} MB, which no table of "
+                         "this kind has", "give the table alone")
     if not content.strip(b"\xef\xbb\xbf \t\r\n\0"):
         raise InputError(path, "file", "is empty", "give a table with a header and rows")
     return content
@@ -404,6 +408,10 @@ def _rows(path: Path, text: str, columns: Sequence[str]
                              "use comma, semicolon or tab")
         skipped = text[:told.end()].count("\n") or text[:told.end()].count("\r")
         text = text[told.end():]
+    comments = re.match(r"(?:#[^\r\n]*(?:\r\n|\r|\n)){2,}", text)
+    if comments:
+        skipped += len(comments[0].splitlines())
+        text = text[comments.end():]
     separator = told[1] if told else _separator(path, text, columns)
     lines, rows, last = [], [], 0
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)

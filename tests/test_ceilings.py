@@ -33,6 +33,14 @@ def test_dispersion_is_found_between_neighbours(dispersion):
     assert abs(found.mean() - dispersion) < 0.03 and np.abs(found - dispersion).max() < 0.15
 
 
+def test_spots_without_counts_are_left_out_of_the_neighbours():
+    places, counts, _, library = smooth_counts(0.15)
+    empty = np.random.default_rng(2).random(len(counts)) < 0.05
+    counts[empty], library = 0, np.where(empty, 0, library)
+    found = ceilings.dispersion(counts, library, places)
+    assert abs(found.mean() - 0.15) < 0.03  # as if they had not been measured
+
+
 def test_thinning_with_the_dispersion_is_right_where_poisson_is_too_high():
     places, counts, rate, library = smooth_counts(0.6)
     truth = pearson(normalize(counts, library=library), normalize(rate, library=rate.sum(axis=1)))

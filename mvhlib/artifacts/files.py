@@ -17,6 +17,16 @@ from typing import Any
 from mvhlib.artifacts.errors import InputError, reading
 from mvhlib.artifacts.hashes import as_json
 
+#: Folders of an OUT that hold what a run made.
+OUTPUTS = ("runs", "figures", "predictions")
+
+
+def is_output(folder: str | os.PathLike) -> bool:
+    """Whether a folder is an OUT: what a run draws there is nobody's data, though DATA hold it."""
+    folder = Path(folder)
+    return (folder / "runs").is_dir() and ((folder / ".cache").is_dir()
+                                           or (folder / "figures").is_dir())
+
 
 def check_file(path: str | os.PathLike, field: str = "file") -> Path:
     """Return `path` if it is a file, or a link to one; otherwise say what it is instead.

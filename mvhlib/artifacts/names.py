@@ -10,6 +10,8 @@ from mvhlib.artifacts.errors import InputError, one_line
 #: What no name may hold: separators of folders, control characters, half characters (bytes of a
 #: file name that are no UTF-8), separators of lines and paragraphs.
 _UNSAFE = re.compile("[/\\\\\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]")
+#: What a number gains where one of its column was missing: ``7.0``.
+_POINT_ZERO = re.compile(r"(?<=\d)\.0+$")
 #: Bytes; file systems take 255, and endings are added.
 LONGEST_NAME = 200
 
@@ -70,6 +72,26 @@ def safe_path(path: Any, where: str | os.PathLike, field: str) -> str:
         raise InputError(where, field, f"is {text!r}, which holds {found[0]!r}",
                          "rename the folder, or make a link with a plain name to it")
     return text
+
+
+def check_spelling(names: Iterable[str], where: str | os.PathLike, field: str) -> None:
+    """Refuse two patients, studies or classes whose names differ in case or blanks alone, or by .0.
+
+    They are one, typed twice: as two they would stand on both sides of a fold.
+
+    Raises
+    ------
+    InputError
+        Names both.
+    """
+    spelt: dict[str, str] = {}
+    for name in names:
+        plain = _POINT_ZERO.sub("", " ".join(name.casefold().split()))
+        other = spelt.setdefault(plain, name)
+        if other != name:
+            raise InputError(where, field, f"{other!r} and {name!r} differ in upper and lower "
+                             "case, blanks or .0 alone", "spell them alike, or, if they are two, "
+                             "give one another name")
 
 
 #: Characters that a line of text cannot hold.

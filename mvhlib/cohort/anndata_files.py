@@ -11,9 +11,11 @@ places              ``obsm["spatial"]``, centres (x, y) in pixels of the full im
                     columns `PLACES` of obs. Spots of ``obs["in_tissue"]`` 0 are left out
 image               a file with the section's name beside it, or the column ``image`` of the table:
                     the full image. Else ``uns["spatial"][...]["images"]``, ``hires`` before
-                    ``lowres``, with its scale factor; it is copied into the run's cohort folder
+                    ``lowres`` (HEST: ``downscaled_fullres``), with its scale factor; it is copied
+                    into the run's cohort folder
 scale               the column ``mpp``; else measured where ``array_row``, ``array_col`` are those
-                    of a Visium array, whose spots are 100 µm apart
+                    of a Visium array, whose spots are 100 µm apart. Both, and
+                    ``spot_diameter_fullres``, must agree; an array that lies transposed is refused
 owners              ``samples.csv``: section, study, patient, optionally specimen, file, image, mpp;
                     else ``obs`` where its columns ``patient`` (donor, ...) and ``study`` say one
                     thing for all spots
@@ -43,18 +45,32 @@ from mvhlib.cohort.base import (
     check_sparse,
     read_run,
 )
-from mvhlib.cohort.feature_matrix import told_apart
-from mvhlib.cohort.visium import PITCH_UM, SPOT_UM, array_kind, measure_mpp, samples_table
+from mvhlib.cohort.feature_matrix import told_apart, without_versions
+from mvhlib.cohort.visium import (
+    PITCH_UM,
+    SPOT_RANGE_UM,
+    SPOT_UM,
+    agree,
+    array_kind,
+    lies_transposed,
+    measure_mpp,
+    samples_table,
+)
 from mvhlib.cohort.visium import POSITION_COLUMNS as _POSITIONS
 from mvhlib.places import resolve
-from mvhlib.tiles.slides import open_slide
+from mvhlib.tiles.slides import TIFF, open_slide
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 log = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = (".tif", ".tiff", ".svs", ".ndpi", ".jpg", ".jpeg", ".png", ".webp")
+IMAGE_SUFFIXES = (*TIFF, ".svs", ".ndpi", ".jpg", ".jpeg", ".png", ".webp")
+#: Images of ``uns["spatial"]`` that are taken, the first that is there; HEST's is the third, and
+#: the last needs no factor.
+SIZES = ("hires", "lowres", "downscaled_fullres", "fullres")
+#: How far a stated diameter may be off: files of other programs round it, another unit is farther.
+UNIT = 1.4
 #: Columns of ``obs`` that hold centres (x, y) [px] without doubt: Space Ranger's, and Seurat's.
 PLACES = (("pxl_col_in_fullres", "pxl_row_in_fullres"), ("imagecol", "imagerow"))
 _UNCLEAR = re.compile(r"(pixel_?)?[xy](_?(pixel|coord\w*|centroid))?")
@@ -75,11 +91,15 @@ class Picture:
         Pixels of it per pixel of ``obsm["spatial"]``.
     pixels
         Gives them, `(H, W, 3)` uint8.
+    spot_px
+        Diameter of a spot as the file states it [px of ``obsm["spatial"]``]; None where it does
+        not.
     """
 
     size: tuple[int, int]
     scale: float
     pixels: Callable[[], np.ndarray]
+    spot_px: float | None = None
 
 
 def read(path: str | Path, *, samples: str | Path | pd.DataFrame | None = None,
@@ -111,7 +131,7 @@ def read(path: str | Path, *, samples: str | Path | pd.DataFrame | None = None,
 
 
 def find(root: str | Path, ending: str = ".h5ad") -> dict[str, Path]:
-    """Find the files of a directory and its folders: section -> file.
+    """Find the files of a directory and its folders; files of one name take that of their folder.
 
     Raises
     ------
@@ -122,13 +142,16 @@ def find(root: str | Path, ending: str = ".h5ad") -> dict[str, Path]:
     if not root.is_dir():
         raise InputError(root, "data", "is not a directory", "name the folder of the files")
     found: dict[str, Path] = {}
-    for file in [*sorted(root.glob(f"*{ending}")), *sorted(root.glob(f"*/*{ending}"))]:
-        if any(part.startswith(".") for part in file.relative_to(root).parts):
-            continue
-        if file.stem in found:
-            raise InputError(file, "section", f"a second file is called {file.stem}",
+    files = [file for pattern in (f"*{ending}", f"*/*{ending}") for file in sorted(
+        root.glob(pattern)) if not any(part.startswith(".") for part in
+                                       file.relative_to(root).parts)]
+    alike = len(files) > 1 and len({file.stem for file in files}) == 1
+    for file in files:  # A/adata.h5ad, B/adata.h5ad: then folders name the sections
+        name = file.parent.name if alike and file.parent != root else file.stem
+        if name in found:
+            raise InputError(file, "section", f"a second file is called {name}",
                              "give every file its own name")
-        found[file.stem] = file
+        found[name] = file
     if not found:
         raise InputError(root, "data", f"holds no *{ending}", "name the folder of the files")
     return found
@@ -195,6 +218,10 @@ def make_section(name: str, path: Path, adata: "AnnData", root: Path, row: dict[
                              "write section,study,patient for each section")
     full = _beside(beside or path, root, row)
     kind, measured = _scale(adata, path)
+    agree(row.get("mpp"), measured, path, "mpp", "spots 100 um apart say",
+          "leave mpp out, or give the places in pixels of the full image")
+    if inside is not None and inside.spot_px and measured:
+        _check_spot(inside.spot_px * measured, path)
     mpp = row.get("mpp") or measured
     scale, ref, size, roots = 1.0, None, None, {"data": root}
     if full is not None:
@@ -219,11 +246,23 @@ def make_section(name: str, path: Path, adata: "AnnData", root: Path, row: dict[
                    image_size=size, roots=roots)
 
 
+def _check_spot(spot_um: float, path: Path) -> None:
+    """Refuse places in another unit than the stated diameter of a spot [µm] is."""
+    if not SPOT_RANGE_UM[0] / UNIT <= spot_um <= SPOT_RANGE_UM[1] * UNIT:
+        raise InputError(path, 'obsm["spatial"]', f"does not fit spot_diameter_fullres: with spots "
+                         f"100 um apart it is {spot_um:.4g} um, and Space Ranger means 65 um",
+                         "store centres in pixels of the full image, neither in um nor multiplied "
+                         "by a scale factor")
+
+
 def owner(adata: "AnnData", field: str) -> str:
     """Return the one owner that ``obs`` states for all spots; empty for none or several."""
     for column in OWNERS[field]:
         if column in adata.obs:
-            said = adata.obs[column].astype(str).str.strip().unique()
+            values = adata.obs[column]
+            if values.dtype.kind == "f" and (values == values.round()).all():
+                values = values.astype(np.int64)  # 7.0 where a value was once missing: patient 7
+            said = values.astype(str).str.strip().unique()
             if len(said) == 1 and said[0].lower() not in ("", "nan", "none", "unknown"):
                 return str(said[0])
     return ""
@@ -341,7 +380,11 @@ def _place(stored: "AnnData", path: Path) -> None:
 
 
 def _genes(names: pd.Index, of: Any) -> pd.Index:
-    """Names of genes; repeated symbols, as scanpy leaves them, get suffixes by gene id."""
+    """Names of genes; repeated symbols, as scanpy leaves them, get suffixes by gene id.
+
+    Ensembl ids lose their version, which tells releases of the annotation apart and not genes.
+    """
+    names = without_versions(names)
     if names.is_unique or "gene_ids" not in of.var:
         return names
     return told_apart(names, of.var["gene_ids"])
@@ -351,8 +394,14 @@ def _on_tissue(adata: "AnnData", stored: "AnnData", path: Path) -> "AnnData":
     """Drop spots that ``obs["in_tissue"]`` marks as off the tissue."""
     if "in_tissue" not in stored.obs:
         return adata
-    said = pd.to_numeric(stored.obs["in_tissue"], errors="coerce").to_numpy(float)
-    if not np.isin(said, (0, 1)).all() or said.all():
+    said = stored.obs["in_tissue"].astype(str).str.strip().str.lower().map(
+        {"1": 1.0, "1.0": 1.0, "true": 1.0, "0": 0.0, "0.0": 0.0, "false": 0.0}).astype(float)
+    if said.isna().any():
+        raise InputError(path, "in_tissue", f"is {stored.obs['in_tissue'][said.isna()].iloc[0]!r} "
+                         f"for spot {adata.obs_names[said.isna()][0]!r}",
+                         "write 1 for spots under tissue and 0 for the others")
+    said = said.to_numpy()
+    if said.all():
         return adata
     if not said.any():
         raise InputError(path, "in_tissue", "no spot lies on tissue", "correct in_tissue")
@@ -375,16 +424,34 @@ def picture_inside(adata: "AnnData", path: Path) -> Picture | None:
         return None
     [library] = found
     images = library.get("images")
-    size = next((size for size in ("hires", "lowres") if images and size in images), None)
-    if size is None:
+    if not images:
         return None
-    factor = library.get("scalefactors", {}).get(f"tissue_{size}_scalef")
-    where = f'uns["spatial"] tissue_{size}_scalef'
-    if factor is None or not np.isscalar(factor) or not 0 < float(factor) <= 10:
-        raise InputError(path, where, f"is {factor!r}", "state pixels of the image per pixel of "
-                         'obsm["spatial"]')
+    size = next((size for size in SIZES if size in images), None)
+    if size is None:
+        raise InputError(path, 'uns["spatial"]', f"has images called {sorted(images)[:4]}, "
+                         f"of which none is one of {list(SIZES)}", "call the one that is meant "
+                         "hires, and give its tissue_hires_scalef")
+    scalefactors = library.get("scalefactors", {})
+    factor = 1.0 if size == "fullres" else _number(scalefactors.get(f"tissue_{size}_scalef"))
+    if factor is None or not 0 < factor <= 10:
+        raise InputError(path, f'uns["spatial"] tissue_{size}_scalef',
+                         f"is {scalefactors.get(f'tissue_{size}_scalef')!r}",
+                         'state pixels of the image per pixel of obsm["spatial"]')
     pixels = as_pixels(images[size], path)
-    return Picture((pixels.shape[1], pixels.shape[0]), float(factor), lambda: pixels)
+    return Picture((pixels.shape[1], pixels.shape[0]), factor, lambda: pixels,
+                   spot_px=_number(scalefactors.get("spot_diameter_fullres")))
+
+
+def _number(value: Any) -> float | None:
+    """A number of ``uns``, whether it is one, text, or an array of one; None of anything else."""
+    value = np.asarray(value).reshape(-1)
+    if len(value) != 1 or value.dtype.kind not in "iufUSO":
+        return None
+    try:
+        found = float(value[0])
+    except (TypeError, ValueError):
+        return None
+    return found if np.isfinite(found) else None
 
 
 def as_pixels(image: Any, path: Path) -> np.ndarray:
@@ -420,11 +487,16 @@ def _scale(adata: "AnnData", path: Path) -> tuple[str, float | None]:
     if len(positions) < 3 or not np.isfinite(positions.to_numpy()).all():
         return "unknown", None
     try:
-        if array_kind(positions, path, transposed=True) == "hexagonal":
-            return "hexagonal", measure_mpp(positions, {}, path)
+        if array_kind(positions, path, transposed=True) != "hexagonal":
+            return "unknown", None
     except InputError:
-        pass  # an array of another platform: its scale has to be stated
-    return "unknown", None
+        return "unknown", None  # an array of another platform: its scale has to be stated
+    if lies_transposed(positions):
+        raise InputError(path, 'obsm["spatial"]', "has rows of the array along the image's width "
+                         "and columns along its height, as if x and y were swapped", "exchange its "
+                         "two columns; if the image does lie so, leave array_row and array_col out "
+                         "and state mpp in samples.csv")
+    return "hexagonal", measure_mpp(positions, {}, path)
 
 
 def _lattice(adata: "AnnData", kind: str, mpp: float | None) -> dict[str, Any]:

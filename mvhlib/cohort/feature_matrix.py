@@ -88,7 +88,7 @@ def read_matrix(path: Path, names: "GeneNames | None" = None) -> "AnnData":
                          "give the matrix of gene expression")
     names = names or GeneNames([path])
     var = features[genes].drop(columns="name")
-    var.index = pd.Index(names.of(features[genes], path))
+    var.index = without_versions(pd.Index(names.of(features[genes], path)))
     adata = AnnData(obs=pd.DataFrame(obs, index=pd.Index(barcodes)), var=var)
     adata.layers["counts"] = counts if genes.all() else counts[:, np.flatnonzero(genes)]
     adata.X = adata.layers["counts"].copy()
@@ -159,6 +159,19 @@ def told_apart(symbols: pd.Index, ids: pd.Series | None) -> pd.Index:
     names = np.empty(len(symbols), dtype=object)
     names[order] = make_index_unique(symbols[order])
     return pd.Index(names)
+
+
+def without_versions(names: pd.Index) -> pd.Index:
+    """``ENSG00000000003`` of ``ENSG00000000003.14``, where nearly all names are such ids.
+
+    Names stay as they are where two would become one.
+    """
+    ids = [bool(_ENSEMBL.fullmatch(name)) for name in names.astype(str)]
+    if not ids or np.mean(ids) < 0.9:
+        return names
+    short = pd.Index([_VERSION.sub("", name) if is_id else name
+                      for name, is_id in zip(names.astype(str), ids, strict=True)])
+    return short if short.is_unique else names
 
 
 def _is_gene(features: pd.DataFrame, path: Path) -> np.ndarray:

@@ -7,7 +7,9 @@ files               ``<prefix>_filtered_feature_bc_matrix.h5``, or matrix, featu
                     Matrix Market; ``<prefix>_tissue_positions(_list).csv``,
                     ``<prefix>_scalefactors_json.json``, ``<prefix>_tissue_hires_image.png`` (or
                     lowres); ``<prefix>_transcripts.csv`` of Xenium. All of them packed by gzip or
-                    not, in the directory and three levels of folders below
+                    not, in the directory and three levels of folders below. What is called a prefix
+                    here may stand behind as well: ``tissue_positions_list_A.csv``
+``spatial/``        without prefixes belongs to the one matrix with a prefix beside it
 section             the prefix; without one the folder, where it is not called ``spatial``, ``outs``
                     or like a part of an output
 arrangement         the layout of Space Ranger, as links, below the run's cohort folder
@@ -51,6 +53,11 @@ _OWN = re.compile(
     r"(?P<spatial>scalefactors_json\.json|tissue_positions(?:_list)?\.(?:csv|parquet)|"
     r"tissue_(?:hires|lowres)_image\.(?:png|jpg))(?P<packed>\.gz)?$|"
     r"(?P<points>transcripts\.(?:parquet|csv)(?:\.gz)?)$")
+#: The same names with what tells sections apart behind them: ``tissue_positions_list_A.csv``.
+_SUFFIXED = re.compile(
+    r"^(tissue_positions(?:_list)?|tissue_(?:hires|lowres)_image|scalefactors_json|"
+    r"(?:filtered|raw)_feature_bc_matrix|matrix|features|barcodes|transcripts)[_-]"
+    r"(?!list\.)([^.]+)(\.(?:csv|parquet|png|jpg|json|h5|mtx|tsv)(?:\.gz)?)$")
 #: Words that tell what a file or folder is of an output, not which section it is of.
 _GENERIC = re.compile(r"(^|[_.-])(spatial|outs?|(filtered|raw)(_feature_bc_matrix)?)$")
 _PACKS = (".tar", ".tar.gz", ".tgz", ".zip")
@@ -64,15 +71,34 @@ def find(root: str | Path) -> dict[str, dict[str, Path]]:
     root = Path(root)
     found: dict[str, dict[str, Path]] = {}
     for file in _files(root, _DEPTH):
-        own = _OWN.search(file.name)
+        name = _SUFFIXED.sub(r"\2_\1\3", file.name)
+        own = _OWN.search(name)
         if own is None:
             continue
-        prefix = file.name[:own.start()].rstrip("_.-")
+        prefix = name[:own.start()].rstrip("_.-")
         place = _place(own, prefix, file)
         parts = found.setdefault(_section_name(prefix, file, root), {})
         if place not in parts or parts[place].suffix == ".gz":
             parts[place] = file
+    _give_spatial(found)
     return found
+
+
+def _give_spatial(found: dict[str, dict[str, Path]]) -> None:
+    """Bring a ``spatial/`` without prefixes to the one matrix that lies beside it.
+
+    So are downloads of 10x laid out: ``X_filtered_feature_bc_matrix.h5`` beside the ``spatial/`` of
+    an archive.
+    """
+    for name, parts in list(found.items()):
+        homes = {file.parent.parent for file in parts.values() if file.parent.name == "spatial"}
+        if len(homes) != 1 or not all(place.startswith("spatial/") for place in parts):
+            continue
+        beside = [other for other, files in found.items() if other != name and not any(
+            place.startswith("spatial/") for place in files) and all(
+            {file.parent, file.parent.parent} & homes for file in files.values())]
+        if len(beside) == 1:
+            found[beside[0]] |= found.pop(name)
 
 
 def _files(folder: Path, depth: int) -> Iterator[Path]:

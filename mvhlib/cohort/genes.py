@@ -38,6 +38,7 @@ import pandas as pd
 
 from mvhlib import tables
 from mvhlib.artifacts import InputError, read_csv
+from mvhlib.cohort import dated_genes
 from mvhlib.cohort.pseudospots import is_control
 from mvhlib.places import resolve
 
@@ -53,9 +54,6 @@ PANEL_COLUMNS = ("panel", "protocol", "fold", "rank", "gene")
 UNITS = {"log1p_cp10k": "ln(1 + counts per 10,000 of the spot)", "log1p": "ln(1 + counts)",
          "mmap": "log10(1 + counts per 10,000 of the panel)"}
 NORMALIZATIONS = tuple(UNITS)
-#: What spreadsheets make of genes such as SEPT2 and MARCH1.
-_MONTHS = "(jan|feb|mar|m[äa]r|apr|may|mai|jun|jul|aug|sep|sept|oct|okt|nov|dec|dez)"
-_DATE = rf"\d{{1,2}}[-.]\s?{_MONTHS}|{_MONTHS}-\d{{2}}|\d{{4}}-\d{{2}}-\d{{2}}( 00:00:00)?"
 #: Mitochondrial and ribosomal genes, as human and mouse symbols.
 HOUSEKEEPING = r"^(MT-|RPS|RPL|mt-|Rps|Rpl)"
 
@@ -246,7 +244,7 @@ def names(table: pd.DataFrame, column: str, path: str | os.PathLike, *, unique: 
         As `mvhlib.tables.names` does, and on a date; ``NA`` is a gene.
     """
     found = tables.names(table, column, path, unique=unique, none=("",))
-    dates = found.str.fullmatch(_DATE, case=False)
+    dates = found.map(dated_genes.is_date).astype(bool)
     if dates.any():
         tables.refuse(path, found, dates, "a date, which a spreadsheet has made of a gene such as "
                       "SEPTIN2 or MARCHF1", "write the gene's symbol, in a column of text")

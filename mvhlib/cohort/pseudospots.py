@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 #: Features that are no genes: negative probes, unused codewords, blanks.
-CONTROL = (r"^(BLANK|Blank|NegControl|NegPrb|Negative|Unassigned|Deprecated|Intergenic|antisense_|"
-           r"SystemControl|GenomicControl|Control)")
+CONTROL = (r"^(BLANK|Blank|NegControl|NegPrb|Negative|negative_control|Unassigned|Deprecated|"
+           r"DEPRECATED_|Intergenic|antisense_|SystemControl|FalseCode|GenomicControl|Control)")
 
 
 def is_control(features: pd.Index) -> np.ndarray:

@@ -31,6 +31,10 @@ ALIGNMENT_GENES, ALIGNMENT_COMPONENTS = 60, 5
 ALIGNMENT_SPOTS = 40
 #: R2 below which colour is uninformative, and the margin by which another place must be better.
 ALIGNMENT_FLOOR, ALIGNMENT_MARGIN = 0.02, 0.03
+#: Difference of a pixel's brightest and darkest channel that 19 of 20 pixels of a grey image stay
+#: below, brightness of the border below which nobody's glass is, and difference of channels above
+#: which a pixel has a colour [0-255].
+GREY_SPREAD, DARK_RIM, COLOURED = 8, 50, 30
 #: Pixels per pitch that the thumbnail is reduced to: enough for a spot's mean colour.
 _PITCH_PX = 8
 
@@ -203,6 +207,34 @@ def alignment(section: Section) -> Alignment:
     return Alignment(round(here, 4), round(best, 4), rank, words)
 
 
+def strange_colours(section: Section) -> str:
+    """What of a section's image H&E in transmitted light does not have; empty where it is nothing.
+
+    Grey, dark around the tissue, or green: a scan of the fiducials, a negative, a fluorescence image. Such
+    an image is read as it is, but its colours are no stains.
+    """
+    if not section.has_image:
+        return ""
+    attach_thumbnail(section)
+    pixels = np.asarray(section.adata.uns["spatial"][section.name]["images"]["hires"])
+    if pixels.dtype != np.uint8:
+        pixels = np.rint(255 * pixels).astype(np.uint8)
+    spread = pixels.max(axis=2).astype(int) - pixels.min(axis=2)
+    if np.percentile(spread, 95) < GREY_SPREAD:
+        return "grey: colours tell nothing of its stains"
+    rim = max(1, min(pixels.shape[:2]) // 50)
+    brightest = pixels.max(axis=2)
+    border = np.concatenate([brightest[:rim].ravel(), brightest[-rim:].ravel(),
+                             brightest[:, :rim].ravel(), brightest[:, -rim:].ravel()])
+    if np.median(border) < DARK_RIM:
+        return "dark along its border, where glass is bright: is it a negative, or fluorescence?"
+    coloured = pixels[spread > COLOURED].astype(int)
+    if len(coloured) > 0.05 * spread.size and np.median(
+            coloured[:, 1] - coloured[:, [0, 2]].max(axis=1)) > GREY_SPREAD:
+        return "green, which no eosin or haematoxylin is: is it a negative, or another stain?"
+    return ""
+
+
 def _components(counts) -> np.ndarray | None:
     """First components of log counts per 10,000 of the most variable genes `(T, K)`, centred."""
     from scipy import sparse
@@ -324,6 +356,8 @@ def _row(section: Section, min_tissue: float, preset: str) -> dict[str, object]:
         "tissue_fraction_median": _median(spots["tissue_fraction"]),
         "fraction_on_tissue": ((spots["tissue_fraction"] >= min_tissue).mean()
                                if section.has_image else np.nan)}
+    if words := strange_colours(section):
+        log.warning("%s: the image is %s", section.name, words)
     found_at = alignment(section)
     if found_at.is_doubtful:
         log.warning("%s: spots and image may not fit: %s", section.name, found_at.words)

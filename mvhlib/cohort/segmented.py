@@ -81,10 +81,12 @@ def _section(name: str, folder: Path, root: Path, row: dict[str, Any], names: Ge
              spot_um: float, min_counts: float) -> Section:
     spatial = folder / "spatial"
     scalefactors = visium.read_scalefactors(spatial)
-    mpp = row.get("mpp") or scalefactors.get("microns_per_pixel")
+    where, stated = spatial / "scalefactors_json.json", scalefactors.get("microns_per_pixel")
+    mpp = row.get("mpp") or stated
     if mpp is None:
-        raise InputError(spatial / "scalefactors_json.json", "microns_per_pixel", "is missing",
+        raise InputError(where, "microns_per_pixel", "is missing",
                          "copy spatial/ of segmented_outputs again, or pass mpp=")
+    visium.agree(row.get("mpp"), stated, where, "mpp", "microns_per_pixel says", "leave mpp out")
     image, scale = visium.find_image(row, root, spatial, scalefactors)
     matrix = _matrix(folder.parent)
 

@@ -30,6 +30,7 @@ hidden files     ``._*``, ``.DS_Store`` and folders that begin with a dot are pa
 import json
 import logging
 import re
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +39,7 @@ import numpy as np
 import pandas as pd
 
 from mvhlib import tables
-from mvhlib.artifacts import InputError, check_file, reading, safe_name
+from mvhlib.artifacts import InputError, check_file, check_spelling, reading, safe_name
 from mvhlib.cohort import pseudospots
 from mvhlib.cohort.base import MPP_RANGE, Cohort, ImageRef, Section, check_inside, check_mpp
 from mvhlib.cohort.feature_matrix import GeneNames, open_packed, read_lines, read_matrix
@@ -64,12 +65,18 @@ SCALE_TOLERANCE = 0.05
 #: How far spots may be from the lattice fitted to them: root mean square, and the worst [µm].
 RMS_UM, WORST_UM = 15.0, 50.0
 
+#: Share of a filtered matrix's spots off tissue, and of spots under tissue without counts, above
+#: which the two files are of different sections: a choice of spots by hand changes one of them.
+OTHER_SECTION = 0.05
+
 POSITION_COLUMNS = ("barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres",
                     "pxl_col_in_fullres")
 COUNT_FILES = ("filtered_feature_bc_matrix.h5", "filtered_feature_bc_matrix",
                "raw_feature_bc_matrix.h5", "raw_feature_bc_matrix")
 POSITION_FILES = ("tissue_positions.csv", "tissue_positions.parquet", "tissue_positions_list.csv",
                   "tissue_positions.csv.gz", "tissue_positions_list.csv.gz")
+#: Endings of the reduced images: Space Ranger's, and those that people convert them to.
+REDUCED = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
 TRANSCRIPT_FILES = ("transcripts.parquet", "transcripts.csv.gz", "transcripts.csv")
 #: Of Xenium's cells: read by `mvhlib.cohort.xenium_cells` where no transcripts are at hand.
 CELL_MATRICES = ("cell_feature_matrix.h5", "cell_feature_matrix")
@@ -316,8 +323,7 @@ def _outputs(root: Path, accept: Callable[[Path], bool], source: str) -> dict[st
         raise InputError(root, "data", *_what_else(levels, source))
     named: dict[str, Path] = {}
     for folder in accepted:
-        absolute = folder.absolute()
-        name = absolute.parent.name if absolute.name == "outs" else absolute.name
+        name = next(part for part in reversed(folder.absolute().parts) if part != "outs")
         if name in named:
             raise InputError(folder, "section", f"a second output is called {name}",
                              "give every output folder its own name")
@@ -372,7 +378,9 @@ def samples_table(samples: str | Path | pd.DataFrame) -> pd.DataFrame:
         where = resolve(samples)
         table = tables.read_table(where, columns)
     for column in columns:
-        tables.names(table, column, where, unique=column == "section")
+        found = tables.names(table, column, where, unique=column == "section")
+        if column != "section":
+            check_spelling(found, where, column)
     if "mpp" in table:
         table["mpp"] = tables.numbers(table, "mpp", where, low=MPP_RANGE[0], high=MPP_RANGE[1],
                                       missing=True, unit="µm/px")
@@ -405,13 +413,14 @@ def make_cohort(root: Path, outputs: dict[str, Path], samples, study, patient, i
                              "name each section's image in samples.csv")
         table["image"] = str(image)
     made, used = [], {}
+    spelt = {unicodedata.normalize("NFC", name): folder for name, folder in outputs.items()}
     for row in table.to_dict("records"):
         row = {key: value for key, value in row.items() if value != "" and not pd.isna(value)}
         row.setdefault("specimen", row["patient"])
         for field in ("section", "study", "patient", "specimen"):
             row[field] = safe_name(row[field], where, field)
         name = row["section"]
-        folder = outputs.get(row.get("folder", name))
+        folder = spelt.get(unicodedata.normalize("NFC", row.get("folder", name)))
         if folder is None:
             raise InputError(where, "section", f"{name} has no output folder; there are "
                              f"{sorted(outputs)}", "name the folder in a column folder")
@@ -568,7 +577,7 @@ def _factor(scalefactors: dict[str, Any], key: str, where: Path, *,
     return float(value)
 
 
-def _agree(stated: float | None, measured: float | None, where: Path | str, field: str,
+def agree(stated: float | None, measured: float | None, where: Path | str, field: str,
            what: str, fix: str, unit: str = "µm/px") -> None:
     """Refuse two values of one quantity that are more than 5 % apart."""
     if stated is None or measured is None:
@@ -616,6 +625,15 @@ def _place(adata: "AnnData", positions: pd.DataFrame, matrix: Path) -> "AnnData"
               "n_off_tissue": int((joined & ~on_tissue).sum()),
               "n_without_counts": int((~positions.index[positions["in_tissue"] != 0].isin(
                   adata.obs_names)).sum())}
+    n_under = record["n_kept"] + record["n_without_counts"]
+    if matrix.name.startswith("filtered") and min(
+            record["n_off_tissue"] / adata.n_obs,
+            record["n_without_counts"] / n_under) > OTHER_SECTION:
+        raise InputError(
+            matrix, "barcode", f"{record['n_off_tissue']} of {adata.n_obs} spots with counts lie "
+            f"off the tissue, and {record['n_without_counts']} of {n_under} spots under it have no "
+            "counts: barcodes are the same on every slide, and these are of two sections",
+            "give the matrix and spatial/ of the same section")
     if record["n_without_position"]:
         log.warning("%s: %d of %d spots have no position and are dropped", matrix,
                     record["n_without_position"], adata.n_obs)
@@ -697,6 +715,19 @@ def _check_lattice(steps: np.ndarray, off: np.ndarray, um_per_px: float, names: 
             "copy the table of positions again from the Space Ranger output")
 
 
+def lies_transposed(positions: pd.DataFrame) -> bool:
+    """Whether rows of the array run along the image's width and its columns along the height.
+
+    A scan that was turned by a quarter does not lie so: there one of the two runs backwards.
+    """
+    found = _steps(_lattice_um(positions), _pixels(positions))
+    if found is None:
+        return False
+    across, along = found[0]  # a row further, a column further: (x, y) [px/µm]
+    return bool(across[0] > 0.94 * np.linalg.norm(across) > 0
+                and along[1] > 0.94 * np.linalg.norm(along) > 0)
+
+
 def array_kind(positions: pd.DataFrame, where: Path, transposed: bool) -> str:
     """The kind of the array, hexagonal or square, by its pixels; anything else is refused."""
     found = _steps(_lattice_um(positions), _pixels(positions))
@@ -709,7 +740,6 @@ def array_kind(positions: pd.DataFrame, where: Path, transposed: bool) -> str:
                          "one axis of the array", "copy the table of positions again")
     _check_lattice(steps, off, 1 / float(lengths.max()), positions.index, where)
     ratio = lengths[0] / lengths[1]
-    across, along = steps[0], steps[1]  # a row further, a column further: (x, y) [px/µm]
     if abs(ratio * 3 - 1) < 3 * SCALE_TOLERANCE:
         raise InputError(where, "array_row, array_col", "are swapped: a row further is "
                          f"{lengths[0] * PITCH_UM * 3**0.5 / 2:.4g} px and a column further "
@@ -722,8 +752,7 @@ def array_kind(positions: pd.DataFrame, where: Path, transposed: bool) -> str:
                          f"{lengths[1] * PITCH_UM / 2:.4g} px, which is neither a hexagonal "
                          "array (1.73 to 1) nor a square one",
                          "copy the table of positions again from the Space Ranger output")
-    turned = across[0] > 0.94 * np.linalg.norm(across) and along[1] > 0.94 * np.linalg.norm(along)
-    if turned and not transposed:
+    if not transposed and lies_transposed(positions):
         raise InputError(where, "pxl_row_in_fullres, pxl_col_in_fullres", "rows of the array run "
                          "along the image's width and columns along its height, as if the two were "
                          "swapped", "exchange the two columns, or pass transposed=True if the "
@@ -737,7 +766,10 @@ def _reduced(spatial: Path) -> dict[str, Path]:
     """Space Ranger's reduced images that are there; a link that leads nowhere is an error."""
     found = {}
     for size in ("hires", "lowres"):
-        path = first_of(spatial, (f"tissue_{size}_image.png", f"tissue_{size}_image.jpg"))
+        name = f"tissue_{size}_image"
+        path = first_of(spatial, tuple(f"{name}{ending}" for ending in REDUCED))
+        if path is None and (packed := first_of(spatial, (f"{name}.png.gz", f"{name}.jpg.gz"))):
+            raise InputError(packed, "image", "is packed", "unpack it")
         if path is not None:
             found[size] = check_file(path, "image")
     return found
@@ -803,7 +835,7 @@ def _image_ref(image: Path, root: Path, stated: bool, mpp: float) -> tuple[Image
     with open_slide(image) as slide:
         size = (slide.width, slide.height)
         if not stated:
-            _agree(slide.mpp, mpp, image, "mpp", "the positions say",
+            agree(slide.mpp, mpp, image, "mpp", "the positions say",
                    "pass mpp= to say which one holds, or give the image that they speak of")
     inside = image.absolute().is_relative_to(root.absolute())
     path = image.absolute().relative_to(root.absolute()) if inside else image.absolute()
@@ -855,18 +887,18 @@ def _visium_section(name: str, folder: Path, root: Path, row: dict[str, Any], na
                 "spots) or mpp=")
         mpp = row.get("mpp") or pitch_um / step_px
         pitch = pitch_um or mpp * step_px
-        _agree(row.get("mpp"), pitch / step_px, where, "mpp", "pitch_um and the positions say",
+        agree(row.get("mpp"), pitch / step_px, where, "mpp", "pitch_um and the positions say",
                "state one of the two")
         spot = min(pitch, diameter * mpp) if diameter else pitch
         lattice = {"kind": "square", "n_neighs": 4, "spot_um": float(spot),
                    "pitch_um": float(pitch), "coordinates": "pixel"}
     else:
         if pitch_um is not None:
-            _agree(pitch_um, PITCH_UM, spatial, "pitch_um", "the array is Visium's, with",
+            agree(pitch_um, PITCH_UM, spatial, "pitch_um", "the array is Visium's, with",
                    "leave pitch_um out", "µm")
-        _agree(row.get("mpp"), measured, where, "mpp", "spots 100 um apart say",
+        agree(row.get("mpp"), measured, where, "mpp", "spots 100 um apart say",
                "leave mpp out, or give the positions of the full image")
-        _agree(_factor(scalefactors, "microns_per_pixel", where), measured, where,
+        agree(_factor(scalefactors, "microns_per_pixel", where), measured, where,
                "microns_per_pixel", "spots 100 um apart say", "copy spatial/ again as a whole")
         if diameter and not SPOT_RANGE_UM[0] <= diameter * measured <= SPOT_RANGE_UM[1]:
             raise InputError(
@@ -919,12 +951,12 @@ def _hd_section(name: str, folder: Path, root: Path, row: dict[str, Any], names:
         if value is None:
             raise InputError(where, field, "is missing",
                              "copy it again from the Space Ranger output, or pass mpp=")
-    _agree(row.get("mpp"), stated, where, "mpp", "microns_per_pixel says", "leave mpp out")
+    agree(row.get("mpp"), stated, where, "mpp", "microns_per_pixel says", "leave mpp out")
     named = re.fullmatch(r"square_(\d+)um", folder.absolute().name)
-    _agree(bin_um, float(named[1]) if named else None, where, "bin_size_um",
+    agree(bin_um, float(named[1]) if named else None, where, "bin_size_um",
            "the folder's name says", "copy spatial/ of this very folder again", "µm")
     diameter = _factor(scalefactors, "spot_diameter_fullres", where)
-    _agree(diameter and diameter * mpp, bin_um, where, "spot_diameter_fullres times the scale",
+    agree(diameter and diameter * mpp, bin_um, where, "spot_diameter_fullres times the scale",
            "bin_size_um says", "give scale factors of this very folder", "µm")
     if spot_um < bin_um or abs(spot_um / bin_um - round(spot_um / bin_um)) > 1e-6:
         raise InputError(folder, "spot_um", f"{spot_um:g} is no multiple of the bins "
@@ -967,7 +999,7 @@ def _check_bins(positions: pd.DataFrame, bin_um: float, mpp: float, where: Path)
                          "copy the table of positions again from the Space Ranger output")
     steps, off = found
     for axis, length in zip(("row", "column"), np.linalg.norm(steps, axis=1), strict=True):
-        _agree(bin_um, length * mpp, where, "bin_size_um",
+        agree(bin_um, length * mpp, where, "bin_size_um",
                f"a {axis} further is {length:.4g} px at {mpp:.4g} µm/px, hence",
                "give positions and scale factors of the same folder", "µm")
     _check_lattice(steps, off, mpp, positions.index, where)
@@ -1069,7 +1101,7 @@ def _check_he(path: Path, mpp: float) -> None:
     found = _steps(some[list(both)].to_numpy(float), some[["he_x", "he_y"]].to_numpy(float))
     if found is not None:
         px_per_um = float(np.linalg.norm(found[0], axis=1).mean())
-        _agree(mpp, 1 / px_per_um if px_per_um > 0 else None, path, "mpp",
+        agree(mpp, 1 / px_per_um if px_per_um > 0 else None, path, "mpp",
                "he_x, he_y against x_location, y_location say",
                "pass mpp= of the H&E image that he_x and he_y speak of")
 
@@ -1090,7 +1122,7 @@ def xenium_image(name: str, folder: Path, root: Path, row: dict[str, Any]) -> tu
     to_morphology = _read_alignment(root / str(row["alignment"]))
     to_he = np.linalg.inv(to_morphology)
     aligned = float(px_um * abs(np.linalg.det(to_morphology[:2, :2])) ** 0.5)
-    _agree(mpp, aligned, root / str(row["alignment"]), "mpp", "the alignment says",
+    agree(mpp, aligned, root / str(row["alignment"]), "mpp", "the alignment says",
            "leave mpp out, or export the alignment of this image")
 
     def to_pixels(um: np.ndarray) -> np.ndarray:

@@ -45,7 +45,7 @@ def dispersion(counts, library: np.ndarray, coords: np.ndarray) -> np.ndarray:
     counts
         Raw counts `(T, G)`.
     library
-        Total counts per spot over all genes `(T,)`.
+        Total counts per spot over all genes `(T,)`; spots without any are nobody's neighbours.
     coords
         Spot centres `(T, 2)`, any unit.
 
@@ -57,14 +57,17 @@ def dispersion(counts, library: np.ndarray, coords: np.ndarray) -> np.ndarray:
     Raises
     ------
     InputError
-        If a spot has no counts at all, or spots share a point.
+        If no spot has counts, or spots share a point.
     """
     counts = scores.dense(counts).astype(np.float64)
     size = np.asarray(library, dtype=np.float64).ravel()
-    if not (size > 0).all():
-        raise InputError("dispersion", "library", "is 0 for a spot", "leave empty spots out")
-    size = (size / size.mean())[:, None]
+    filled = size > 0
+    if not filled.any():
+        raise InputError("dispersion", "library", "is 0 for every spot", "give counts")
     i, j = (lattice.graph(coords) > 0).nonzero()
+    both = filled[i] & filled[j]  # of a spot without any count no rate is known
+    i, j = i[both], j[both]
+    size = np.where(filled, size / size[filled].mean(), 1.0)[:, None]
     relative, noise = counts / size, counts / size**2
     apart = ((relative[i] - relative[j]) ** 2 - noise[i] - noise[j]).sum(axis=0) / 2
     together = (relative[i] * relative[j]).sum(axis=0)

@@ -46,6 +46,8 @@ METHOD = GIVEN
 ABOUT = "predictor.yaml"
 #: A prediction belongs to the nearest spot up to this share of the spots' distance.
 NEAR = 0.5
+#: Largest csv of a section [bytes]; a larger one is better kept as h5ad.
+LARGEST_CSV = 128 * 2**20
 LEVELS = ("sections", "patients", "studies")
 #: Protocols under which sections are cut, or which have groups of their own.
 NOT_SCORED = {"random10_spot": "it cuts sections", "transfer": "it has folds for every pair of "
@@ -186,7 +188,7 @@ def _nearest(path: Path, places: np.ndarray, centres: np.ndarray) -> tuple[list[
 
 
 def _read_csv(path: Path):
-    frame = tables.read_table(path)
+    frame = tables.read_table(path, largest=LARGEST_CSV)
     if "barcode" not in frame and not {"x", "y"} <= set(frame):
         frame = _with_index(path, frame)
     keys = [name for name in ("barcode", "x", "y") if name in frame]

@@ -34,6 +34,7 @@ from pathlib import Path
 from mvhlib.artifacts import InputError
 from mvhlib.profiles import images, outcomes, sections, shared, slide_tables
 from mvhlib.profiles.found import Found
+from mvhlib.tiles import whole
 
 #: Folders below a directory of no known kind that are looked into: how deep, how many a level.
 _DEEPEST, _MOST_FOLDERS = 3, 50
@@ -108,11 +109,17 @@ def kinds_of(root: Path) -> list[str]:
         return holding
     without = [name for name, kind in KINDS.items() if kind.pixels_only and kind.holds(root)]
     # A table and thumbnails beside features belong to them.
-    return ["features"] if "features" in without and "slides" not in without else without
+    apart = "slides" in without and bool(whole.find(root))
+    return ["features"] if "features" in without and not apart else without
 
 
 def _unknown(root: Path) -> tuple[str, str]:
     """Say why a directory is of no known kind, and what to do."""
+    inside = sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
+    if (root / "images").is_dir() and any(name.endswith(".csv") for name in inside):
+        return (f"holds images and no table of labels that is known; seen {inside[:6]}",
+                "name the table's columns image, label and patient_id, or put the images into one "
+                "folder per class")
     level = [root]
     for _ in range(_DEEPEST):
         level = [folder for above in level for folder in sorted(above.glob("*/"))
@@ -123,15 +130,21 @@ def _unknown(root: Path) -> tuple[str, str]:
         if below:
             return (f"holds data sets in folders of their own: {', '.join(below[:4])}",
                     "name one of them by DATA")
-    inside = sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
-    packed = next((name for name in inside if name.endswith(
-        (".tar", ".tar.gz", ".tgz", ".zip", ".7z", ".rar"))), None)
-    if packed:
-        return f"holds nothing readable, but {packed}", f"unpack {packed}"
-    if any(name.lower().endswith((".rds", ".rdata", ".qs", ".h5seurat")) for name in inside):
+    if any(name.lower().removesuffix(".gz").endswith((".rds", ".rdata", ".qs", ".h5seurat"))
+           for name in inside):
         return (f"holds objects of R; seen {inside[:6]}",
                 "write them as AnnData with raw counts and obsm['spatial'], for instance by "
                 "anndataR or sceasy")
+    packed = next((name for name in inside if name.endswith(
+        (".tar", ".tgz", ".zip", ".7z", ".rar", ".gz", ".bz2", ".xz"))), None)
+    if packed:
+        return f"holds nothing readable, but {packed}", f"unpack {packed}"
+    if datasets := slide_tables.other_h5(root):
+        return (f"holds h5 files with {datasets}, and features of tiles are called features",
+                "store features (n, D) and coords (n, 2) as TRIDENT does")
+    if two := outcomes.of_two_times(root):
+        return (f"holds {two[0].name}, with {two[1]} for the dead and {two[2]} for the others",
+                "write one column of times beside the event, such as time_days and event")
     return f"holds nothing readable; seen {inside[:6] or 'nothing'}", \
         "DATA.md lists what can be read"
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mvhlib import tables
+from mvhlib import tables, tcga
 from mvhlib.artifacts import InputError
 from mvhlib.cohort import clinical
 from mvhlib.profiles.found import Found, Row
@@ -13,10 +13,14 @@ from mvhlib.profiles.found import Found, Row
 #: Endings that tables may have.
 _TABLES = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz")
 #: Names of columns, lower case and without ``_``, ``.``, ``-`` and blanks.
-PATIENT = ("patient", "patientid", "bcrpatientbarcode", "caseid", "case", "submitterid", "id")
+PATIENT = ("patient", "patientid", "bcrpatientbarcode", "caseid", "case", "submitterid",
+           "casesubmitterid", "tcgaparticipantbarcode", "participantid", "subjectid", "id")
 _TIME = {"time": "months", "timemonths": "months", "timedays": "days", "timeyears": "years",
          "osmonths": "months", "osdays": "days", "survivalmonths": "months",
-         "survivaldays": "days", "futime": "days", "days": "days", "months": "months"}
+         "survivaldays": "days", "daystolastknownalive": "days", "followupmonths": "months",
+         "followupdays": "days", "futime": "days", "days": "days", "months": "months"}
+#: Those that do not say it.
+_NO_UNIT = ("time",)
 #: Endpoints of the TCGA clinical data resource, whose times are days.
 _CDR = ("OS", "DSS", "PFI", "DFI")
 _SITE = ("site", "hospital", "centre", "center", "tissuesourcesite")
@@ -58,6 +62,17 @@ def survival_columns(columns: Sequence[str]) -> dict[str, dict[str, Any]]:
     return found
 
 
+def of_two_times(root: Path) -> tuple[Path, str, str] | None:
+    """A table as GDC has it, and its columns: days to death for the dead, to the last visit for
+    the others."""
+    for path, columns in tables_in(root).items():
+        death = find_column(columns, ("daystodeath", "deathdaysto"))
+        last = find_column(columns, ("daystolastfollowup", "lastcontactdaysto"))
+        if death and last:
+            return path, death, last
+    return None
+
+
 def tables_in(root: Path) -> dict[Path, list[str]]:
     """Tables in a directory and their columns; what is no table is none."""
     found = {}
@@ -94,6 +109,12 @@ def look(root: Path) -> Found:
     if len({row.cells["options"]["file"] for row in good}) > 1:
         advice.append(f"Several tables have outcomes: the profile reads {_first(good)}; name "
                       "another by `columns: {file: ...}` in 09_survival.yaml.")
+    for row in good:
+        time = row.cells["options"]["time"]
+        if _plain(time) in _NO_UNIT:
+            advice.append(f"{row.name}: the column {time} does not say its unit, and is taken for "
+                          "months: where it is days, write unit: days under `columns` in "
+                          "09_survival.yaml.")
     return Found(root, "outcomes", "outcomes of patients, without pixels", "table", of="table",
                  rows=rows, used=used, advice=advice)
 
@@ -114,7 +135,9 @@ def _row(source: str, folder: Path, endpoint: str, options: dict[str, Any]) -> R
         if "not_positive" in error.fix and "not_positive" not in options:
             return _row(source, folder, endpoint, options | {"not_positive": "drop"})
         return Row(name, cells, problem=str(error))
-    return Row(name, cells, {"holds": f"{len(read.table)} patients, {read.n_events} events"})
+    longest = read.table["time_months"].max()
+    return Row(name, cells, {"holds": f"{len(read.table)} patients, {read.n_events} events, "
+                             f"up to {longest:.0f} months"})
 
 
 def _studies(error: InputError, folder: Path, options: dict[str, Any]) -> dict[str, str] | None:
@@ -124,6 +147,6 @@ def _studies(error: InputError, folder: Path, options: dict[str, Any]) -> dict[s
     table = tables.read_table(folder / options["file"])
     for column in table.columns:
         names = list(dict.fromkeys(table[column].str.upper().str.removeprefix("TCGA-")))
-        if names and set(names) - {""} <= clinical.TCGA_STUDIES:
+        if names and set(names) - {""} <= tcga.STUDIES:
             return {column: table[column].iloc[0]}
     return None

@@ -395,16 +395,15 @@ def _file_row(source: str, root: Path, name: str, alone: bool) -> Row:
     for tried in ({}, {"mpp": _TRIED_MPP}):
         samples = pd.DataFrame([{"section": name, "study": "study", "patient": name} | tried])
         try:
-            made = cohort.read(source, root, samples=samples)
+            [section] = cohort.read(source, root, samples=samples)
+            guess = {"study": root.absolute().name, "patient": name} if alone else {}
+            for field in ("study", "patient"):
+                said = anndata_files.owner(section.adata, field)
+                cells[field] = said or guess.get(field, BLANK)
+            row = _row(section, cells)
         except InputError as error:
             problem = str(error)
             continue
-        [section] = made
-        guess = {"study": root.absolute().name, "patient": name} if alone else {}
-        for field in ("study", "patient"):
-            said = anndata_files.owner(section.adata, field)
-            cells[field] = said or guess.get(field, BLANK)
-        row = _row(section, cells)
         if tried:
             row.cells["mpp"], row.facts["mpp"] = BLANK, BLANK
         return row

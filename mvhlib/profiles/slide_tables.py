@@ -1,5 +1,6 @@
 """Precomputed features of slides, and the table of the slides' owners."""
 
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,11 +8,14 @@ from pathlib import Path
 import pandas as pd
 
 from mvhlib import slide_features, tables
-from mvhlib.artifacts import InputError
+from mvhlib.artifacts import InputError, h5_reader
+from mvhlib.cohort.clinical import values
 from mvhlib.own_tables import BLANK
 from mvhlib.profiles.found import MOST_LINES, Found, Row
 from mvhlib.profiles.outcomes import PATIENT, find_column, survival_columns, tables_in
 from mvhlib.tiles import whole
+
+log = logging.getLogger(__name__)
 
 _SLIDE = ("slide", "slideid", "slidename", "filename", "file", "image", "wsi")
 _LABEL = ("label", "class", "target", "diagnosis", "subtype", "oncotreecode")
@@ -21,6 +25,17 @@ _TCGA = re.compile(r"(TCGA-([A-Z0-9]{2})-[A-Z0-9]{4})\b.*", re.IGNORECASE)
 
 def holds(root: Path) -> bool:
     return bool(slide_features.find(root))
+
+
+def other_h5(root: Path) -> list[str]:
+    """What an h5 file in a directory or its folders holds, where it holds no features."""
+    for path in [*sorted(root.glob("*.h5")), *sorted(root.glob("*/*.h5"))]:
+        try:
+            with h5_reader(path) as stream:
+                return sorted(stream)[:4]
+        except InputError:
+            continue
+    return []
 
 
 def look(root: Path) -> Found:
@@ -37,6 +52,7 @@ def look(root: Path) -> Found:
         raise InputError(root, "features", f"of {list(folders)[:3]} are of different slides",
                          "name the folder of one encoder by DATA")
     held = slide_features.sizes({name: first[name] for name in slides[:MOST_LINES]})
+    broken = slide_features.faults(folders, slides[:MOST_LINES])
     if (root / "slides.csv").is_file():
         listed = whole.read(root, files=first)
         found.table, found.used = (), used | {"slides.csv"}
@@ -45,13 +61,14 @@ def look(root: Path) -> Found:
             "label": each.label or None, "holds": held.get(each.name)}) for each in listed]
         found.options["endpoints"] = whole.endpoints(listed)
         return found
-    known, table = _known(root, slides)
-    if table is not None:
-        found.used |= {table.name}
-        found.advice.append(f"Patients, labels and outcomes are those of {table.name}: look at "
-                            "slides.csv of the profile before you run it.")
-    found.rows = [Row(name, {"slide": name} | known[name], {"holds": held.get(name)})
-                  for name in slides]
+    known, taken = _known(root, slides)
+    if taken:
+        found.used |= {path.name for path in taken}
+        found.advice.append("Patients, labels and outcomes are those of "
+                            f"{' and '.join(path.name for path in taken)}: look at slides.csv of "
+                            "the profile before you run it.")
+    found.rows = [Row(name, {"slide": name} | known[name], {"holds": held.get(name)},
+                      problem=broken.get(name, "")) for name in slides]
     found.options["endpoints"] = ["os"] if any("time" in row for row in known.values()) else []
     if not any("label" in row or "time" in row for row in known.values()):
         found.advice.append("No table says label, or time [months] and event (1: seen, 0: "
@@ -73,29 +90,45 @@ def _slugs(root: Path, folders: Mapping[str, object]) -> dict[str, str]:
     return found
 
 
-def _known(root: Path, slides: list[str]) -> tuple[dict[str, dict[str, object]], Path | None]:
-    """Owner of each slide from TCGA names and from a table of the directory; also that table."""
+def _known(root: Path, slides: list[str]) -> tuple[dict[str, dict[str, object]], list[Path]]:
+    """Owner of each slide from TCGA names and from tables of the directory; also these tables."""
     known: dict[str, dict[str, object]] = {}
     for name in slides:
         tcga = _TCGA.fullmatch(name)
         known[name] = {"patient": tcga[1].upper() if tcga else BLANK}
         if tcga:
             known[name]["study"] = tcga[2].upper()
-    best: dict[str, dict[str, object]] = {}
-    taken = None
+    there = {}
     for path in tables_in(root):
         try:
-            said = _said(tables.read_table(path, any_row=True), known)
+            there[path] = tables.read_table(path, any_row=True)
         except InputError:
             continue
-        if len(said) > len(best):
-            best, taken = said, path
-    for name, row in best.items():
-        known[name] |= row
+    taken: list[Path] = []
+    # The table that says most, and once more: one may list the slides of each patient, and another
+    # what is known of the patients.
+    for _ in range(2):
+        said = {path: _new(_said(path, table, known), known if taken else {})
+                for path, table in there.items() if path not in taken}
+        best = max(said, key=lambda path: len(said[path]), default=None)
+        if best is None or not said[best]:
+            break
+        taken.append(best)
+        for name, row in said[best].items():
+            known[name] |= row
     return known, taken
 
 
-def _said(table: pd.DataFrame, known: Mapping[str, Mapping[str, object]]
+def _new(said: Mapping[str, Mapping[str, object]], known: Mapping[str, Mapping[str, object]]
+         ) -> dict[str, dict[str, object]]:
+    """Slide -> cells of columns of which nothing is known yet."""
+    found = {name: {column: value for column, value in row.items()
+                    if known.get(name, {}).get(column, BLANK) == BLANK}
+             for name, row in said.items()}
+    return {name: row for name, row in found.items() if row}
+
+
+def _said(path: Path, table: pd.DataFrame, known: Mapping[str, Mapping[str, object]]
           ) -> dict[str, dict[str, object]]:
     """Find the cells of a table for each slide, by slide or else by patient."""
     columns = list(table.columns)
@@ -104,7 +137,7 @@ def _said(table: pd.DataFrame, known: Mapping[str, Mapping[str, object]]
     if slide is not None:
         by_name = {whole.stem(value): at for at, value in table[slide].items()}
         rows = {name: by_name[name] for name in known if name in by_name}
-    elif patient is not None:
+    if not rows and patient is not None:
         by_patient = {value.upper()[:12] if value.upper().startswith("TCGA-") else value: at
                       for at, value in table[patient].items()}
         rows = {name: by_patient[row["patient"]] for name, row in known.items()
@@ -116,25 +149,31 @@ def _said(table: pd.DataFrame, known: Mapping[str, Mapping[str, object]]
               "stage": find_column(columns, ("stage", "ajccstage", "tumorstage"))}
     if slide is not None and patient is not None:
         wanted["patient"] = patient
+    outcomes = _outcomes(path, table, outcome)
     found = {}
     for name, at in rows.items():
         cells = {column: table.at[at, of] for column, of in wanted.items()
                  if of is not None and table.at[at, of].lower() not in tables.NOT_KNOWN}
-        found[name] = cells | _outcome(table.loc[at], outcome)
+        found[name] = cells | outcomes.get(at, {})
     return {name: cells for name, cells in found.items() if cells}
 
 
-def _outcome(row: pd.Series, options: Mapping[str, object]) -> dict[str, object]:
-    """Time [months] and event of a row, as ``slides.csv`` has them; empty where it has none."""
+def _outcomes(path: Path, table: pd.DataFrame, options: Mapping[str, object]
+              ) -> dict[int, dict[str, object]]:
+    """Row -> time [months] and event as ``slides.csv`` has them; rows without one are left out.
+
+    A table whose times are no numbers, or whose events are no words for one, has no outcomes here:
+    `make doctor` of the table alone says what is wrong with it.
+    """
     if not options:
         return {}
-    time, event = row[options["time"]], row[options.get("event") or options["censorship"]]
+    named = {"time": options["time"], "event" if options.get("event") else "censorship":
+             options.get("event") or options["censorship"]}
     try:
-        months = float(time) * whole.MONTHS[f"time_{options['unit']}"]
-    except ValueError:
+        said = values.parsed(path, table, named).dropna()
+    except InputError as error:
+        log.warning("%s The outcomes of this table are not taken over.", error)
         return {}
-    if event.lower() in tables.NOT_KNOWN:
-        return {}
-    if not options.get("event"):
-        event = {"0": "1", "1": "0", "0.0": "1", "1.0": "0"}.get(event, event)
-    return {"time": round(months, 3), "event": event}
+    months = said["time"] * whole.MONTHS[f"time_{options['unit']}"]
+    return {at: {"time": round(float(month), 3), "event": int(event)}
+            for at, month, event in zip(said.index, months, said["event"], strict=True)}

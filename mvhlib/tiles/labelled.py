@@ -21,7 +21,9 @@ image       a name with or without folder and ending; once in the table, once be
 label       text, of every image; neither blank nor ``NA``
 patient     text, of every image or of none; ``NA``, ``unknown`` and the like name nobody
 links       are followed; one that leads nowhere, or back to where it lies, is refused
-files       hidden ones (``.x``, ``._x``) are passed over
+classes     folders at the top, or beginnings of names; blanks around them do not count, two that
+            differ in case are refused, and so are ``train`` and ``test`` with classes inside
+files       hidden ones (``.x``, ``._x``), and what a run wrote, are passed over
 ==========  ====================================================================================
 
 NCT-CRC-HE and MHIST are published without patients. Where nobody says who an image is of, `patient`
@@ -40,8 +42,11 @@ import numpy as np
 
 from mvhlib import tables
 from mvhlib.artifacts import (
+    OUTPUTS,
     InputError,
     check_file,
+    check_spelling,
+    is_output,
     read_attr,
     safe_name,
     sha256_file,
@@ -59,6 +64,10 @@ KINDS = ("folder", "mhist", "glas")
 
 #: Endings of files that are looked at as images.
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", *TIFF, *WHOLE_SLIDE)
+
+#: Folders that hold a part of a set, and its classes inside.
+_PART = re.compile(r"(train|test|val|valid|dev|fold|split)(ing|idation|ation)?[ _-]?(set|data)?"
+                   r"[ _-]?\d*", re.IGNORECASE)
 
 #: The csv of MHIST and what its columns are called here.
 _MHIST = {"Number of Annotators who Selected SSA (Out of 7)": "votes_ssa",
@@ -133,6 +142,8 @@ def read(kind: str, folder: str | os.PathLike, n_classes: int = 2) -> list[Label
                          f"{_some([image.name for image in without])}", "label every image")
     for image in images:
         safe_name(image.name, image.path, "name")
+    for field_name in ("label", "patient"):
+        check_spelling([getattr(image, field_name) for image in images], folder, field_name)
     one_file_each(folder, images)
     nobody = [image.name for image in images if not image.patient]
     if nobody and len(nobody) < len(images):
@@ -169,7 +180,8 @@ def _read_folder(folder: Path) -> list[LabelledImage]:
     if not found:
         raise InputError(folder, "images", "are none below this folder",
                          f"use one of the endings {list(IMAGES)}")
-    labels = [path.relative_to(folder).parts[0] if path.parent != folder
+    _check_classes(folder, found)
+    labels = [path.relative_to(folder).parts[0].strip() if path.parent != folder
               else path.stem.partition("-")[0] if "-" in path.stem else "" for path in found]
     stems = Counter(path.stem for path in found)
     # Class folders that each begin at 1.png need the class in the name to tell them apart.
@@ -183,6 +195,16 @@ def _read_folder(folder: Path) -> list[LabelledImage]:
     patients = _patients(folder, names)
     return [LabelledImage(name, path, label, patients.get(name, _slide(path.stem)))
             for name, path, label in zip(names, found, labels, strict=True)]
+
+
+def _check_classes(folder: Path, found: Sequence[Path]) -> None:
+    """Refuse folders that are parts of a set, with the folders of the classes inside them."""
+    deep = {parts[0] for path in found if len(parts := path.relative_to(folder).parts) > 2}
+    parts = sorted(name for name in deep if _PART.fullmatch(name.strip()))
+    if len(parts) > 1 and len(parts) == len(deep):
+        raise InputError(folder, "label", f"folders {', '.join(parts[:4])} are parts of a set and "
+                         "no classes", "name one of them as the directory, or put the classes of "
+                         "all of them side by side")
 
 
 def _slide(stem: str) -> str:
@@ -269,7 +291,8 @@ def _find_images(folder: Path) -> list[Path]:
     found = []
     for place, below, names in os.walk(folder, followlinks=True, onerror=_unreadable):
         here = os.path.realpath(place)
-        below[:] = [name for name in below if not name.startswith(".")]
+        drawn = OUTPUTS if is_output(place) else ()
+        below[:] = [name for name in below if not name.startswith(".") and name not in drawn]
         for name in below:
             path = Path(place) / name
             if path.is_symlink() and f"{here}/".startswith(f"{os.path.realpath(path)}/"):

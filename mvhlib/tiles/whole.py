@@ -6,7 +6,8 @@
 column          what stands in it
 ==============  ====================================================================================
 slide           name of the slide, or of its file; with or without folder and ending
-patient         who gave the tissue; of every slide or of none
+patient         who gave the tissue; of every slide or of none. A TCGA barcode stands for its
+                first 12 characters
 study           where it was made (hospital, laboratory, cohort); blank: one for all
 label           the class of the slide; blank where nobody knows
 time, event     outcome: months until the event or the end of follow-up, and 1 for an event, 0 for
@@ -22,17 +23,19 @@ may name some of the slides only. Labels and outcomes want patients, since folds
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mvhlib import tables
+from mvhlib import tables, tcga
 from mvhlib.artifacts import (
     InputError,
     check_file,
+    check_spelling,
     read_attr,
     reading,
     safe_name,
@@ -132,6 +135,7 @@ def read(folder: str | Path, table: str = "", *,
         raise InputError(root, "data", "is not a directory", "name the folder of the slides")
     if not table and not (root / "slides.csv").exists():
         there = find(root) if files is None else files.values()
+        _one_dicom_each(there)
         found = [WholeSlide(safe_name(path.stem, path, "slide"), path) for path in there]
         if not found:
             raise InputError(root, "slides", f"are none with an ending of {list(WHOLE_SLIDE)}",
@@ -156,6 +160,18 @@ def read(folder: str | Path, table: str = "", *,
             mpp=None if np.isnan(mpp[line]) else float(mpp[line]), outcome=outcomes[line]))
     _unique(path, made)
     return made
+
+
+def _one_dicom_each(files: Iterable[Path]) -> None:
+    """Refuse several DICOM files in a folder: levels, label and overview of a slide are files each.
+
+    OpenSlide opens the slide by any of them, so that one slide would be read as many.
+    """
+    folders = Counter(path.parent for path in files if path.suffix.lower() == ".dcm")
+    folder, n = max(folders.items(), key=lambda each: each[1], default=(None, 0))
+    if n > 1:
+        raise InputError(folder, "slides", f"are {n} DICOM files, of which several may be levels "
+                         "of one slide", "name one file of each slide in slides.csv")
 
 
 def stem(name: str) -> str:
@@ -207,7 +223,15 @@ def _owners(path: Path, rows: "pd.DataFrame") -> dict[str, dict[int, str]]:
         said = ~cells.str.lower().isin(tables.NOT_KNOWN)
         if said.any() and not said.all() and column != "label":
             tables.names(rows, column, path)  # of all or of none: it names the blank row
+        if column == "patient":
+            cells = cells.map(tcga.patient_of)
+        check_spelling(cells[said], path, column)
         known[column] = dict(cells.where(said, ""))
+    for line, patient in known["patient"].items():
+        if tcga.of_another(stem(rows.at[line, "slide"]), patient):
+            raise InputError(path, f"patient, row {line}", f"is {patient}, and the slide "
+                             f"{rows.at[line, 'slide']} is of another by its barcode",
+                             "mend the slide or the patient")
     needs = [column for column in rows if _TIME.fullmatch(column)
              and (~rows[column].str.lower().isin(tables.NOT_KNOWN)).any()]
     if not any(known["patient"].values()) and (needs or any(known["label"].values())):

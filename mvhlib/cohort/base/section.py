@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from mvhlib.artifacts import InputError, check_file, safe_name, sha256_file
+from mvhlib.cohort import dated_genes
 from mvhlib.cohort.base.checks import check_counts, check_inside, check_mpp, check_places
 from mvhlib.tiles.slides import Slide, open_slide
 
@@ -88,7 +89,7 @@ class Section:
 
     @cached_property
     def adata(self) -> "AnnData":
-        """Counts and coordinates, read at first use.
+        """Counts and coordinates, read at first use; without genes that are called by dates.
 
         Raises
         ------
@@ -96,6 +97,10 @@ class Section:
             If they are no raw counts, no finite places, or places of another image.
         """
         adata = self.load()
+        lost = dated_genes.dated(adata.var_names)
+        if lost.any() and not lost.all():
+            dated_genes.say(adata.var_names, lost, self.name)
+            adata = adata[:, ~lost].copy()
         check_counts(adata, self.name)
         check_places(adata, self.name)
         if self.image_ref is not None and self.image_size is not None:

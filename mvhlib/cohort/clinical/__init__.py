@@ -48,7 +48,6 @@ READ count as one) is refused unless ``only`` says which are meant.
 
 from mvhlib.cohort.clinical.folds import check_folds, grouped_folds, site_folds
 from mvhlib.cohort.clinical.outcomes import ENDPOINTS, Clinical, check_outcomes
-from mvhlib.cohort.clinical.patients import TCGA_STUDIES
 from mvhlib.cohort.clinical.sources import (
     read,
     read_panther,
@@ -59,6 +58,6 @@ from mvhlib.cohort.clinical.sources import (
 )
 from mvhlib.cohort.clinical.values import stage_number
 
-__all__ = ["Clinical", "ENDPOINTS", "TCGA_STUDIES", "check_folds", "check_outcomes",
+__all__ = ["Clinical", "ENDPOINTS", "check_folds", "check_outcomes",
            "grouped_folds", "read", "read_panther", "read_slides", "read_survpath", "read_table",
            "read_with_folds", "site_folds", "stage_number"]

@@ -3,20 +3,15 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 
-from mvhlib import tables
+from mvhlib import tables, tcga
 from mvhlib.artifacts import InputError
 from mvhlib.cohort.clinical.outcomes import Clinical, check_outcomes
-from mvhlib.cohort.clinical.values import BARCODE
 
 #: No patient is followed for a hundred years: such a time is in another unit.
 LONGEST_MONTHS = 1200.0
-
-#: Studies of TCGA, as tables name them with or without ``TCGA-`` before.
-TCGA_STUDIES = frozenset((
-    "ACC BLCA BRCA CESC CHOL COAD COADREAD DLBC ESCA GBM HNSC KICH KIRC KIRP LAML LGG LIHC LUAD "
-    "LUSC MESO OV PAAD PCPG PRAD READ SARC SKCM STAD TGCT THCA THYM UCEC UCS UVM").split())
 
 
 def chosen(path, given: pd.DataFrame, only: Mapping[str, object] | None) -> pd.DataFrame:
@@ -42,7 +37,7 @@ def one_cancer(path, given: pd.DataFrame) -> None:
     for column in given.columns:
         found = set(given[column].str.upper().str.removeprefix("TCGA-")) - {""}
         cancers = {"COADREAD" if name in ("COAD", "READ") else name for name in found}
-        if len(cancers) > 1 and found <= TCGA_STUDIES:
+        if len(cancers) > 1 and found <= tcga.STUDIES:
             raise InputError(path, column, f"names {len(cancers)} cancers: {sorted(found)[:5]}",
                              "pass only={column: values} for the rows that are meant, or keep one "
                              "table per cancer")
@@ -58,8 +53,8 @@ def one_patient_each(where, rows: pd.DataFrame) -> None:
                          f"{sorted(set(rows['patient'][of]))[:3]}"
                          + (f" (rows {list(rows.index[of])[:3]})" if rows.index.name else ""),
                          "a slide has one patient: mend the table")
-    barcodes = rows["slide"].str.extract(BARCODE, expand=False).str.upper()
-    other = barcodes.notna() & rows["patient"].str.match(BARCODE) & (barcodes != rows["patient"])
+    other = np.array([tcga.of_another(slide, patient) for slide, patient in
+                      zip(rows["slide"], rows["patient"], strict=True)], dtype=bool)
     if other.any():
         tables.refuse(where, rows["slide"], other, "and of another patient than its row says: "
                       f"{rows['patient'][other].iloc[0]}", "mend the slide or the patient")

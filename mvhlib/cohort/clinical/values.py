@@ -6,8 +6,8 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from mvhlib import tables
-from mvhlib.artifacts import InputError
+from mvhlib import tables, tcga
+from mvhlib.artifacts import InputError, check_spelling
 
 DAYS_PER_MONTH = 365.25 / 12
 
@@ -35,7 +35,6 @@ SEXES = dict.fromkeys((
         "f", "w", "female", "woman", "weiblich", "frau", "femme", "féminin", "feminin", "mujer",
         "femenino", "femenina", "feminino", "femmina", "donna", "vrouw", "vrouwelijk"), 0.0)
 
-BARCODE = re.compile(r"(TCGA-[A-Z0-9]{2}-[A-Z0-9]{4})(?![A-Z0-9])", re.IGNORECASE)
 _ROMAN = {"0": 0.0, "IS": 0.0, "I": 1.0, "II": 2.0, "III": 3.0, "IV": 4.0,
           "1": 1.0, "2": 2.0, "3": 3.0, "4": 4.0}
 
@@ -48,12 +47,6 @@ def stage_number(text: object) -> float:
                          r"estadio|stadio) )?(0|IS|I{1,3}|IV|[1-4])(?:[A-C][0-9]?|\.0)?",
                          " ".join(re.split(r"[\s_]+", str(text).strip())), flags=re.IGNORECASE)
     return _ROMAN[found[1].upper()] if found else float("nan")
-
-
-def patient_of(name: str) -> str:
-    """The patient of a TCGA barcode: its first 12 characters; other names as they are."""
-    found = BARCODE.match(name)
-    return found[1].upper() if found else name
 
 
 def parsed(path, given: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
@@ -91,7 +84,9 @@ def _as_written(values: pd.Series, text: pd.Series) -> pd.Series:
 
 
 def patients_of(path, given: pd.DataFrame, column: str) -> pd.Series:
-    return tables.names(given, column, path, safe=True).map(patient_of)
+    found = tables.names(given, column, path, safe=True).map(tcga.patient_of)
+    check_spelling(found, path, column)
+    return found
 
 
 def _events(path, given: pd.DataFrame, column: str, words: Mapping[str, float]) -> pd.Series:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from mvhlib import tables
-from mvhlib.artifacts import InputError, check_file
+from mvhlib.artifacts import InputError, check_file, check_spelling
 from mvhlib.cohort.base import Cohort, ImageRef, Section, check_inside, check_mpp, check_scale
 from mvhlib.cohort.legacy_st.files import check_names
 from mvhlib.cohort.legacy_st.scale import (
@@ -73,7 +73,9 @@ def read(path: str | Path, *, samples: str | Path | None = None,
     file = resolve(samples) if samples is not None else root / "samples.csv"
     table = tables.read_table(file, ("section", "study", "patient", "counts"))
     for column in ("section", "study", "patient", "counts"):
-        tables.names(table, column, file, unique=column in ("section", "counts"))
+        found = tables.names(table, column, file, unique=column in ("section", "counts"))
+        if column in ("study", "patient"):
+            check_spelling(found, file, column)
     for column in ("specimen", "spots", "image", "labels", "full_width_px"):
         if column not in table:
             table[column] = ""

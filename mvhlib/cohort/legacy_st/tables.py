@@ -14,6 +14,7 @@ import pandas as pd
 
 from mvhlib import tables
 from mvhlib.artifacts import InputError, check_file, reading
+from mvhlib.cohort import dated_genes
 from mvhlib.cohort.base import check_counts
 
 if TYPE_CHECKING:
@@ -174,6 +175,11 @@ def read_counts(path: Path, sum_doubled: bool = False) -> "AnnData":
                          "give a table of numbers")
     names = body.index.to_series().fillna("").astype(str).str.strip()
     counts = sparse.csr_matrix(body.to_numpy())
+    lost = dated_genes.dated(genes)  # before they are summed, or refused for standing twice
+    if lost.any() and not lost.all():
+        dated_genes.say(genes, lost, path)
+        counts, genes = counts[:, ~lost], [gene for gene, out in zip(genes, lost, strict=True)
+                                           if not out]
     if sum_doubled and len(set(genes)) < len(genes):
         code, first = pd.factorize(np.array(genes, dtype=object))
         onto = sparse.csr_matrix((np.ones(len(code), dtype=counts.dtype),

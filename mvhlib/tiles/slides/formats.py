@@ -9,7 +9,7 @@ from mvhlib.artifacts import InputError
 
 #: Formats that only openslide reads; tiff is tried with it first and with Pillow after.
 WHOLE_SLIDE = (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".svslide", ".bif", ".czi", ".dcm")
-TIFF = (".tif", ".tiff")
+TIFF = (".tif", ".tiff", ".btf")  # a BigTIFF, as 10x calls its images
 INSTALL_WSI = 'pip install "mvhlib[wsi]"'
 
 #: Formats by the first bytes or the ending, which no reader here knows.
