@@ -208,10 +208,10 @@ def alignment(section: Section) -> Alignment:
 
 
 def strange_colours(section: Section) -> str:
-    """What of a section's image H&E in transmitted light does not have; empty where it is nothing.
+    """Say why a section's image does not look like H&E in transmitted light; empty if it does.
 
-    Grey, dark around the tissue, or green: a scan of the fiducials, a negative, a fluorescence image. Such
-    an image is read as it is, but its colours are no stains.
+    Grey, dark around the tissue, or green: a scan of the fiducials, a negative, a fluorescence
+    image. Such an image is read as it is, but its colours are no stains.
     """
     if not section.has_image:
         return ""
