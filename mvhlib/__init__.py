@@ -1,4 +1,4 @@
-"""Shared nouns and verbs of the notebook collection.
+"""Library of the notebook collection.
 
 Glossary: one letter, one meaning, everywhere.
 

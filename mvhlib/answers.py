@@ -18,7 +18,7 @@ from mvhlib import artifacts
 from mvhlib.artifacts import InputError
 
 FILE = re.compile(r"answer(?:\.(?P<which>.+))?\.md")
-#: Numbers that are none: an answer says in words what was not measured.
+#: Values that are no numbers: an answer states in words what was not measured.
 NO_NUMBER = re.compile(r"\b(nan|inf)\b")
 
 

@@ -1,4 +1,4 @@
-"""The three papers' headlines: what they print, what follows from it, and what was seen here.
+"""Headline claims of the three papers: printed values, their consequences, our measurements.
 
 A claim is looked up, never typed in: its measured value comes from a table that a notebook of this
 run saved, what its paper's tables imply is computed from the printed numbers below, and its
@@ -57,7 +57,7 @@ CMRCNET_PRINTED = {"full": 0.3117, "contrastive only": 0.2933}
 
 @dataclass(frozen=True)
 class Lookup:
-    """Where a claim's number stands.
+    """Location of a claim's number.
 
     Attributes
     ----------
@@ -148,7 +148,7 @@ def _cmrcnet(claim: str) -> Lookup:
 
 
 def claims() -> list[Claim]:
-    """All headlines that are asked about, in the papers' order."""
+    """Return all headline claims, in the papers' order."""
     mv, mm, cm = "MVHybrid", "MMAP", "CMRCNet"
     return [
         Claim(mv, "57 % higher correlation on an unseen study than the best ViT", "+57 %",
@@ -284,7 +284,7 @@ def _one_encoder(figures: Path, pattern: str) -> list[Path]:
 
 
 def _origin(data: str, n_seeds: int) -> str:
-    """What a number was measured on, with the seeds behind it where models were trained."""
+    """Describe the data behind a number, and the seeds where models were trained."""
     if n_seeds < 2:
         return data
     few = ", exploratory" if n_seeds < SEEDS_FOR_A_CLAIM else ""

@@ -1,4 +1,4 @@
-"""What ``make`` asks for: variables read from the environment, checked, and handed on unchanged.
+"""Commands behind ``make``: its variables are read, checked, and passed on unchanged.
 
 A recipe that pastes ``$(DATA)`` into its text lets a shell read a path: it runs what stands in
 backticks and cuts at quotes. So the Makefile exports its variables, and every recipe is
@@ -52,9 +52,9 @@ from mvhlib.places import home
 #: Variables of the Makefile; they are meant for this module and not for what it starts.
 VARIABLES = ("PROFILE", "PARAMS", "DATA", "OUT", "SEED", "JOBS", "SLOW", "PYTHON", "SLIDES",
              "MODEL", "MPP", "STRIDE_UM", "GENES", "PREDICTIONS", "CLUSTER", "PORT", "ARGS")
-#: What make says to a make below it: a make that something started calls is none.
+#: Variables that make passes to a make below it; a make started by another program is not one.
 OF_MAKE = ("MAKELEVEL", "MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKE_TERMOUT", "MAKE_TERMERR")
-#: What a cluster's own file is laid over.
+#: Settings that a cluster's own file overrides.
 SLURM = "workflow/profiles/slurm"
 #: Memory that a notebook may take [bytes].
 JOB_BYTES = 2 << 30
@@ -82,7 +82,7 @@ def out_folder(given: Mapping[str, str]) -> Path:
 
 
 def surroundings(out: Path) -> dict[str, str]:
-    """The environment of what is started: whatever a library caches goes below ``OUT/.cache``."""
+    """Environment of started programs: all caches of libraries go below ``OUT/.cache``."""
     cache = out / ".cache"
     (cache / "matplotlib").mkdir(parents=True, exist_ok=True)
     places = {
@@ -168,7 +168,7 @@ def _absolute(given: Mapping[str, str], name: str) -> str:
 
 
 def doctor(given: Mapping[str, str]) -> None:
-    """Say what lies in DATA, and write nothing; without DATA, what this machine has."""
+    """Report what DATA holds, and write nothing; without DATA, what this machine has."""
     if not given.get("DATA"):
         become([sys.executable, "-m", "mvhlib.doctor"], os.environ)
     from mvhlib import profiles  # brings every reader, which other targets need not wait for
@@ -177,7 +177,7 @@ def doctor(given: Mapping[str, str]) -> None:
 
 
 def profile(given: Mapping[str, str]) -> None:
-    """Say what lies in DATA, and write a profile that runs on it."""
+    """Report what DATA holds, and write a profile that runs on it."""
     from mvhlib import profiles
 
     name = workflow.profile_name(given.get("PROFILE"), "make")
@@ -190,7 +190,7 @@ def profile(given: Mapping[str, str]) -> None:
 
 
 def _data(given: Mapping[str, str], target: str) -> Path:
-    """DATA of a command that looks into it."""
+    """DATA of a command that inspects it."""
     if not given.get("DATA"):
         raise InputError("make", "DATA", "is not given", f"run make {target} DATA=<directory>")
     return Path(workflow.folder_text(_absolute(given, "DATA"), "make", "DATA",
@@ -270,7 +270,7 @@ def score(given: Mapping[str, str]) -> int:
 
 
 def _there(given: Mapping[str, str], name: str) -> str:
-    """A variable that names something that is there, as an absolute path."""
+    """Return the absolute path that a variable names; it must exist."""
     text = artifacts.safe_path(given.get(name) or "", "make", name)
     if not os.path.exists(text):
         raise InputError(f"{name}={text}", name, "does not exist", "check the path")
@@ -357,7 +357,7 @@ TARGETS = {target.__name__: target for target in (
 
 
 def main(arguments: Sequence[str], given: Mapping[str, str]) -> int:
-    """Do what one target says; 2 after one line, where a variable cannot be used."""
+    """Run one target; return 2, after one line, if a variable cannot be used."""
     try:
         return TARGETS[arguments[0]](given) or 0
     except InputError as error:

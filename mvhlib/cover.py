@@ -69,7 +69,7 @@ def draw(out: Path):
 
 
 def _is_test(features: Path) -> bool:
-    """Whether an encoder learned nothing from the expression of sections that are tested."""
+    """True if an encoder learned nothing from the expression of tested sections."""
     recipe = features / "encoder.json"
     return not (recipe.exists() and encoder_sources.learned_expression(
         artifacts.read_json(recipe).get("recipe", {}).get("weights", "")))

@@ -1,4 +1,4 @@
-"""What this machine has, and which parts of the collection will run on it.
+"""Report on this machine: what is installed, and which parts of the collection will run.
 
 ``python -m mvhlib.doctor`` prints one line per question, and below a line that is not well what can
 be done; it exits with 1 if something that every notebook needs is missing. It never fails itself:
@@ -32,14 +32,14 @@ LEAST_GB = {"disk": 5, "memory": 4}
 
 
 def report() -> tuple[list[str], bool]:
-    """Lines of the report, and whether everything indispensable is there."""
+    """Return the lines of the report, and whether everything required is installed."""
     lines, healthy = [], True
     questions: list[Callable[[], list[tuple]]] = [_python, _packages, _compute, _machine, _places]
     for question in questions:
         try:
             answers = question()
         except Exception as error:  # a broken installation raises what it likes
-            answers = [(False, f"{question.__name__[1:]}: {_said(error)}", "could not be found out",
+            answers = [(False, f"{question.__name__[1:]}: {_said(error)}", "could not be checked",
                         True, INSTALL)]
         for ok, found, purpose, needed, advice in answers:
             healthy &= bool(ok) or not needed
@@ -152,7 +152,7 @@ def _line(ok: bool, found: str, purpose: str, needed: bool = True) -> str:
 
 
 def main(arguments: Sequence[str] = ()) -> int:
-    """Print the report; 1 where something indispensable is missing."""
+    """Print the report; return 1 if something required is missing."""
     text, ok = report()
     sys.stdout.reconfigure(errors="replace")  # a terminal in ASCII shows a question mark
     print("\n".join(text))

@@ -1,4 +1,4 @@
-"""What the `source` of an encoder names, told without loading a network.
+"""Resolution of an encoder's `source`, without loading a network.
 
 The workflow asks before anything runs, and `mvhlib.encoders` when it makes the encoder.
 
@@ -8,7 +8,7 @@ more is an encoder more. A licence or a gate on which its sources differ is ``un
 
 ``python:path/file.py:function`` is a function of the user's own. A relative path starts at the
 profile's folder where the file is there, else at the clone. ``features:folder`` is a folder below
-DATA of features that somebody else computed (`mvhlib.slide_features`).
+DATA of precomputed features (`mvhlib.slide_features`).
 """
 
 import ast
@@ -26,7 +26,7 @@ from mvhlib.artifacts import InputError, check_file, one_line, reading, safe_pat
 from mvhlib.places import home, resolve
 
 PYTHON = "python:"
-#: A folder of features of slides that somebody else computed: nothing is embedded.
+#: A folder of precomputed features of slides: nothing is embedded.
 FEATURES = "features:"
 #: Sources whose weights, where they have any, no notebook of ours makes.
 FOREIGN = (PYTHON, "timm:", "hf-hub:")
@@ -36,7 +36,7 @@ IMAGENET = "imagenet"
 
 @dataclass(frozen=True)
 class Published:
-    """A row of the table of the field's encoders.
+    """A row of the table of published encoders.
 
     Attributes
     ----------
@@ -85,7 +85,7 @@ def _plain(name: str) -> str:
 
 @functools.cache
 def published() -> dict[str, Published]:
-    """The table of the field's encoders, name -> row."""
+    """Read the table of published encoders: name -> row."""
     found = {}
     path = Path(__file__).with_name("published_encoders.csv")
     with open(path, encoding="utf-8", newline="") as stream:
@@ -101,7 +101,7 @@ def published() -> dict[str, Published]:
 
 
 def find_published(source: str) -> Published | None:
-    """The row of an encoder of the field, by any of its names; None where it has none."""
+    """Find the row of a published encoder by any of its names; None if there is none."""
     for row in published().values():
         if _plain(source) in map(_plain, (row.name, *row.other_names)):
             return row
@@ -109,7 +109,7 @@ def find_published(source: str) -> Published | None:
 
 
 def brings_weights(source: str) -> bool:
-    """Whether ``weights: pretrained`` means the source's own, and not what 03_pretrain makes."""
+    """True if ``weights: pretrained`` means the source's own weights, not those of 03_pretrain."""
     return (source.startswith(FOREIGN) or source == IMAGENET
             or find_published(source) is not None)
 
@@ -150,7 +150,7 @@ def trained_by(source: str, weights: str, encoder: str) -> tuple[str, str]:
 
 
 def learned_expression(weights: str) -> bool:
-    """Whether an encoder's weights come from a method that was trained on expression."""
+    """True if an encoder's weights come from a method that was trained on expression."""
     return weights.partition(":")[0] in ("mmap", "cmrcnet")
 
 
@@ -242,7 +242,7 @@ def in_plan(source: str, folder: Path) -> str:
 
 
 def files_of(source: str, weights: str = "") -> list[Path]:
-    """Files of the user's that decide what an encoder computes: its code, its weights."""
+    """The user's files that determine an encoder's output: its code, its weights."""
     found = [python_file(source)[0]] if source.startswith(PYTHON) else []
     if weights and brings_weights(source) and resolve(weights).is_file():
         found.append(resolve(weights))

@@ -81,7 +81,7 @@ _SCALES = ("tile_px", "tile_um", "mpp", "source_mpp", "working_mpp")
 
 @dataclass
 class Features:
-    """What an encoder made of the tiles of one section.
+    """Features of the tiles of one section.
 
     Attributes
     ----------
@@ -227,7 +227,7 @@ def _float32(path: Any, name: str, values: np.ndarray) -> np.ndarray:
 
 
 def read_out(folder: str | os.PathLike) -> str:
-    """How tokens became the features of a folder, as 04_embed wrote it beside them.
+    """Read-out by which tokens became the features of a folder, as 04_embed recorded it.
 
     Returns
     -------
@@ -246,7 +246,7 @@ def read_out(folder: str | os.PathLike) -> str:
 
 def write_about(folder: str | os.PathLike, pretrained_on: Mapping[str, Any] | None,
                 made: Mapping[str, Any]) -> list[Path]:
-    """Write beside features what their encoder has seen, and how it was made and read.
+    """Record beside features their encoder's training data, settings and read-out.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Which committed tables are older than the code that makes them.
+"""Detection of committed tables that are older than the code that makes them.
 
 Every figure's record holds a hash of each module that was loaded when it was drawn
 (`mvhlib.notebook.Run.save_figure`). A module is hashed without comments, docstrings and blank

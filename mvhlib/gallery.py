@@ -13,7 +13,7 @@ from urllib.parse import quote
 from mvhlib import answers, artifacts
 from mvhlib.artifacts import InputError
 
-#: What a figure's record says, and as which type.
+#: Entries of a figure's record, and their types.
 RECORD = {"figure": str, "synthetic": bool, "caption": str}
 #: Notebooks whose answers the console shows at the end of a run, where the profile has them.
 FINDINGS = ("05_expression", "06_spatial_maps", "09_survival", "14_leaderboard", "16_predict")
@@ -122,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def findings(folder: Path) -> list[str]:
-    """What a run found, for the console: the answers of at most five notebooks, wrapped."""
+    """Answers of at most five notebooks of a run, wrapped for the console."""
     found = {name: each[0] for name, each in answers.of_profile(folder).items()}
     named = [name for name in FINDINGS if name in found] + [n for n in found if n not in FINDINGS]
     return [line for name in sorted(named[:5]) for line in textwrap.wrap(

@@ -90,7 +90,7 @@ def _unit(x: Tensor) -> Tensor:
 
 
 class Index:
-    """What every kind has in common.
+    """Base of every kind of index.
 
     Attributes
     ----------

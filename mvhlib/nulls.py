@@ -1,4 +1,4 @@
-"""What a score would be if image and expression had nothing to do with each other.
+"""Null distributions of a score, under which image and expression are unrelated.
 
 Maps of one section are smooth, and two smooth maps correlate by chance: a null that keeps the
 smoothness (`toroidal_null`) stands beside one that does not (`permutation_null`).
@@ -14,7 +14,7 @@ from mvhlib.artifacts import InputError
 
 @dataclass(frozen=True)
 class Null:
-    """A score beside what it would be without any relation between truth and prediction.
+    """A score and its distribution without any relation between truth and prediction.
 
     Attributes
     ----------

@@ -1,8 +1,8 @@
 """Tables that `make profile` writes for a person to fill in, and what is left to fill in of them.
 
-A row is a section, a slide or an image. A cell that nobody but the user knows holds `BLANK`; cells
-that may stay empty are empty. Every reader of such a table checks it in full; here is asked alone
-whether somebody still has to type something, so that a run is refused before it begins.
+A row is a section, a slide or an image. A cell that only the user can fill in holds `BLANK`; cells
+that may stay empty are empty. Every reader of such a table checks it in full; this module only
+checks for cells that are still to be filled in, so that a run is refused before it begins.
 """
 
 import os

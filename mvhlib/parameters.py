@@ -1,4 +1,4 @@
-"""Parameter files and what may stand in them: one reader of YAML, one check of names and types.
+"""Parameter files: one reader of YAML, one check of names and types.
 
 Every YAML of a user comes through `read_yaml`: profiles, the notebooks' parameters, settings of a
 pretraining. It reads what people mean and refuses what they cannot have meant:
@@ -215,7 +215,7 @@ def type_name(annotation: Any) -> str:
 
 
 def fits(value: Any, annotation: Any) -> bool:
-    """Whether a value is of a type: int, float, str, bool, list, list[...] or dict.
+    """True if a value is of a type: int, float, str, bool, list, list[...] or dict.
 
     An int is a float too; a bool is no number; NaN, infinities and integers beyond 64 bits are
     nothing that a parameter can mean.

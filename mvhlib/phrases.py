@@ -1,4 +1,4 @@
-"""Numbers of a table as they are said in a sentence: a mean with its interval, a count of units.
+"""Numbers of a table as a sentence writes them: a mean with its interval, a count of units.
 
 An answer (`mvhlib.answers`) is built from these, so that all notebooks say alike what was measured
 and, in words, what was not.

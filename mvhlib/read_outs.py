@@ -22,7 +22,7 @@ import numpy as np
 from mvhlib.artifacts import InputError
 
 READ_OUTS = ("cls", "mean", "cls+mean", "mean+std")
-#: What is stored where several are asked for.
+#: Read-out that is stored where several are requested.
 ALL = "cls+mean+std"
 #: Name of the best on inner folds, among read-outs.
 CHOSEN = "chosen"

@@ -1,4 +1,4 @@
-"""Features of slides that somebody else computed (TRIDENT, CLAM): found, checked, kept for 07, 09.
+"""Precomputed features of slides (TRIDENT, CLAM): found, checked, kept for 07 and 09.
 
 ==================  ================================================================================
 what                how it is read

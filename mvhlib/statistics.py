@@ -25,7 +25,7 @@ IMPOSSIBLE = "no test possible at this n"
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and where it may lie.
+    """A mean with its confidence interval.
 
     Attributes
     ----------
@@ -350,7 +350,7 @@ JUDGED_COLUMNS = ("claim", "better", "worse", "unit", "n_units", "difference", "
 
 def judge(units: pd.DataFrame, words: str, better: str, worse: str | None = None, *,
           unit: str = "patient") -> dict[str, Any]:
-    """Whether the arm that authors call better is better here, unit by unit.
+    """Test whether the arm that the authors call better is better here, unit by unit.
 
     Parameters
     ----------
@@ -383,7 +383,7 @@ def judge(units: pd.DataFrame, words: str, better: str, worse: str | None = None
 
 
 def sentence(judged: Mapping[str, Any]) -> str:
-    """A row of `judge` to be read."""
+    """Describe a row of `judge` in a sentence."""
     why = f" ({judged['why']})" if judged["why"] else ""
     return (f"{judged['claim']}: {judged['verdict']}{why}; {judged['better']} less "
             f"{judged['worse']} {phrases.mean(*(judged[key] for key in _GAP), 3)} over "
@@ -394,7 +394,7 @@ _GAP = ("difference", "ci_low", "ci_high")
 
 
 def tally(judged: pd.DataFrame, most: int = 3) -> str:
-    """How many claims end with which verdict, those with one that decides by name.
+    """Count the claims by verdict, and name those that are decided.
 
     Parameters
     ----------
@@ -414,7 +414,7 @@ def tally(judged: pd.DataFrame, most: int = 3) -> str:
 
 
 def placed(name: str, difference: float, low: float, high: float) -> str:
-    """Where another arm lies, in the same units: ahead, behind, or not told apart.
+    """Say whether another arm is ahead, behind or indistinguishable, in the same units.
 
     Parameters
     ----------
@@ -442,7 +442,7 @@ def placed(name: str, difference: float, low: float, high: float) -> str:
 
 
 def placed_beside(name: str, compared: pd.DataFrame, names: Mapping[str, str]) -> list[str]:
-    """Where the arms that `name` was compared with lie, one phrase each; see `placed`.
+    """Place each arm that `name` was compared with, one phrase each; see `placed`.
 
     Parameters
     ----------

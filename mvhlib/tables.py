@@ -50,18 +50,18 @@ MOST_COLUMNS = 20_000
 
 SEPARATORS = (",", ";", "\t")
 
-#: What stands in a cell that holds no name: a patient called ``NA`` would be everybody's.
+#: Cells that hold no name: a patient called ``NA`` would stand for many.
 NO_NAME = frozenset((
     "", "na", "n/a", "n.a.", "#n/a", "nan", "<na>", "null", "[not available]", "[not applicable]",
     "[unknown]", "[not evaluated]", "[discrepancy]", "not available", "not reported"))
-#: What stands in a cell whose value nobody knows (lower case).
+#: Cells whose value is not known (lower case).
 NOT_KNOWN = NO_NAME | frozenset((
     "none", "-", "--", "'--", ".", "?", "missing", "unknown", "unk", "unspecified",
     "not specified", "not applicable", "not evaluated", "not recorded", "not known", "not given",
     "not allowed to collect", "[completed]", "[pending]", "unbekannt", "keine angabe", "k. a.",
     "k.a.", "inconnu", "desconocido", "sconosciuto", "ignoto", "onbekend"))
 
-#: How files begin that are no text, whatever they are called.
+#: First bytes of binary files, whatever their names.
 _FOREIGN = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "an Excel workbook or another zip archive",
             b"\xd0\xcf\x11\xe0": "an old Excel workbook", b"\x89HDF": "an h5 file",
             b"PAR1": "a parquet file", b"%PDF": "a PDF file", b"\x89PNG": "a png image",
@@ -352,7 +352,7 @@ def _bytes(path: Path, largest: int) -> bytes:
 
 
 def foreign(content: bytes) -> str:
-    """What a file that is no text says of itself in its first bytes; empty where it says nothing.
+    """Name the format of a binary file from its first bytes; empty where that is not known.
     """
     found = next((kind for start, kind in _FOREIGN.items() if content.startswith(start)), "")
     if not found and re.match(rb"\s*<(!doctype|html|\?xml)", content[:200].lower()):

@@ -1,4 +1,4 @@
-"""One rule for what a measured difference says of a claim.
+"""The rule that judges a claim by a measured difference.
 
 ========================  ========================================================================
 ``precondition not met``  what the claim takes for granted was not so; ``why`` says what

@@ -30,10 +30,10 @@ from mvhlib.places import home
 
 #: Module -> its tests.
 TESTS = {
-    "mvhlib/expression/scores.py": ["test_scores", "test_ceilings"],
+    "mvhlib/expression/scores.py": ["test_scores", "test_ceilings", "test_evaluation"],
     "mvhlib/cohort/splits/protocols.py": ["test_splits"],
     "mvhlib/cohort/splits/dealing.py": ["test_splits"],
-    "mvhlib/statistics.py": ["test_statistics"],
+    "mvhlib/statistics.py": ["test_statistics", "test_evaluation", "test_spatial"],
     "mvhlib/dino/losses.py": ["test_dino_losses", "test_dino_step"],
     "mvhlib/dino/pretrain.py": ["test_dino_pretrain", "test_dino_step"],
     "mvhlib/expression/ridge/moments.py": ["test_ridge"],

@@ -140,7 +140,7 @@ def test_real_whole_slides_are_called_unseen(her2st, ridge, shared, tmp_path):
         assert outcome.error == ""
         text = (outcome.folder / "report.html").read_text()
         top = text[:text.index("<h2>Maps")]
-        assert "Organ unseen, as far as anybody knows: nobody stated this slide" in top
-        assert "Scanner unseen, as far as anybody knows: this slide&#x27;s is aperio" in top
+        assert "Organ unseen, as far as is known: this slide&#x27;s is not stated" in top
+        assert "Scanner unseen, as far as is known: this slide&#x27;s is aperio" in top
         table = pd.read_csv(outcome.folder / "tiles.csv")
         assert len(table) == outcome.n_tiles > 0 and np.isfinite(table["distance"]).all()

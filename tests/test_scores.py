@@ -1,5 +1,8 @@
 """Scores: per gene and section, pooled with its floor, the drop, and the attainable ceiling."""
 
+from types import SimpleNamespace
+
+import anndata
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,6 +15,7 @@ from mvhlib.expression.scores import (
     ceiling,
     drop,
     pearson,
+    per_gene,
     pooled_scores,
     section_scores,
 )
@@ -27,6 +31,30 @@ def test_section_scores_equal_scipy_and_hand():
         assert frame["pcc"][g] == pytest.approx(stats.pearsonr(y[:, g], p[:, g])[0], abs=1e-12)
         assert frame["mae"][g] == pytest.approx(np.abs(y[:, g] - p[:, g]).mean())
         assert frame["mse"][g] == pytest.approx(((y[:, g] - p[:, g])**2).mean())
+
+
+def test_properties_of_genes_are_means_over_the_tested_sections():
+    rng = np.random.default_rng(4)
+    sections = []
+    for name, n_spots in (("s", 20), ("t", 35), ("untested", 10)):
+        counts = rng.poisson([2.0, 5.0, 9.0], (n_spots, 3))
+        adata = anndata.AnnData(counts.astype(np.float32), var=pd.DataFrame(index=list("abc")))
+        adata.layers["counts"] = sparse.csr_matrix(counts)
+        sections.append(SimpleNamespace(name=name, adata=adata))
+    scores = pd.DataFrame([{"section": name, "gene": gene, "program": None, "pcc": pcc,
+                            "ceiling": 0.8} for name, gene, pcc in
+                           (("s", "b", 0.2), ("s", "a", 0.4), ("t", "b", 0.4), ("t", "a", 0.0))])
+    found = per_gene(scores, sections).set_index("gene")
+    assert list(found.index) == ["a", "b"]
+    np.testing.assert_allclose(found["pcc"], [0.2, 0.3])
+    np.testing.assert_allclose(found["share"], [0.25, 0.375])
+    for column, gene in enumerate("ab"):
+        values = [np.log1p(1e4 * (x := section.adata.X.astype(float)) / x.sum(1, keepdims=True)
+                           )[:, column] for section in sections[:2]]
+        assert found.at[gene, "mean_expression"] == pytest.approx(np.mean([*map(np.mean, values)]),
+                                                                  rel=1e-5)
+        assert found.at[gene, "variance"] == pytest.approx(np.mean([*map(np.var, values)]),
+                                                           rel=1e-5)
 
 
 @pytest.mark.parametrize("offset", [0.0, 0.1, 1e6])

@@ -213,3 +213,32 @@ def test_verdicts_are_counted_and_those_that_decide_are_named():
                                       "the other way (b wins); 1 undecided.")
     assert st.tally(rows.iloc[:0]) == "No claim was tried."
     assert st.sentence(rows.iloc[0]).endswith("over 4 studies")
+
+
+def test_arms_beside_another_are_placed_from_their_own_side():
+    compared = pd.DataFrame({
+        "comparison": ["m - r", "m - s", "r - s"], "difference": [0.05, -0.01, 9],
+        "ci_low": [0.02, -0.03, 8], "ci_high": [0.07, 0.01, 9]})
+    assert st.placed_beside("m", compared, {"r": "ridge", "s": "slow"}) == [
+        "ridge is behind by 0.050 [0.020, 0.070]",
+        "slow is not told apart from it (0.010 [-0.010, 0.030])"]
+
+
+def test_pairs_without_a_difference_prove_nothing_and_pairs_must_fit():
+    for test in (st.sign_flip_test, st.signed_rank_test):
+        assert test([0.1, 0.2, 0.3], [0.1, 0.2, 0.3]) == 1.0
+        for a, b in (([0.1, 0.2], [0.1]), ([[0.1], [0.2]], [[0.0], [0.1]])):
+            with pytest.raises(InputError, match="pairs"):
+                test(a, b)
+
+
+def test_auroc_counts_pairs_in_order_with_ties_as_half():
+    rng = np.random.default_rng(5)
+    score, positive = rng.integers(0, 6, 40).astype(float), rng.random(40) < 0.4
+    higher = score[positive][:, None] - score[~positive]
+    by_hand = ((higher > 0) + 0.5 * (higher == 0)).mean()
+    assert st.auroc(score, positive) == pytest.approx(by_hand, abs=1e-12)
+    assert np.isnan(st.auroc(score, np.ones(40))) and np.isnan(st.auroc(score, np.zeros(40)))
+    for bad in (np.where(np.arange(40) == 3, np.nan, score), score[1:]):
+        with pytest.raises(InputError, match="auroc"):
+            st.auroc(bad, positive)

@@ -1,4 +1,4 @@
-"""What every file shares: errors that name it, atomic writing, hashes, locks.
+"""Handling of files: errors that name them, atomic writing, hashes, locks.
 
 A file under ``OUT`` either is whole or is not there: everything is written beside its place and
 renamed. Nothing that depends on the clock, the host or the place of the clone goes into a file

@@ -32,7 +32,7 @@ class InputError(ValueError):
 
 
 class TooFew(InputError):
-    """Nothing is wrong, there is too little of it: a notebook leaves this part out and says so."""
+    """The data are valid but too few: a notebook leaves this part out and says so."""
 
 
 def where_enough(items: Iterable[Any], function: Callable[[Any], Any]

@@ -25,7 +25,7 @@ def h5_writer(path: str | os.PathLike) -> Iterator[Any]:
         yield stream
 
 
-#: Said of a file that is no whole h5 file.
+#: Advice about a file that is not a complete h5 file.
 _MAKE_AGAIN = ("it is probably truncated or damaged: delete it and make it again, or copy it again "
                "from its source")
 
@@ -35,7 +35,7 @@ def h5_reader(path: str | os.PathLike) -> Iterator[Any]:
     """Open an h5 file for reading; whatever is wrong with it is one clear error.
 
     Links to other files are refused before anything is read, be they external links, external
-    storage or virtual datasets: an h5 file speaks for itself alone. Errors of h5py and of numpy
+    storage or virtual datasets: an h5 file has to contain its own data. Errors of h5py and of numpy
     inside the block are turned into one line as by `reading`, so keep only the reading in it.
 
     Raises
@@ -78,7 +78,7 @@ _GREEDY = 3
 
 
 def check_h5(path: str | os.PathLike) -> Path:
-    """Return `path` if the h5 library comes through its file alive; call it before others do.
+    """Return `path` if the h5 library reads the file without a crash; call this first.
 
     A few damaged bytes make the library loop for good or crash the process, and nothing in the
     process can stop that. So a child process looks at every name, attribute and dataset first, with
@@ -128,7 +128,7 @@ def check_h5_files(paths: Iterable[str | os.PathLike]) -> None:
 
 
 def _key(facts: os.stat_result) -> tuple[int, int, int, int]:
-    """What tells a file from another one in its place."""
+    """Identity of a file, which changes if another one takes its place."""
     return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns
 
 
@@ -197,7 +197,7 @@ def _ends(child: int, seconds: float) -> bool:
 
 
 def _walk_h5(path: Path) -> None:
-    """Touch what a reader touches; errors are no matter here, but those of too much memory."""
+    """Access all that a reader accesses; ignore errors other than those of memory."""
     import h5py
 
     @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Names and paths that can be said in one line and can be files."""
+"""Checks of names and paths: printable on one line, and usable as files."""
 
 import os
 import re
@@ -94,7 +94,7 @@ def check_spelling(names: Iterable[str], where: str | os.PathLike, field: str) -
                              "give one another name")
 
 
-#: What a line of text cannot hold.
+#: Characters that a line of text cannot hold.
 _BREAKS = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]")
 
 

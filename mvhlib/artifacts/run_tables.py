@@ -54,7 +54,7 @@ _PROSE = re.compile(rf"-|-\d+(\.\d+)?|{_SHARE} to {_SHARE}|{_SHARE}[+-]\d+(\.\d+
 
 
 def _runs(text: str) -> bool:
-    """Whether a cell needs an apostrophe, lest a spreadsheet runs it or `read_csv` strips it."""
+    """True if a cell needs an apostrophe, lest a spreadsheet runs it or `read_csv` strips it."""
     return bool(_FORMULA.match(text)) and not _PROSE.fullmatch(text)
 
 

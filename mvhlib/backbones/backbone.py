@@ -48,10 +48,10 @@ MIXERS: dict[str, Callable[..., nn.Module]] = {
     "mamba_vision": MambaVisionMixer, "vim": BidirectionalMamba, "hydra": HydraMixer,
     "attention": Attention}
 CHANNEL_MIXERS: dict[str, Callable[..., nn.Module]] = {"einfft": EinFFT, "mlp": Mlp}
-#: What is made of the tokens of an image -> its width, in widths of a token. `std` is over patches,
-#: by n and not n - 1.
+#: Read-out of an image's tokens -> its width, in widths of a token. `std` is over patches and
+#: divides by n, not n - 1.
 READ_OUTS = {name: name.count("+") + 1 for name in (*read_outs.READ_OUTS, read_outs.ALL)}
-#: A file that asks for more is not what it says it is, and would take all memory before it fails.
+#: A file with larger values is damaged, and would exhaust memory before it fails.
 LARGEST = {"img_size": 1 << 16, "patch_size": 1 << 12, "in_chans": 1 << 10, "embed_dim": 1 << 15,
            "depth": 1000, "num_heads": 1 << 12}
 CHOICES = {
@@ -564,7 +564,7 @@ class Backbone(nn.Module):
 
 
 def read_out(cls: Tensor | None, patches: Tensor, pool: str) -> Tensor:
-    """Make one vector of the tokens of each image.
+    """Pool the tokens of each image to one vector.
 
     Parameters
     ----------

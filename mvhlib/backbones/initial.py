@@ -1,4 +1,4 @@
-"""Initial weights: a module draws below the seed by its name, and by its family's rules.
+"""Initial weights, drawn for each module by its name below the seed and by its family's rules.
 
 Two models that share a part of the same name and shape share its initial weights at the same seed,
 whatever else they are built of, so that variants of one seed are paired.
@@ -19,7 +19,7 @@ TRUNCATED_STD = 0.87962566103423978
 
 
 def stream(seed: int, name: str) -> int:
-    """Seed of what is called `name` below `seed`, 63 bits: same names, same numbers."""
+    """Derive a 63-bit seed for `name` from `seed`: same names, same numbers."""
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 

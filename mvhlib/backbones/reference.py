@@ -1,4 +1,4 @@
-"""Published weights into our models: names, nesting and the doubled bias.
+"""Conversion of published weights to our models: names, nesting and the doubled bias.
 
 Read are checkpoints of MVHybrid's DINOv2 training (``teacher.backbone.*``,
 ``student.backbone.*``, nested or flat, with blocks in chunks or not), of a DINOv2 ViT, and single

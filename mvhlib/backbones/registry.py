@@ -103,7 +103,7 @@ def _split_name(name: str) -> tuple[str, str | None]:
 
 
 def is_model(name: str) -> bool:
-    """Whether `create_model` knows `name`, with or without a preset as suffix."""
+    """True if `create_model` knows `name`, with or without a preset as suffix."""
     base, preset = _split_name(name)
     return base in _REGISTRY and (preset is None or preset in PRESETS)
 

@@ -293,7 +293,7 @@ def _backward(u, delta, A, B, C, skip, bias, dy, kept, scratch,
 
 
 def is_interpreted() -> bool:
-    """Whether Triton's interpreter runs the programs, on a CPU."""
+    """True if Triton's interpreter runs the programs, on a CPU."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
@@ -371,7 +371,7 @@ class _Scan(torch.autograd.Function):
 
 
 def _sizes(u, delta, A, B, C, D, delta_bias, delta_softplus) -> dict:
-    """What a program is compiled for."""
+    """Constants that a program is compiled for."""
     is_complex = A.ndim == 3
     most = MOST_STATES[is_complex]
     return {"SOFTPLUS": bool(delta_softplus), "HAS_SKIP": D is not None,

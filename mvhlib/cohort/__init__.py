@@ -1,4 +1,4 @@
-"""Cohorts: any source of counts and images becomes sections that know whose tissue they are.
+"""Cohorts: sections with study and patient, read from any source of counts and images.
 
 >>> cohort = read("her2st", "data/her2st")            # doctest: +SKIP
 >>> cohort.manifest                                   # doctest: +SKIP

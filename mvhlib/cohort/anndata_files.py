@@ -1,11 +1,13 @@
-"""AnnData files of anybody's: counts, ``obsm["spatial"]``, an image inside or beside.
+"""Reader of AnnData files: counts, ``obsm["spatial"]``, an image inside or beside the file.
 
 ==================  ================================================================================
 what                how it is read
 ==================  ================================================================================
 files               ``*.h5ad`` in the directory and in its folders, each a section, or as many as it
                     has libraries (`mvhlib.cohort.libraries`); hidden ones are passed over
-counts              ``layers["counts"]``, else X, else ``raw.X``: the first that holds whole numbers
+counts              ``layers["counts"]``, else X, else ``raw.X``: the first of whole numbers;
+                    with ``obsm``, such as ``obsm: protein``, that table of obsm instead: a second
+                    modality of the same spots, whose columns take the genes' place
 genes               ``var_names``; a symbol of several genes is numbered by ``var["gene_ids"]``
 places              ``obsm["spatial"]``, centres (x, y) in pixels of the full image; else the
                     columns `PLACES` of obs. Spots of ``obs["in_tissue"]`` 0 are left out
@@ -103,7 +105,7 @@ class Picture:
 
 
 def read(path: str | Path, *, samples: str | Path | pd.DataFrame | None = None,
-         keep: str | Path | None = None) -> Cohort:
+         keep: str | Path | None = None, obsm: str = "") -> Cohort:
     """Read the AnnData files of a directory.
 
     Parameters
@@ -115,6 +117,9 @@ def read(path: str | Path, *, samples: str | Path | pd.DataFrame | None = None,
     keep
         Folder that takes the images that files bring with them: the run's cohort folder. None
         writes nothing, and such an image cannot be opened.
+    obsm
+        Key of a table of counts, spots x what was measured in place of genes (antibodies, say):
+        it is read instead of the genes. Empty: the genes.
 
     Raises
     ------
@@ -127,11 +132,11 @@ def read(path: str | Path, *, samples: str | Path | pd.DataFrame | None = None,
         return read_run(root)
     files = libraries.parts(find(root))
     return make_cohort(root, files, samples, lambda name, row: _section(
-        name, files[row.get("file", name)], root, row, keep))
+        name, files[row.get("file", name)], root, row, keep, obsm))
 
 
 def find(root: str | Path, ending: str = ".h5ad") -> dict[str, Path]:
-    """Section -> file of a directory and of its folders; these name it where files are all alike.
+    """Find the files of a directory and its folders; equal file names take their folder's.
 
     Raises
     ------
@@ -187,8 +192,8 @@ def make_cohort(root: Path, files: Mapping[str, Any],
 
 
 def _section(name: str, part: libraries.Part, root: Path, row: dict[str, Any],
-             keep: str | Path | None) -> Section:
-    adata = read_counts(part.path, part.library)
+             keep: str | Path | None, obsm: str) -> Section:
+    adata = read_counts(part.path, part.library, obsm)
     return make_section(name, part.path, adata, root, row, keep,
                         picture_inside(adata, part.path), source="h5ad",
                         beside=part.path.with_name(f"{name}.h5ad") if part.library else None)
@@ -256,7 +261,7 @@ def _check_spot(spot_um: float, path: Path) -> None:
 
 
 def owner(adata: "AnnData", field: str) -> str:
-    """Who ``obs`` says all spots are of; empty where it does not, or not of all."""
+    """Return the one owner that ``obs`` states for all spots; empty for none or several."""
     for column in OWNERS[field]:
         if column in adata.obs:
             values = adata.obs[column]
@@ -269,7 +274,7 @@ def owner(adata: "AnnData", field: str) -> str:
 
 
 def _beside(path: Path, root: Path, row: dict[str, Any]) -> Path | None:
-    """The full image: of the table, else beside the file under its name."""
+    """Find the full image: from the table, else of the same name beside the file."""
     if "image" in row:
         full = root / str(row["image"])
         if not full.exists() or not full.absolute().is_relative_to(root.absolute()) \
@@ -294,13 +299,15 @@ def _write(path: Path, pixels: np.ndarray) -> None:
             Image.fromarray(pixels).save(temporary, format="PNG")
 
 
-def read_counts(path: Path, library: str = "") -> "AnnData":
-    """Raw counts, places and what of ``obs`` is used, of one AnnData file.
+def read_counts(path: Path, library: str = "", obsm: str = "") -> "AnnData":
+    """Read raw counts, places and the needed part of ``obs`` of one AnnData file.
 
     Parameters
     ----------
     library
         The one whose spots are taken, where the file has several.
+    obsm
+        See `read`.
 
     Raises
     ------
@@ -313,10 +320,10 @@ def read_counts(path: Path, library: str = "") -> "AnnData":
         h5_sizes(stream)
     with reading(path, fix="it is probably truncated: copy it again"):
         stored = anndata.read_h5ad(path)
-    return raw_counts(libraries.take(stored, library, path) if library else stored, path)
+    return raw_counts(libraries.take(stored, library, path) if library else stored, path, obsm)
 
 
-def raw_counts(stored: "AnnData", path: Path) -> "AnnData":
+def raw_counts(stored: "AnnData", path: Path, obsm: str = "") -> "AnnData":
     """An AnnData with raw counts alone: the first place that holds whole numbers.
 
     Raises
@@ -333,6 +340,8 @@ def raw_counts(stored: "AnnData", path: Path) -> "AnnData":
     places = {'layers["counts"]': (stored.layers.get("counts"), stored.var_names),
               "X": (stored.X, stored.var_names),
               "raw.X": (None, None) if raw is None else (raw.X, raw.var_names)}
+    if obsm:
+        places = {f'obsm["{obsm}"]': _second_modality(stored, path, obsm)}
     taken = None
     for where, (matrix, genes) in places.items():
         if matrix is None:
@@ -342,12 +351,14 @@ def raw_counts(stored: "AnnData", path: Path) -> "AnnData":
         values = np.asarray(matrix.data if hasattr(matrix, "indptr") else matrix)
         if values.dtype.kind in "iufb" and np.isfinite(values).all() and (values >= 0).all() and (
                 values == np.round(values)).all():
-            taken = matrix, _genes(genes, stored if raw is None or where != "raw.X" else raw)
+            taken = matrix, genes if obsm else _genes(
+                genes, stored if raw is None or where != "raw.X" else raw)
             break
     if taken is None:
         raise InputError(path, "counts", "are in none of " + ", ".join(
             name for name, (matrix, _) in places.items() if matrix is not None) + ": none holds "
-            "whole numbers from 0", 'store raw counts in layers["counts"]')
+            "whole numbers from 0", "store raw counts in " + (
+                f'obsm["{obsm}"]' if obsm else 'layers["counts"]'))
     matrix, genes = taken
     kept = [column for column in (*_POSITIONS, "label", *sum(OWNERS.values(), ()))
             if column in stored.obs]
@@ -362,8 +373,25 @@ def raw_counts(stored: "AnnData", path: Path) -> "AnnData":
     return adata
 
 
+def _second_modality(stored: "AnnData", path: Path, key: str) -> tuple[np.ndarray, pd.Index]:
+    """Values and column names of a table of ``obsm``."""
+    if key not in stored.obsm:
+        raise InputError(path, f'obsm["{key}"]', f"is missing; there are {sorted(stored.obsm)}",
+                         "name one of these as obsm in the options of 01_cohort.yaml, or leave it "
+                         "out to read genes")
+    table = stored.obsm[key]
+    if not isinstance(table, pd.DataFrame):
+        raise InputError(path, f'obsm["{key}"]', "is an array, whose columns have no names",
+                         "store a pandas DataFrame with what was measured as its columns")
+    names = pd.Index([str(name).strip() for name in table.columns])
+    if "" in names or not names.is_unique:
+        raise InputError(path, f'obsm["{key}"]', "has a column without a name, or two of one name",
+                         "name each column by what was measured")
+    return table.to_numpy(), names
+
+
 def _place(stored: "AnnData", path: Path) -> None:
-    """Put centres into ``obsm["spatial"]`` where columns of obs say them and leave no doubt."""
+    """Copy centres into ``obsm["spatial"]`` from columns of obs that are unambiguous."""
     if "spatial" in stored.obsm:
         return
     for pair in PLACES:
@@ -380,7 +408,7 @@ def _place(stored: "AnnData", path: Path) -> None:
 
 
 def _genes(names: pd.Index, of: Any) -> pd.Index:
-    """Names of genes; symbols that stand twice, as scanpy leaves them, are told apart by ids.
+    """Names of genes; repeated symbols, as scanpy leaves them, get suffixes by gene id.
 
     Ensembl ids lose their version, which tells releases of the annotation apart and not genes.
     """
@@ -391,7 +419,7 @@ def _genes(names: pd.Index, of: Any) -> pd.Index:
 
 
 def _on_tissue(adata: "AnnData", stored: "AnnData", path: Path) -> "AnnData":
-    """Without spots that ``obs["in_tissue"]`` puts beside the tissue."""
+    """Drop spots that ``obs["in_tissue"]`` marks as off the tissue."""
     if "in_tissue" not in stored.obs:
         return adata
     said = stored.obs["in_tissue"].astype(str).str.strip().str.lower().map(
@@ -500,7 +528,7 @@ def _scale(adata: "AnnData", path: Path) -> tuple[str, float | None]:
 
 
 def _lattice(adata: "AnnData", kind: str, mpp: float | None) -> dict[str, Any]:
-    """What maps and graphs want to know of the array."""
+    """Properties of the array that maps and graphs need."""
     if kind == "hexagonal":
         return {"kind": kind, "n_neighs": 6, "spot_um": SPOT_UM, "pitch_um": PITCH_UM,
                 "coordinates": "pixel"}

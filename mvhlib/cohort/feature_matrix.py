@@ -32,7 +32,7 @@ _CHUNK = 1 << 20
 
 
 def read_features(path: Path) -> pd.DataFrame:
-    """Read what was measured, without the counts.
+    """Read the list of features, without the counts.
 
     Returns
     -------
@@ -147,7 +147,7 @@ class GeneNames:
 
 
 def told_apart(symbols: pd.Index, ids: pd.Series | None) -> pd.Index:
-    """Symbols with a suffix where one repeats: the lowest Ensembl id keeps it.
+    """Add suffixes to a repeated symbol; the gene of the lowest Ensembl id keeps it plain.
 
     Without ids the order of the file decides.
     """
@@ -189,7 +189,7 @@ def _check_barcodes(barcodes: Sequence[str], path: Path) -> None:
 
 
 def _check_printed(names: Iterable[str], path: Path, field: str, fix: str) -> None:
-    """Refuse names that are blank or hold what is not printed, such as a line break."""
+    """Refuse names that are blank or contain unprintable characters, such as a line break."""
     for row, name in enumerate(names, 1):
         if not name:
             raise InputError(path, field, f"is blank in row {row}", fix)
@@ -230,7 +230,7 @@ def _whole(values: np.ndarray, path: Path, field: str) -> np.ndarray:
 
 
 def _counts(values: np.ndarray, path: Path) -> np.ndarray:
-    """Counts as int32; what is negative, fractional or too large to be one is refused."""
+    """Return counts as int32; refuse negative, fractional and too large values."""
     if values.dtype.kind == "f":
         if not np.isfinite(values).all():
             raise InputError(path, "counts", "hold NaN or infinity", "store the raw counts")

@@ -1,4 +1,4 @@
-"""Files of Space Ranger or Xenium that lie loose: with a prefix, as GEO has them, or without one.
+"""Reader of loose files of Space Ranger or Xenium, with a prefix (as on GEO) or without.
 
 ==================  ================================================================================
 what                how it is read
@@ -64,7 +64,7 @@ _PACKS = (".tar", ".tar.gz", ".tgz", ".zip")
 
 
 def find(root: str | Path) -> dict[str, dict[str, Path]]:
-    """Section -> place in Space Ranger's layout -> file, of everything that is named so.
+    """Find all files by their names: section -> place in Space Ranger's layout -> file.
 
     Where a file lies packed and plain, the plain one is taken.
     """
@@ -134,13 +134,13 @@ def _section_name(prefix: str, file: Path, root: Path) -> str:
 
 
 def is_part(parts: Mapping[str, Path]) -> bool:
-    """Whether files are of a section at all: counts, places of spots, or transcripts."""
+    """True if files belong to a section: counts, places of spots, or transcripts."""
     return any(not place.startswith("spatial/") or place.removeprefix("spatial/") in
                visium.POSITION_FILES for place in parts)
 
 
 def lacks(parts: Mapping[str, Path]) -> str:
-    """What a section lacks to be read, in words; empty where nothing is missing."""
+    """Name the files that a section lacks; empty where nothing is missing."""
     if any(place in visium.TRANSCRIPT_FILES for place in parts):
         return ""
     folders = [_MATRIX.format(kind=kind) for kind in ("filtered", "raw")]

@@ -1,4 +1,4 @@
-"""Which genes are predicted, and in which units.
+"""Choice of the genes to predict, and the units of their expression.
 
 A panel is chosen on the sections that it is given: pass training sections only. Every panel is cut
 to the genes that all of these sections share.
@@ -152,7 +152,7 @@ def frame(chosen: Sequence[str], name: str, protocol: str, fold: str) -> pd.Data
 
 
 def concat(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
-    """The table ``panels.csv`` of its parts; with its columns even where there is no part."""
+    """Join the parts of ``panels.csv``; keep its columns even where there is no part."""
     frames = list(frames)
     if not frames:
         return pd.DataFrame(columns=list(PANEL_COLUMNS))
@@ -236,7 +236,7 @@ def normalize(counts, how: str = "log1p_cp10k", library: np.ndarray | None = Non
 
 def names(table: pd.DataFrame, column: str, path: str | os.PathLike, *, unique: bool = False
           ) -> pd.Series:
-    """Genes of a user's table, from `mvhlib.tables.read_table`: all text that is no date.
+    """Return the genes of a user's table, from `mvhlib.tables.read_table`; refuse dates.
 
     Raises
     ------

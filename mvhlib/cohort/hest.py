@@ -1,4 +1,4 @@
-"""HEST-1k and hest-bench, as they lie on disk.
+"""Reader of HEST-1k and hest-bench in their layouts on disk.
 
 ::
 
@@ -175,7 +175,7 @@ def read(path: str | Path, *, metadata: str | Path | None = None,
 
 
 def label(cohort: Cohort | pd.DataFrame, include: str | Sequence[str] | None = None) -> str:
-    """What a table or figure calls the cohort: the set and its size, as in ``CRC-S (57)``.
+    """Name the cohort for tables and figures by set and size, as in ``CRC-S (57)``.
 
     Parameters
     ----------
@@ -269,7 +269,7 @@ def _find_samples(root: Path, metadata: str | Path | None) -> dict[str, _Sample]
 
 def _metadata(root: Path, metadata: str | Path | None
               ) -> tuple[dict[str, dict[str, Any]], Path | None]:
-    """Id -> row of the csv, from which what is not stated is left out; and the csv."""
+    """Read the csv: id -> the stated cells of its row; and the csv itself."""
     if metadata is None:
         def version(file: Path) -> list[int]:
             return [int(number) for number in re.findall(r"\d+", file.stem)]
@@ -288,7 +288,7 @@ def _metadata(root: Path, metadata: str | Path | None
 
 
 def _stated(value: Any) -> bool:
-    """Whether a cell says something; the csv has blanks beside empty cells."""
+    """True if a cell holds a value; the csv has blank as well as empty cells."""
     said = str(value).strip().lower()
     return said not in tables.NOT_KNOWN and said not in ("[]", "{}")
 
@@ -756,7 +756,7 @@ def k_genes(adatas: Sequence["AnnData"], k: int = 50, criterion: str = "var", *,
 
 
 def bench_options(data: str | Path | None, task: str) -> dict[str, Any]:
-    """What a task of hest-bench fixes for every notebook: its folds and its genes.
+    """Folds and genes that a task of hest-bench fixes for every notebook.
 
     Parameters
     ----------

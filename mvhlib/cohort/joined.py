@@ -1,4 +1,4 @@
-"""Several data sets as one cohort: what transfer between them needs.
+"""Several data sets joined into one cohort, for transfer between them.
 
 Every source keeps its reader, its studies and its patients; images are found below the common
 directory. Sources that name genes unlike (another species, Ensembl ids beside symbols) are brought
@@ -87,7 +87,7 @@ def read(path: str | Path, *, sources: Sequence[Mapping[str, Any]]) -> Cohort:
 
 
 def _renaming(symbols: str, where: str) -> Callable[[pd.Index], list[str]] | None:
-    """What turns a source's gene names into the common ones."""
+    """Return a function from a source's gene names to the common ones."""
     if not symbols:
         return None
     if symbols == "upper":

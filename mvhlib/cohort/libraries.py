@@ -64,7 +64,7 @@ def of_file(path: Path) -> list[str]:
 
 @lru_cache(maxsize=1024)
 def _of_file(path: Path, changed_ns: int, size: int) -> tuple[str, ...]:
-    """Remembered while the file stays as it is: a folder is looked through section by section."""
+    """Cached while the file is unchanged, since a folder is searched section by section."""
     with h5_reader(path) as stream:
         if "uns" not in stream or "spatial" not in stream["uns"]:
             return ()

@@ -1,7 +1,7 @@
-"""What every section looks like before anything is fitted to it: one row of numbers each.
+"""Quality control: one row of measures per section, before anything is fitted.
 
-Whether spots lie where their expression was measured is asked as well: `alignment` compares how
-much of the expression the colour under the spots explains with what it explains one pitch away.
+`alignment` also tests whether spots lie where their expression was measured: it compares how much
+of the expression the colour under the spots explains with how much the colour one pitch away does.
 """
 
 import logging
@@ -25,11 +25,11 @@ COLUMNS = ("section", "study", "patient", "n_spots", "n_genes", "n_genes_found",
            "n_outside_image", "tissue_fraction_median", "fraction_on_tissue",
            "alignment_r2", "alignment_r2_shifted_best", "alignment_rank", "alignment")
 
-#: Genes (the most variable) and their first components that colour is asked to explain.
+#: Number of genes (the most variable) and of their first components that colour must explain.
 ALIGNMENT_GENES, ALIGNMENT_COMPONENTS = 60, 5
-#: Spots that are needed to ask.
+#: Fewest spots for the test.
 ALIGNMENT_SPOTS = 40
-#: R2 below which colour tells nothing of a place, and by how much another must be better.
+#: R2 below which colour is uninformative, and the margin by which another place must be better.
 ALIGNMENT_FLOOR, ALIGNMENT_MARGIN = 0.02, 0.03
 #: Difference of a pixel's brightest and darkest channel that 19 of 20 pixels of a grey image stay
 #: below, brightness of the border below which nobody's glass is, and difference of channels above
@@ -144,7 +144,7 @@ class Alignment:
 
 
 def alignment(section: Section) -> Alignment:
-    """Ask whether the spots lie where they were measured, on the thumbnail and within seconds.
+    """Test on the thumbnail, within seconds, whether the spots lie where they were measured.
 
     Mean colour and contrast (optical density) of each spot's square explain the first components
     of the most variable genes by ridge, fitted without the block of the section that is
@@ -208,7 +208,7 @@ def alignment(section: Section) -> Alignment:
 
 
 def strange_colours(section: Section) -> str:
-    """What of a section's image H&E in transmitted light does not have; empty where it is nothing.
+    """Say why a section's image does not look like H&E in transmitted light; empty if it does.
 
     Grey, dark around the tissue, or green: a scan of the fiducials, a negative, a fluorescence
     image. Such an image is read as it is, but its colours are no stains.
@@ -334,7 +334,7 @@ def _turned(xy: np.ndarray, size: tuple[int, int]) -> dict[str, np.ndarray]:
 
 
 def _median(values: pd.Series) -> float:
-    """Median of what is known, NaN where nothing is."""
+    """Median of the known values, NaN where there are none."""
     return float(values.median()) if values.notna().any() else np.nan
 
 

@@ -277,7 +277,7 @@ PLATFORMS = {"visium": _is_spots, "visium_hd": _has_bins, "xenium": _is_xenium,
 
 
 def _levels(root: Path) -> list[list[Path]]:
-    """`root`, the folders in it, in them, and in these; hidden ones are no data."""
+    """List `root` and three levels of folders below it, without hidden ones."""
     levels = [[root]]
     for _ in range(3):
         levels.append([folder for above in levels[-1] for folder in sorted(above.glob("*/"))
@@ -286,7 +286,7 @@ def _levels(root: Path) -> list[list[Path]]:
 
 
 def holds(path: str | Path, source: str) -> bool:
-    """Whether a directory has outputs of a platform, by their names alone.
+    """True if a directory has outputs of a platform, judged by names alone.
 
     Parameters
     ----------
@@ -332,7 +332,7 @@ def _outputs(root: Path, accept: Callable[[Path], bool], source: str) -> dict[st
 
 
 def _what_else(levels: list[list[Path]], source: str) -> tuple[str, str]:
-    """What stands there instead of an output of `source`, and what to do."""
+    """Describe what was found instead of an output of `source`, and what to do."""
     for other, accept, what in (("visium_hd", _has_bins, "bins of Visium HD"),
                                 ("visium", _is_spots, "spots of Visium"),
                                 ("xenium", _is_xenium, "transcripts of Xenium"),

@@ -154,7 +154,7 @@ class Config:
         return resolve(self.out) / "runs" / self.profile
 
     def place(self, name: str) -> Path:
-        """Where the path in the setting `name` leads, which may begin in the data set's folder.
+        """Resolve the path in the setting `name`, which may begin in the data set's folder.
 
         Raises
         ------
@@ -180,7 +180,7 @@ class Config:
         return Schedules(n_steps=self.steps, **{name: getattr(self, name) for name in names})
 
     def recipe(self) -> dict[str, Any]:
-        """The settings that decide the result."""
+        """The settings that determine the result."""
         given = asdict(self)
         return {name: given[name] for name in given if name not in NOT_IN_RECIPE}
 

@@ -1,4 +1,4 @@
-"""What a pretraining would take: hours and money, computed from a throughput that was measured.
+"""Cost of a pretraining in hours and money, computed from a measured throughput.
 
 ::
 
@@ -94,7 +94,7 @@ def rate_of_benchmark(path: Path, config: Config) -> float:
 
 def lines(config: Config, rate: float, source: str, processes: Sequence[int], keeps: float,
           price: float) -> list[str]:
-    """What the command prints: the sum, then a row for each number of processes."""
+    """Lines that the command prints: the sum, then a row for each number of processes."""
     said = [f"{config.backbone}: {config.steps:,} steps of {config.batch:,} images are "
             f"{config.steps * config.batch / 1e6:,.1f} million images",
             f"one process makes {rate:,.3g} images a second ({source}) and keeps {keeps:.0%} of it "

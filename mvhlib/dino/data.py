@@ -56,7 +56,7 @@ class _Part:
         raise NotImplementedError
 
     def identity(self) -> list:
-        """What tells this file from another of the same name."""
+        """Identity of this file, which distinguishes it from another of the same name."""
         return [self.name, self.n_tiles, self.path.stat().st_size]
 
     def __getstate__(self) -> dict:
@@ -228,7 +228,7 @@ class TileSource(Dataset):
         return sha256_of([part.identity() for part in self.parts])
 
     def __getitems__(self, indices: Sequence[int]) -> np.ndarray:
-        """Tiles `(n, S, S, 3)` uint8; each file is asked once for all of its tiles."""
+        """Tiles `(n, S, S, 3)` uint8; each file is read once for all of its tiles."""
         indices = np.asarray(indices, dtype=np.int64)
         out = np.empty((len(indices), self.tile_px, self.tile_px, 3), dtype=np.uint8)
         owner = np.searchsorted(self.starts, indices, side="right") - 1
@@ -363,7 +363,7 @@ def _without_ending(name: str) -> str:
 
 
 def sample_order(n_tiles: int, seed: int, first: int, n: int) -> np.ndarray:
-    """Which tiles stand at positions `first` to `first + n` of an endless shuffled stream.
+    """Indices of the tiles at positions `first` to `first + n` of an endless shuffled stream.
 
     Every pass over the tiles has its own permutation, keyed by (seed, pass).
     """

@@ -1,4 +1,4 @@
-"""What tells early that a run goes wrong: spread of the embedding, time steps and poles."""
+"""Monitors that show early if a run goes wrong: spread of the embedding, time steps, poles."""
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ def effective_rank(x: Tensor) -> float:
 
 @torch.no_grad()
 def _inputs(backbone: nn.Module, images: Tensor) -> dict[int, Tensor]:
-    """What each state-space mixer gets on these images, block by block."""
+    """Input of each state-space mixer on these images, block by block."""
     inputs: dict[int, Tensor] = {}
     hooks = []
     for number, block in enumerate(backbone.blocks):
@@ -72,7 +72,7 @@ def state_space_quantiles(backbone: nn.Module, images: Tensor) -> dict[str, floa
 
 
 def state_space_extremes(backbone: nn.Module, images: Tensor) -> dict[str, float]:
-    """What bounds the recurrences of all state-space layers, on these images.
+    """Extremes that bound the recurrences of all state-space layers, on these images.
 
     ``delta_min``, ``delta_median``, ``delta_max`` [per token]; ``pole_min``, ``pole_max``: real
     parts of the eigenvalues of A; ``decay_max``: no state grows by more than this factor at any
@@ -91,7 +91,7 @@ def state_space_extremes(backbone: nn.Module, images: Tensor) -> dict[str, float
 
 @torch.no_grad()
 def state_shares(backbone: nn.Module, images: Tensor) -> dict[int, float]:
-    """How much the states of each state-space block add to what passes them by.
+    """Contribution of each state-space block's states, relative to its skip path.
 
     Parameters
     ----------

@@ -358,7 +358,7 @@ class Pretraining:
         return {} if self._sharded else state_space_quantiles(self.teacher.backbone, views)
 
     def _watch(self, row: dict[str, float]) -> None:
-        """Stop a run that has gone wrong, and say where it was still right."""
+        """Stop a run that has gone wrong, and name its last good checkpoint."""
         good = self.checkpoints.latest()
         last = f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"
         if not math.isfinite(row["loss"]) or not all(
@@ -415,7 +415,7 @@ class Pretraining:
     # ---- the end
 
     def export(self) -> Path:
-        """Write the teacher's backbone and what it has seen; the recipe last."""
+        """Write the teacher's backbone with the list of its training data; the recipe last."""
         folder = self.config.path
         # Gathering needs every process, writing only the first.
         content = sharding.gather_sharded(self)["parts"]["teacher"] if self._sharded else (
@@ -436,7 +436,7 @@ class Pretraining:
         return folder
 
     def is_finished(self) -> bool:
-        """Whether this very recipe has run to its end here already."""
+        """True if this recipe has already run to its end here."""
         path, weights = self.config.path / "recipe.json", self.config.path / "model.safetensors"
         if not path.exists() or not weights.exists():
             return False
@@ -510,7 +510,7 @@ def _micro_batch(config: Config, n_processes: int) -> int:
 
 
 def _check_sizes(config: Config, source: TileSource, backbone: nn.Module) -> int:
-    """The patch size, after a look at whether tiles, crops and patches fit each other."""
+    """Return the patch size, after checking that tiles, crops and patches fit each other."""
     patch = backbone.patch_embed.patch_size[0]
     for name in ("global_px", "local_px"):
         side = getattr(config, name)
@@ -550,7 +550,7 @@ def start_processes(device: torch.device) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run from the command line: a YAML file, then ``key=value`` settings that win over it."""
+    """Run from the command line: a YAML file, then ``key=value`` settings that override it."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(__doc__)

@@ -1,4 +1,4 @@
-"""What changes over the steps of a run: learning rate, weight decay, momentum, temperature.
+"""Schedules over the steps of a run: learning rate, weight decay, momentum, temperature.
 
 The schedules of DINOv2 (Oquab et al. 2023). Warm-ups are given as shares of the run, so that a
 run of sixty steps and one of a hundred thousand have the same shape.

@@ -1,4 +1,4 @@
-"""Which recipes diverge: short pretrainings over a grid, watched from inside.
+"""Stability of training recipes: short pretrainings over a grid, with their internals recorded.
 
 Cho et al. 2025 (MV_Hybrid) report that Mamba mixers with MLPs are unstable and suspect positive
 eigenvalues. Under A = -exp(A_log) no eigenvalue can be positive, so if such models diverge the
@@ -128,7 +128,7 @@ def configure(base: Config, cell: Mapping[str, Any]) -> Config:
 
 
 class Recorder(Pretraining):
-    """A pretraining that also keeps what its student does inside.
+    """A pretraining that also records the internals of its student.
 
     Parameters
     ----------
@@ -343,7 +343,7 @@ def _counts(pairs: "pd.DataFrame") -> dict[str, Any]:
 
 
 def sentence(table: "pd.DataFrame") -> str:
-    """What a grid says of the published instability: how many cells diverged, and their poles.
+    """Summarise a grid on the published instability: the diverged cells, and their poles.
 
     Parameters
     ----------
@@ -414,7 +414,7 @@ def _decades(ax: "Axes") -> None:
 
 
 def draw_key(rows: "pd.DataFrame", fig) -> None:
-    """Say below a figure of `draw_trajectories` what its lines are."""
+    """Draw the key of the lines below a figure of `draw_trajectories`."""
     from matplotlib.lines import Line2D
 
     lines = {NAMES[mixer]: {"color": COLOURS[mixer]}

@@ -1,4 +1,4 @@
-"""What a finished pretraining is: how far from its start, and whether it uses its states."""
+"""Checks of finished pretrainings: initial weights that remain, and use of the states."""
 
 import os
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ STATE_COLUMNS = ("encoder", "block", "share")
 
 
 def finished(folder: str | os.PathLike) -> dict[str, Path]:
-    """Encoder -> its folder, of every pretraining below ``encoders/`` that got to its end."""
+    """Find every finished pretraining below ``encoders/``: encoder -> its folder."""
     found = sorted(path.parent for path in Path(folder).glob("*/recipe.json"))
     return {path.name: path for path in found if (path / "model.safetensors").exists()}
 

@@ -1,4 +1,4 @@
-"""What notebook 03 shows: views, live curves, losses, and how far back the layers can see."""
+"""Figures of notebook 03: views, live curves, losses, and the memory of the layers."""
 
 import os
 import subprocess
@@ -187,7 +187,7 @@ def draw_log(log: "pd.DataFrame", axes: "np.ndarray") -> "np.ndarray":
 
 
 def without_tiles(run: "Run") -> bool:
-    """Whether 02_tiles has run and cut no tile, neither of the cohort nor for pretraining.
+    """True if 02_tiles has run and cut no tile, neither of the cohort nor for pretraining.
 
     Raises
     ------
@@ -235,7 +235,7 @@ def draw_half_lives(table: "pd.DataFrame", ax: "Axes") -> "Axes":
 
 
 def answer(log: "pd.DataFrame", memory: "pd.DataFrame", initial: float) -> tuple[str, str]:
-    """What a run's log says: whether losses fell, the embedding stayed spread, a memory grew.
+    """Summarise a run's log: the losses, the spread of the embedding, the layers' memory.
 
     Parameters
     ----------

@@ -1,1 +1,1 @@
-"""What embeddings are good for beside expression: classes, retrieval, survival."""
+"""Downstream tasks of embeddings beside expression: classes, retrieval, survival."""

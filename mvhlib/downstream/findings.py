@@ -1,4 +1,4 @@
-"""What tables of downstream tasks say in a sentence or two: classes, retrieval, survival.
+"""Sentences about tables of downstream tasks: classes, retrieval, survival.
 
 Each function takes the tables that its notebook writes, whatever rows a run has of them, and
 returns sentences that quote means with their intervals, and chance beside them.
@@ -11,7 +11,7 @@ import pandas as pd
 from mvhlib import phrases, plots
 from mvhlib.cohort.clinical import ENDPOINTS
 
-#: Splits of 07, the first that there is being the headline.
+#: Splits of 07; the first one present is the headline.
 SPLITS = ("grouped", "given", "grouped_study", "random")
 #: Ways to search of 08.
 SEARCHES = {"prototypes": "nearest prototype", "prototypes_scaled": "nearest prototype, features "
@@ -19,7 +19,7 @@ SEARCHES = {"prototypes": "nearest prototype", "prototypes_scaled": "nearest pro
 
 
 def classification(summary: pd.DataFrame, saw_tested: Sequence[str] = ()) -> str:
-    """Which classes an embedding holds, data set by data set.
+    """Say how well embeddings predict classes, data set by data set.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ def _on_split(row: pd.Series) -> str:
 
 
 def attention(per_slide: pd.DataFrame, least: float) -> str:
-    """Whose attention finds the planted tiles, encoder by encoder.
+    """Say how well attention finds the planted tiles, encoder by encoder.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ def attention(per_slide: pd.DataFrame, least: float) -> str:
 
 
 def retrieval(summary: pd.DataFrame, searches: Sequence[str] = tuple(SEARCHES)) -> str:
-    """Whether tiles of a class find each other, and an image its expression.
+    """Say how well tiles of a class retrieve each other, and an image its expression.
 
     Parameters
     ----------
@@ -135,7 +135,7 @@ def _beside_chance(summary: pd.DataFrame, row: pd.Series) -> str:
 
 def survival(summary: pd.DataFrame, gaps: pd.DataFrame, encoder: str | None,
              covariates: Sequence[str]) -> str:
-    """Whether slides say more of survival than clinical columns, endpoint by endpoint.
+    """Say whether slides add to clinical columns in predicting survival, by endpoint.
 
     Parameters
     ----------

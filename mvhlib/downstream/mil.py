@@ -6,8 +6,8 @@ Of the tiles `h_t` of a bag, gated attention takes the weighted mean `z` that it
           z = \\sum_t a_t h_t
 
 Ilse, Tomczak and Welling, "Attention-based deep multiple instance learning", ICML 2018, equations
-7 to 9. The attention of a tile is what it weighed in, no probability of anything; in a bag without
-the sought instances it goes to whatever resembles them most.
+7 to 9. The attention of a tile is its weight in the mean, not a probability; in a bag without the
+sought instances it goes to the tiles that resemble them most.
 
 Bags are read from feature files when they are needed and kept only while they fit into a stated
 memory. Training sees at most `max_tiles` of a bag at each step, drawn anew; testing sees all tiles,
@@ -179,7 +179,7 @@ class _OnlyBag:
 
 
 class GatedAttention(nn.Module):
-    """Gated attention over the tiles of a bag, and a linear classifier of what it takes.
+    """Gated-attention pooling of the tiles of a bag, and a linear classifier.
 
     Parameters
     ----------
@@ -210,7 +210,7 @@ class GatedAttention(nn.Module):
         return h, self.weigh(self.content(h) * self.gate(h)).squeeze(-1)
 
     def forward(self, x: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
-        """Bags of unlike size at once.
+        """Classify bags of different sizes, padded to the largest.
 
         Parameters
         ----------
@@ -249,7 +249,7 @@ class GatedAttention(nn.Module):
 
 @dataclass(frozen=True)
 class Result:
-    """Answers and attention on slides that the network had not seen.
+    """Predictions and attention on unseen slides.
 
     Attributes
     ----------
@@ -361,7 +361,7 @@ def _draw(n: int, most: int, seed: int, epoch: int, bag: int) -> np.ndarray | sl
 
 
 def _stacked(bags: list[np.ndarray], device: str) -> tuple[Tensor, Tensor]:
-    """Bags of unlike size as one tensor `(B, T, D)`, and which of its tiles exist `(B, T)`."""
+    """Pad bags to one tensor `(B, T, D)`; also a mask `(B, T)` of the tiles that exist."""
     longest = max(map(len, bags))
     x = np.zeros((len(bags), longest, bags[0].shape[1]), np.float32)
     there = np.zeros((len(bags), longest), bool)

@@ -1,8 +1,8 @@
-"""From a bag of tiles to one vector per slide: a mixture of prototypes, and two floors beside it.
+"""One vector per slide from its bag of tiles: a mixture of prototypes, and two simple baselines.
 
 Prototypes are k-means centres of the training tiles. Around them a mixture of diagonal Gaussians
 is fitted to every slide by a step or a few of maximum a posteriori EM, and the slide is described
-by what comes out: ``[pi, mu, Sigma]``, the share, the mean and the variance of each prototype
+by the result, ``[pi, mu, Sigma]``: the share, the mean and the variance of each prototype
 (PANTHER: Song et al., "Morphological prototyping for unsupervised slide representation learning in
 computational pathology", CVPR 2024; the EM and its prior: Kim, "Differentiable
 expectation-maximization for set representation learning", ICLR 2022).
@@ -122,7 +122,7 @@ def map_em(X: np.ndarray, prototypes: np.ndarray, n_iter: int = 1, tau: float = 
 
 
 class MeanEmbedding(TransformerMixin, BaseEstimator):
-    """The mean of a bag's tiles, `(D,)` per slide; the floor that knows composition alone."""
+    """The mean of a bag's tiles, `(D,)` per slide; the simplest baseline."""
 
     def fit(self, bags: Sequence[np.ndarray], y=None) -> "MeanEmbedding":
         """Note the width, and the mean and spread of the training slides."""
@@ -141,7 +141,7 @@ class MeanEmbedding(TransformerMixin, BaseEstimator):
 
 
 class _Prototypes(TransformerMixin, BaseEstimator):
-    """What the histogram and the mixture share: how tiles are scaled, and k-means on them."""
+    """Base of the histogram and the mixture: scaling of tiles, and k-means on them."""
 
     def fit(self, bags: Sequence[np.ndarray], y=None):
         """Fit scale, principal components and prototypes on tiles of the training slides.

@@ -1,4 +1,4 @@
-"""Make an encoder of what a user names."""
+"""Factory of encoders, from the source that a user names."""
 
 import difflib
 import importlib
@@ -36,7 +36,7 @@ LOADERS = {"mmap": "mvhlib.expression.fused:load"}
 
 
 def create_encoder(source: str | os.PathLike, **options: Any) -> PatchEncoder:
-    """Make an encoder.
+    """Create an encoder.
 
     Parameters
     ----------
@@ -118,7 +118,7 @@ def _backbone(text: str, options: dict[str, Any]) -> PatchEncoder:
 
 
 def _directory(folder: Path, options: dict[str, Any]) -> PatchEncoder:
-    """What `save_pretrained` wrote, or `mvhlib.expression.fused.save`."""
+    """Read a directory written by `save_pretrained` or `mvhlib.expression.fused.save`."""
     from mvhlib import backbones
 
     config = _read_config(folder)
@@ -141,7 +141,7 @@ def _directory(folder: Path, options: dict[str, Any]) -> PatchEncoder:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    """An encoder's ``config.json``, and in it, where it is, whom the weights have seen."""
+    """Read an encoder's ``config.json``, with the list of its training data if there is one."""
     path = folder / "config.json"
     if not os.path.lexists(path):
         raise InputError(folder, "config.json", "is missing",
@@ -189,6 +189,6 @@ def names_of(samples: Iterable[Any]) -> dict[str, list[str]]:
 
 
 def seen(*lists: Mapping[str, Iterable[str]] | None) -> dict[str, list[str]]:
-    """What several trainings have seen, taken together; None has seen nothing."""
+    """Union of the training data of several trainings; None counts as no data."""
     return {level: sorted({name for each in lists for name in (each or {}).get(level, ())})
             for level in ("sections", "patients", "studies")}

@@ -1,4 +1,4 @@
-"""The hand-made baseline: what a network must beat."""
+"""The hand-made features: a baseline that every network must beat."""
 
 import math
 from typing import Any
@@ -88,7 +88,7 @@ class HandmadeFeatures(nn.Module):
         return torch.cat(columns, dim=1)
 
     def _texture(self, grey: Tensor) -> Tensor:
-        """Mean gradient at four scales, and how far it has one direction at two, `(B, 6)`."""
+        """Mean gradient at four scales, and its anisotropy at two, `(B, 6)`."""
         gradients, coherence = [], []
         for scale in (1, 2, 4, 8):
             g = grey if scale == 1 else F.avg_pool2d(grey, scale)

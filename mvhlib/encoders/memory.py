@@ -1,4 +1,4 @@
-"""Memory that is short is said in a line, before the system ends the process without one."""
+"""Lack of memory, reported in one line before the system kills the process without one."""
 
 import contextlib
 import errno
@@ -11,11 +11,11 @@ from mvhlib.artifacts import InputError
 
 
 class TooLarge(InputError):
-    """More memory is needed than there is; fewer tiles at once may do."""
+    """More memory is needed than is free; smaller batches of tiles may fit."""
 
 
 def lacks_memory(error: BaseException) -> bool:
-    """Whether an error says that memory is short, of the machine or of its GPU."""
+    """True if an error reports a lack of memory, of the machine or of its GPU."""
     if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError | TooLarge):
         return True
     return (isinstance(error, RuntimeError) and "memory" in str(error)) or (
@@ -31,7 +31,7 @@ def _in_bytes(path: str, key: str) -> int | None:
 
 
 def free_memory() -> int | None:
-    """Bytes that this process may still take; None where the system does not say (not Linux)."""
+    """Bytes that this process may still allocate; None where unknown (not Linux)."""
     try:
         free = _in_bytes("/proc/meminfo", "MemAvailable")
     except OSError:

@@ -1,4 +1,4 @@
-"""What every encoder is to the rest of the house: `PatchEncoder`, and how it looks at a tile.
+"""`PatchEncoder`, the interface of every encoder, and the transform of its tiles.
 
 Tiles are resampled as tensors with antialiasing. With a working resolution `mpp`, finer tiles are
 first reduced to it by area, so that sections of unlike sharpness meet on equal terms.
@@ -20,7 +20,7 @@ from mvhlib.encoders.memory import TooLarge, lacks_memory
 from mvhlib.encoders.tokens import ReadOut
 from mvhlib.progress import bar as progress_bar
 
-#: Counted up when the numbers of an encoder change for reasons that its weights do not show.
+#: Part of every cache key: increment when code changes an encoder's output.
 VERSION = 1
 
 #: Tiles per batch on a CPU: fixed, so that equal input gives equal bytes.
@@ -55,7 +55,7 @@ def update_by_weights(digest: Any, model: nn.Module) -> None:
 
 
 class EvalTransform:
-    """Make a network's input of one image: scale, resize, normalise.
+    """Turn an image into a network's input: scale, resize, normalise.
 
     Parameters
     ----------
@@ -106,7 +106,7 @@ class EvalTransform:
 
 
 class PatchEncoder(nn.Module):
-    """An encoder of tiles, whatever is inside.
+    """An encoder of tiles around any network.
 
     Parameters
     ----------
@@ -168,7 +168,7 @@ class PatchEncoder(nn.Module):
 
     @property
     def pretrained_on(self) -> dict[str, list[str]] | None:
-        """Sections, patients and studies that the weights have seen; None where nobody says.
+        """Sections, patients and studies that the weights were trained on; None if not stated.
 
         Empty for random weights, and for features without weights where nobody says otherwise.
         """
@@ -195,7 +195,7 @@ class PatchEncoder(nn.Module):
 
     @property
     def description(self) -> dict[str, Any]:
-        """How it looks at a tile and what it gives, for the record beside its features."""
+        """Describe the encoder's input and output, for the record beside its features."""
         return {"encoder": self.enc_name, "kind": self.kind, "pool": self.pool,
                 "depths": next((part.depths for part in self.model.modules()
                                if isinstance(part, ReadOut)), None), "width": self.embedding_dim,

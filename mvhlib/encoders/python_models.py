@@ -1,4 +1,4 @@
-"""Encoders that a function of the user's own makes: ``python:path/file.py:function``.
+"""Encoders made by a user's function: ``python:path/file.py:function``.
 
 The function is called without arguments, or with those options that it names. What it returns is
 
@@ -61,7 +61,7 @@ TRIED_PX = 224
 
 
 def from_python(text: str, options: dict[str, Any], device: str = "cpu") -> PatchEncoder:
-    """Make an encoder by a function of the user's own.
+    """Create an encoder by a user's function.
 
     Raises
     ------
@@ -118,7 +118,7 @@ def from_python(text: str, options: dict[str, Any], device: str = "cpu") -> Patc
 
 
 class Fence:
-    """Runs code of the user's file; whatever it raises is one line with file and function."""
+    """Runs a user's code; turns any error of it into one line with file and function."""
 
     def __init__(self, path: Path, function: str):
         self.path, self.function = path, function
@@ -143,7 +143,7 @@ class Fence:
             torch.set_default_dtype(kept)
 
     def _line(self, error: BaseException) -> str:
-        """Where in the file it was, if it was there."""
+        """Line of the user's file where an error arose, if it arose there."""
         line, frame = 0, error.__traceback__
         while frame is not None:
             if frame.tb_frame.f_code.co_filename == str(self.path):
@@ -153,7 +153,7 @@ class Fence:
 
 
 def _load(path: Path, name: str, fence: Fence) -> Callable[..., Any]:
-    """Run the file, beside its own folder, and return its function."""
+    """Run the file, with its folder importable, and return its function."""
     tree, text = read_code(path, name)
     # Of the content too: an edited file is another module, also in a notebook that runs on.
     module = types.ModuleType(f"mvhlib_user_{hashlib.sha256(f'{path}{text}'.encode()).hexdigest()}")
@@ -189,7 +189,7 @@ def _beside(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Draw the same random weights each time, and leave everybody else's draws alone."""
+    """Draw the same random weights each time, without changing the global random state."""
     kept = random.getstate(), np.random.get_state()
     random.seed(seed)
     np.random.seed(seed)
@@ -204,7 +204,7 @@ def _seeded(seed: int) -> Iterator[None]:
 
 def _arguments(function: Callable[..., Any], path: Path, name: str, options: dict[str, Any],
                own: dict[str, Any]) -> dict[str, Any]:
-    """Which options the function is called with: its own, and of ours those that it names."""
+    """Choose the options of the call: the function's own, and those of ours that it names."""
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):
@@ -229,7 +229,7 @@ def _arguments(function: Callable[..., Any], path: Path, name: str, options: dic
 
 
 def _carried(made: Any) -> dict[str, Any]:
-    """What the object says of its input and its read-out.
+    """Read what the object states about its input and its read-out.
 
     Only plain values count: a network's `mean` may be its own buffer, its `pool` a layer.
     """
@@ -252,7 +252,7 @@ def _names(made: Any, width: int) -> list[str] | None:
 
 
 def _stated(value: Any) -> Any:
-    """An option as caches know it: a file by its bytes, not by its name."""
+    """Return an option as part of a cache key: a file by its bytes, not by its name."""
     with contextlib.suppress(OSError, ValueError):
         if isinstance(value, str) and value and resolve(value).is_file():
             return sha256_file(resolve(value))
@@ -288,7 +288,7 @@ class TileObject(nn.Module):
 
 
 class Checked(nn.Module):
-    """Sees that what came out is one row of finite numbers per tile."""
+    """Checks that the output is one row of finite numbers per tile."""
 
     def __init__(self, model: nn.Module, path: Path, function: str):
         super().__init__()
@@ -333,7 +333,7 @@ class Checked(nn.Module):
 @torch.inference_mode()
 def _try(checked: Checked, transform: EvalTransform, path: Path, name: str,
          input_px: int | None) -> int:
-    """Encode two tiles, and return the width of what came."""
+    """Encode two tiles, and return the width of their features."""
     px = input_px or TRIED_PX
     noise = np.random.default_rng(0).integers(0, 256, (2, px, px, 3), dtype=np.uint8)
     first = next((t for t in (*checked.parameters(), *checked.buffers())), None)

@@ -1,4 +1,4 @@
-"""Models of timm, of the Hugging Face hub, and the field's encoders by their names.
+"""Models of timm and of the Hugging Face hub, and published pathology encoders by name.
 
 Weights come from the hub's cache or the hub, or from a file of the user's own (`weights`), which is
 read without running what stands in it.
@@ -78,7 +78,7 @@ def from_timm(text: str, options: dict[str, Any]) -> PatchEncoder:
     transform = EvalTransform(int(px), cfg.get("mean", (0.485, 0.456, 0.406)),
                               cfg.get("std", (0.229, 0.224, 0.225)),
                               cfg.get("interpolation", "bicubic"))
-    # Whatever loads weights says so: nobody knows what those have seen.
+    # An option that loads weights makes the encoder pretrained, on data that are not known.
     is_random = weights == "random" and not any(_loads(key, value) for key, value in stated)
     title = name or text.partition(":")[2].replace("/", "-").lower()
     return _wrapped(title, model, transform, pool, depths, precision=precision, mpp=mpp,
@@ -87,7 +87,7 @@ def from_timm(text: str, options: dict[str, Any]) -> PatchEncoder:
 
 
 def from_table(row: Published, options: dict[str, Any]) -> PatchEncoder:
-    """An encoder of the field, by a row of the table `mvhlib.encoder_sources.published`.
+    """A published encoder, by a row of the table `mvhlib.encoder_sources.published`.
 
     Raises
     ------
@@ -125,7 +125,7 @@ def from_table(row: Published, options: dict[str, Any]) -> PatchEncoder:
 def _wrapped(title: str, model: nn.Module, transform: EvalTransform, pool: str | None,
              depths: list[int | str] | None, *, identity: dict[str, Any], **stated: Any
              ) -> PatchEncoder:
-    """Read out what is asked; the model's own output where nothing is."""
+    """Wrap a model with the requested read-out; without one, its own output is used."""
     own = _own_pool(model)
     as_it_is = depths is None and own is not None and pool in (None, own)
     read = ReadOut(model, None if as_it_is else pool, depths, title)
@@ -139,7 +139,7 @@ def _wrapped(title: str, model: nn.Module, transform: EvalTransform, pool: str |
 
 
 def _own_pool(model: nn.Module) -> str | None:
-    """How a model of timm reads its tokens; ``-`` without any, None where it returns them."""
+    """Pooling of a timm model's tokens; ``-`` without tokens, None where it returns them."""
     if not hasattr(model, "num_prefix_tokens"):
         return None if getattr(model, "returns_tokens", False) else "-"
     pools = {"token": "cls", "avg": "mean", "": None}
@@ -147,7 +147,7 @@ def _own_pool(model: nn.Module) -> str | None:
 
 
 def _loads(key: str, value: Any) -> bool:
-    """Whether an option of timm makes it load weights."""
+    """True if an option of timm makes it load weights."""
     if any(word in key for word in _LOADS):
         return value not in (None, "", False)
     with contextlib.suppress(OSError, ValueError, TypeError):
@@ -166,7 +166,7 @@ def _timm(text: str) -> Any:
 
 @contextlib.contextmanager
 def _asking(text: str, what: str, hub: str) -> Iterator[None]:
-    """Say in one line why a model or its weights are not to be had, and what can be done."""
+    """Say in one line why a model or its weights are not available, and what can be done."""
     try:
         # timm reads the hub's older files as pickles, which run what stands in them.
         with _environment("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1"):
@@ -200,7 +200,7 @@ def _asking(text: str, what: str, hub: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _environment(name: str, value: str) -> Iterator[None]:
-    """Set an environment variable for the time of a block."""
+    """Set an environment variable within a block."""
     before = os.environ.get(name)
     os.environ[name] = value
     try:
@@ -235,7 +235,7 @@ def _weights_file(weights: Any) -> Path | None:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Names and tensors of a checkpoint; nothing that stands in it is run.
+    """Read names and tensors of a checkpoint without running any code in it.
 
     Raises
     ------
@@ -309,7 +309,7 @@ def _object(value: Any) -> Any:
 
 
 class _HiddenState(nn.Module):
-    """A vision model of the transformers library, asked for its tokens."""
+    """A vision model of the transformers library that returns its tokens."""
 
     returns_tokens = True
 

@@ -1,4 +1,4 @@
-"""Tokens and layers of a network: how they are found, pooled and read out.
+"""Tokens and layers of a network: search, pooling and read-out.
 
 A network gives tokens by ``forward_features`` (a backbone of ours, a transformer of timm, DINOv2)
 or as its output, `(B, P + N, D)`: P before the patches, of which the first is the class token and
@@ -34,7 +34,7 @@ def find_tokens(model: nn.Module, images: Tensor) -> tuple[Tensor | None, Tensor
 
 
 def split_tokens(out: Any, model: nn.Module) -> tuple[Tensor | None, Tensor] | None:
-    """Tell the class token from the patch tokens in what a network gave; None if it is neither."""
+    """Split a network's output into class token and patch tokens; None if it is no tokens."""
     if isinstance(out, Mapping):
         for cls, patches in (("cls", "patch_tokens"), ("x_norm_clstoken", "x_norm_patchtokens")):
             if cls in out and patches in out:
@@ -42,7 +42,7 @@ def split_tokens(out: Any, model: nn.Module) -> tuple[Tensor | None, Tensor] | N
         out = out.get("last_hidden_state")  # of the transformers library
     if not isinstance(out, Tensor) or out.ndim != 3:
         return None
-    # Who has forward_features says how many there are; a user's network has a class token.
+    # Models with forward_features state their number; a user's network has one, the class token.
     n_prefix = getattr(model, "num_prefix_tokens", 0 if hasattr(model, "forward_features") else 1)
     if not isinstance(n_prefix, int) or not 0 <= n_prefix < out.shape[1]:
         raise InputError(type(model).__name__, "num_prefix_tokens",
@@ -103,11 +103,11 @@ def find_layers(model: nn.Module) -> list[nn.Module]:
 
 
 class _Enough(Exception):
-    """The last layer that is wanted has spoken."""
+    """Raised to end a forward pass after the last requested layer."""
 
 
 class ReadOut(nn.Module):
-    """A network that gives the features that `pool` and `depths` ask for.
+    """A network that returns the features selected by `pool` and `depths`.
 
     Parameters
     ----------
@@ -201,7 +201,7 @@ class ReadOut(nn.Module):
         return read_out(cls, patches, pool)
 
     def _backbone_layers(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Of a backbone of ours, whose class token may stand in the middle."""
+        """Layer outputs of our backbones, whose class token may stand in the middle."""
         blocks = {id(block): i for i, block in enumerate(self.model.blocks)}
         if unknown := [depth for depth, (layer,) in zip(self.depths, self._layers, strict=True)
                        if id(layer) not in blocks]:
@@ -212,7 +212,7 @@ class ReadOut(nn.Module):
                 for each in self.model.forward_intermediates(x, wanted)]
 
     def _hooked_layers(self, x: Tensor) -> list[tuple[Tensor | None, Tensor]]:
-        """Of any other network, caught as it leaves each layer; what comes after is not run."""
+        """Layer outputs of any other network, caught by hooks; later layers are not run."""
         caught: dict[int, Any] = {}
         waited = {id(layer) for (layer,) in self._layers}
 
@@ -239,7 +239,7 @@ class ReadOut(nn.Module):
 
     def _places(self, at: int, depth: int | str, out: Any, x: Tensor
                 ) -> tuple[Tensor | None, Tensor]:
-        """Class token and `(B, N, D)` of what a layer gave, tokens or a map."""
+        """Class token and patch tokens `(B, N, D)` of a layer's output, tokens or a map."""
         if isinstance(out, Tensor) and out.ndim == 4:
             if at not in self._last:
                 # Images are square, so is the map: its channels are the axis of another length.

@@ -1,4 +1,4 @@
-"""The widgets around the maps: what chooses, what answers a click, what stands where."""
+"""Widgets around the maps: choosers, the response to clicks, the layout."""
 
 import html
 from typing import TYPE_CHECKING, Any
@@ -70,7 +70,7 @@ def lay_out(shown: "Explorer") -> "Widget":
 
 
 def _clicked(shown: "Explorer", rows: "Sequence[int]") -> None:
-    """Follow a click; what is wrong with a file stands below the maps."""
+    """Respond to a click; a fault of a file is shown below the maps."""
     if len(rows):
         try:
             shown.click(shown.view.barcodes[rows[0]])
@@ -79,7 +79,7 @@ def _clicked(shown: "Explorer", rows: "Sequence[int]") -> None:
 
 
 def say(shown: "Explorer", text: object) -> None:
-    """A line below the maps."""
+    """Show a line below the maps."""
     shown.controls["said"].value = html.escape(str(text))
 
 

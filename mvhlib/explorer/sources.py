@@ -1,4 +1,4 @@
-"""What an explorer can look at: the sections of a run, or slides that a saved model predicted."""
+"""Sources for an explorer: the sections of a run, or slides that a saved model predicted."""
 
 import os
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Gene-gene correlation of truth and prediction, drawn in blocks that have a name."""
+"""Figure of gene-gene correlations, measured and predicted, in named blocks of genes."""
 
 from collections.abc import Mapping
 
@@ -12,7 +12,7 @@ NAMED_GENES = 40
 
 
 def order(together: CoExpression, programs: Mapping[str, str]) -> tuple[np.ndarray, list[str]]:
-    """Order of the genes that puts those of one program side by side.
+    """Return an order of the genes that groups those of one program.
 
     Parameters
     ----------

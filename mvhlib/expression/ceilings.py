@@ -1,13 +1,13 @@
-"""How well could a perfect predictor do? Three answers, and on synthetic data the truth.
+"""Ceilings of the correlation that a perfect predictor could reach: three estimates of them.
 
-Counting alone is noise: the ceiling of `mvhlib.expression.scores.ceiling` takes counts as Poisson
-and everything beyond that as signal, so it is an upper bound, and a loose one where counts vary
-more than that from spot to spot. The other end takes as noise whatever a spot does not share with
-the spots beside it: counts are negative binomial about a mean that neighbours share, and the
-dispersion is read off the difference between neighbours, as the nugget of a variogram is. Tissue
-that truly changes from one spot to the next is then called noise, so this one is too low. Between
-them lies a dispersion common to all genes: what makes spots vary whatever the gene cannot be more
-than the genes show that vary least, and the tenth of them is taken for it.
+The ceiling of `mvhlib.expression.scores.ceiling` treats counts as Poisson and all variance beyond
+that as signal. It is an upper bound, and a loose one where counts vary more than Poisson counts
+from spot to spot. The lowest estimate treats as noise whatever a spot does not share with its
+neighbours: counts are negative binomial around a mean that neighbours share, and the dispersion is
+estimated from differences between neighbours, like the nugget of a variogram. It counts as noise
+any tissue that truly changes from one spot to the next, so it is too low. The third estimate lies
+between the two and assumes one dispersion for all genes. Such a dispersion cannot exceed that of
+the least variable genes, so the tenth percentile over genes is used.
 """
 
 from collections.abc import Iterable, Sequence
@@ -33,7 +33,7 @@ COMMON = 0.1
 
 
 def dispersion(counts, library: np.ndarray, coords: np.ndarray) -> np.ndarray:
-    """Dispersion of each gene about a mean that neighbouring spots share.
+    """Estimate each gene's dispersion around the mean that neighbouring spots share.
 
     With counts `x` over relative library sizes, `e`, of two neighbours `i` and `j` whose rates are
     alike, ``E[(e_i - e_j)**2] / 2`` is the mean of what counting adds, ``e / size``, and
@@ -77,7 +77,7 @@ def dispersion(counts, library: np.ndarray, coords: np.ndarray) -> np.ndarray:
 
 def table(sections: Iterable[Any], genes: Sequence[str], how: str = "log1p_cp10k", *,
           truth: Path | None = None, n_splits: int = 4, seed: int = 0) -> pd.DataFrame:
-    """All ceilings of each gene, means over sections, beside the true one where it is known.
+    """Compute every ceiling of each gene, averaged over sections, and the true one if it is known.
 
     Parameters
     ----------
@@ -123,7 +123,7 @@ def table(sections: Iterable[Any], genes: Sequence[str], how: str = "log1p_cp10k
 
 
 def _reached(path: Path, adata: Any, library: np.ndarray, how: str) -> np.ndarray:
-    """Correlation of measured with true expression: the rates, in counts, in the target's units."""
+    """Correlate measured with true expression (expected counts, normalised like the target)."""
     import anndata
 
     with artifacts.reading(artifacts.check_h5(path), "truth", "is no AnnData with the layer rate",
@@ -138,7 +138,7 @@ def _reached(path: Path, adata: Any, library: np.ndarray, how: str) -> np.ndarra
 
 
 def said(table: pd.DataFrame) -> str:
-    """One sentence on what `table` shows."""
+    """Summarise `table` in one sentence."""
     means = table[[name for name in NAMES if name in table]].mean()
     return "Ceiling of the mean gene: " + "; ".join(
         f"{NAMES[name]} {phrases.number(value)}" for name, value in means.items()) + "."

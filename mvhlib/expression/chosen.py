@@ -1,4 +1,4 @@
-"""The read-out that the inner folds prefer, fold by fold, and the scores that follow from it.
+"""Selection of a read-out for each fold on its inner folds, and the scores of that selection.
 
 Inner folds are parts of an outer fold's training sections (`mvhlib.expression.ridge.choose_alpha`),
 so that no test section has a say in what is chosen.
@@ -18,7 +18,7 @@ COLUMNS = ("protocol", "method", "encoder", "panel", "fold", "chosen", "inner", 
 
 def choose(results: Sequence[Evaluation], kinds: Mapping[str, Sequence[str]], *,
            unit: str = "patient") -> tuple[list[Evaluation], pd.DataFrame]:
-    """Put together, per encoder and protocol, each fold's best read-out on the inner folds.
+    """Choose each fold's read-out on its inner folds; join the folds per encoder and protocol.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ def choose(results: Sequence[Evaluation], kinds: Mapping[str, Sequence[str]], *,
 
 def _joined(slug: str, parts: Mapping[str, Evaluation], choices: pd.DataFrame,
             unit: str) -> Evaluation:
-    """Rows of each fold from the read-out that it chose."""
+    """Rows of each fold, from the read-out chosen for it."""
     wanted = choices[["panel", "fold", "chosen"]].rename(columns={"chosen": "encoder"}).astype(
         {"fold": str})
 
@@ -102,7 +102,7 @@ def _summary(scores: pd.DataFrame, unit: str, pooled: pd.DataFrame,
 
 def _predictions(scores: pd.DataFrame, parts: Mapping[str, Evaluation], choices: pd.DataFrame
                  ) -> dict[str, protocols.Prediction]:
-    """Of each section that one fold tests, those of the read-out that the fold chose."""
+    """Predictions of each section that one fold tests, from the read-out chosen for that fold."""
     of_fold = choices.drop_duplicates("fold").set_index("fold")["encoder"]
     found = {}
     for section, folds in scores.groupby("section", sort=False)["fold"].unique().items():

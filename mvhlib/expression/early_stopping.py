@@ -1,4 +1,4 @@
-"""What a method stops training on: whole patients held out, and errors within their sections."""
+"""Early stopping: the patients held out for it, and their errors within sections."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from mvhlib.cohort.splits import hold_out
 
 
 def held_out(samples: Sequence[Any], share: float, seed: int) -> tuple[np.ndarray, str]:
-    """Rows of all samples together that training stops on, and the unit that was left out.
+    """Hold out rows (of all samples together) for early stopping; name the unit left out.
 
     Parameters
     ----------
@@ -32,10 +32,10 @@ def held_out(samples: Sequence[Any], share: float, seed: int) -> tuple[np.ndarra
 
 
 def within(values: np.ndarray, owners: np.ndarray) -> np.ndarray:
-    """`(T, G)` less the mean of each owner `(T,)`, as float64.
+    """Subtract from `values` `(T, G)` the mean of each of `owners` `(T,)`, as float64.
 
-    What sections differ by as a whole (library, stain) cannot be learned from others, is not
-    scored by a correlation within sections, and would decide a plain error.
+    Differences between whole sections (library, stain) cannot be learned from other sections and
+    do not change a correlation within sections, but would dominate a plain error.
     """
     left = values.astype(np.float64)
     for owner in np.unique(owners):

@@ -1,4 +1,4 @@
-"""What tables of expression say in a sentence or two: who predicts best, what a new study costs.
+"""Sentences about tables of expression: which encoder predicts best, what a new study costs.
 
 Sentences are built from what a run has: one study, one encoder, no control and no comparison are
 said in words, and nothing is claimed beyond the interval of the row that is quoted.
@@ -23,14 +23,14 @@ TESTED_ON = {
 
 
 def tested_on(protocol: str) -> str:
-    """A protocol in words."""
+    """Describe a protocol in words."""
     return TESTED_ON.get(protocol, f"under {protocol}")
 
 
 def prediction(summary: pd.DataFrame, drops: pd.DataFrame, tests: pd.DataFrame, protocol: str,
                learned: Sequence[str] = (), scores: pd.DataFrame | None = None
                ) -> tuple[str, str]:
-    """How well expression is predicted, and how much of that is left on an unseen study.
+    """Say how well expression is predicted, and how much of that remains on an unseen study.
 
     Parameters
     ----------
@@ -90,7 +90,7 @@ def _permuted(rows: pd.DataFrame, best: pd.Series) -> str:
 
 
 def _apart(scores: pd.DataFrame, best: pd.Series) -> str:
-    """The same mean over studies, whose patients are not independent, and over signal genes."""
+    """Add the mean over studies (their patients are not independent) and over signal genes."""
     own = scores[(scores["encoder"] == best["encoder"]) & (scores["protocol"] == best["protocol"])
                  & (scores["panel"] == best["panel"]) & (scores["control"] == "none")]
     said = ""
@@ -136,7 +136,7 @@ def _primary(tests: pd.DataFrame) -> str:
 
 
 def far_below_ceiling(per_gene: pd.DataFrame, group: str = "group") -> str:
-    """Which groups of genes fall furthest short of what their counts allow, in a sentence.
+    """Name the groups of genes that fall furthest below the ceiling of their counts.
 
     Parameters
     ----------
@@ -155,7 +155,7 @@ def far_below_ceiling(per_gene: pd.DataFrame, group: str = "group") -> str:
 
 
 def turned(kinds: pd.DataFrame) -> str:
-    """Programs that encoders predict turned round: r below -0.05, its whole interval below 0.
+    """Name programs predicted with the wrong sign: r below -0.05, its whole interval below 0.
 
     Parameters
     ----------
@@ -172,7 +172,7 @@ def turned(kinds: pd.DataFrame) -> str:
 
 
 def nearer(places: pd.DataFrame) -> pd.DataFrame:
-    """Whether predicted expression places classes like measured expression, or like colour.
+    """Say whether predicted expression locates classes like measured expression or like colour.
 
     Parameters
     ----------
@@ -200,7 +200,7 @@ def nearer(places: pd.DataFrame) -> pd.DataFrame:
 
 def maps(scored: pd.DataFrame, moran: pd.DataFrame, sets: pd.DataFrame, places: pd.DataFrame,
          mantel: tuple[float, float] | None) -> str:
-    """What maps of one encoder keep of the tissue, in sentences that go on after its name.
+    """Say how much of the tissue one encoder's maps keep; the sentences follow its name.
 
     Parameters
     ----------

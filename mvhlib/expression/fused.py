@@ -1,4 +1,4 @@
-"""What MMAP has learned, as an encoder of tiles: the fused token of its stage 1.
+"""The fused token of a trained MMAP's stage 1, as an encoder of tiles.
 
 A tile is cropped at MMAP's zooms, a backbone reads every view, and the attention that was trained
 with expression fuses their tokens; see `mvhlib.expression.mmap`. Where the backbone was frozen,
@@ -61,7 +61,7 @@ class FusedToken(nn.Module):
 
 
 def save(estimator: MMAP, folder: str | os.PathLike, encoder: PatchEncoder, grid: int = 0) -> Path:
-    """Write the fused token of the fit made last.
+    """Write the last fit's fused token as an encoder.
 
     Parameters
     ----------
@@ -99,7 +99,7 @@ def save(estimator: MMAP, folder: str | os.PathLike, encoder: PatchEncoder, grid
         "kind": KIND, "architecture": encoder.model.architecture, "zooms": list(estimator.zooms),
         "grid": grid, "n_genes": len(estimator.genes), "attention": estimator.attention,
         "adapted": [estimator.rank, estimator.alpha, estimator.first_block] if adapted else None,
-        # Of weights that nobody lists the tissue of, the list would not be whole.
+        # If the base weights' training data are not listed, this list would be incomplete.
         "pretrained_on": None if before is None else seen(before, estimator.trained_on),
         "weights_sha256": weights})
     return folder

@@ -1,4 +1,4 @@
-"""Predictions of any other system, scored as ours are: ``make score``.
+"""Scoring of other systems' predictions, as our own are scored: ``make score``.
 
 A folder holds a file per section, and a few words about who made them::
 
@@ -11,9 +11,9 @@ A folder holds a file per section, and a few words about who made them::
 
 Spots are joined by name where names agree, else by place: a prediction counts for the spot whose
 centre it lies nearest to, at most half the distance of neighbouring spots away. Folds, genes,
-normalisation, ceilings and scorer are those of our own methods; genes that a panel asks for and
-the predictions lack are left out and counted. What nobody states of a predictor's training is
-called unknown and stands so in every table.
+normalisation, ceilings and scorer are those of our own methods; genes of a panel that the
+predictions lack are left out and counted. If a predictor's training data are not stated, every
+table says that they are unknown.
 """
 
 import argparse
@@ -79,7 +79,7 @@ class Table:
 
 @dataclass
 class Given:
-    """An `Estimator` that learns nothing and gives what stands in tables.
+    """An `Estimator` that learns nothing and returns the predictions of given tables.
 
     Its features are places in the tables, one number per spot.
     """
@@ -89,7 +89,7 @@ class Given:
     genes: list[str] = field(default_factory=list)
 
     def fit(self, samples: Sequence[Any], genes: Sequence[str], fold: str, seed: int) -> None:
-        """Remember which genes are asked for."""
+        """Remember which genes to return."""
         self.genes = list(genes)
 
     def predict(self, sample: Any) -> np.ndarray:
@@ -101,7 +101,7 @@ class Given:
 
 
 def about(folder: Path) -> tuple[str, dict[str, list[str]] | None]:
-    """Name of a predictor, and what it has seen; None where nobody says.
+    """Read a predictor's name and what it was trained on; None where that is not stated.
 
     Raises
     ------
@@ -125,7 +125,7 @@ def about(folder: Path) -> tuple[str, dict[str, list[str]] | None]:
 
 
 def read(folder: Path, people: "Cohort") -> dict[str, Table]:
-    """Section -> its predictions, joined to its spots; sections without a file are left out.
+    """Read each section's predictions and join them to its spots; skip sections without a file.
 
     Raises
     ------
@@ -173,7 +173,7 @@ def _joined(path: Path, section: "Section") -> Table:
 
 
 def _nearest(path: Path, places: np.ndarray, centres: np.ndarray) -> tuple[list[int], list[int]]:
-    """Rows of `places` and the spots that they belong to: each spot's nearest, if it is near."""
+    """Match spots to `places`: rows of the nearest places, and the spots that have one near."""
     from scipy.spatial import cKDTree
 
     if not np.isfinite(places).all():
@@ -358,7 +358,7 @@ def _with_tile(path: Path, spots: Sequence[str]) -> set[str]:
 
 
 def main(words: Sequence[str]) -> int:
-    """``python -m mvhlib.expression.given``: score, and print what was said."""
+    """``python -m mvhlib.expression.given``: score, and print the results."""
     parser = argparse.ArgumentParser(prog="python -m mvhlib.expression.given")
     parser.add_argument("--run", required=True, help="runs/<profile>")
     parser.add_argument("--predictions", required=True, help="a folder of predictions")

@@ -1,4 +1,4 @@
-"""Scores of predicted expression: per gene and section first, and what they can reach at most.
+"""Scores of predicted expression, per gene and section first, and their ceilings.
 
 Pearson correlation is taken over the spots of one section, because offsets between sections
 (another library, another stain) inflate a correlation over pooled spots. Where pooled correlation
@@ -17,17 +17,17 @@ from mvhlib.cohort.genes import normalize, targets
 #: A spread below this part of the largest value is rounding, not variation.
 CONSTANT = 1e-12
 
-#: Of how many best genes PCC-10 is the mean.
+#: Number of best genes whose mean is PCC-10.
 BEST_GENES = 10
 
 
 def dense(values) -> np.ndarray:
-    """A plain array from a dense or sparse matrix."""
+    """Convert a dense or sparse matrix to a plain array."""
     return values.toarray() if hasattr(values, "toarray") else np.asarray(values)
 
 
 def is_constant(values: np.ndarray) -> np.ndarray:
-    """Which columns of `(T, G)` do not vary beyond rounding."""
+    """Mark the columns of `(T, G)` that vary by no more than rounding."""
     spread = np.ptp(values, axis=0)
     return spread <= CONSTANT * np.abs(values).max(axis=0)
 
@@ -165,7 +165,7 @@ def median_section(scores: pd.DataFrame) -> str:
 
 
 def per_gene(scores: pd.DataFrame, sections) -> pd.DataFrame:
-    """Mean score of each gene beside what may explain it.
+    """Mean score of each gene, with properties of the gene that may explain it.
 
     Parameters
     ----------
@@ -239,7 +239,7 @@ def calibration(predictions, n_bins: int = 10) -> pd.DataFrame:
 
 
 def drop(random: float, loso: float, *, error: bool = False) -> float:
-    """Share of a random-split score that is lost on a study never seen.
+    """Share of a random-split score that is lost on an unseen study.
 
     ``(random - loso) / random`` for correlations, ``(loso - random) / random`` for errors, as
     MVHybrid's tables have it (arXiv 2508.00383); NaN when the random score is not above 0, where

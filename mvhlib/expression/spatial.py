@@ -88,7 +88,7 @@ def moran_test(values: np.ndarray, weights: sparse.spmatrix, *, n_permutations: 
 
 
 def benjamini_hochberg(p_values: Sequence[float]) -> np.ndarray:
-    """False-discovery rates; NaN stays NaN and does not count."""
+    """Benjamini-Hochberg false-discovery rates; NaN stays NaN and does not count."""
     p = np.asarray(p_values, dtype=np.float64)
     rates = np.full(p.shape, np.nan)
     known = np.isfinite(p)

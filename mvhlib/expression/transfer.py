@@ -1,8 +1,8 @@
-"""What a model that learned on one organ, data set or study knows of another: a matrix and its gap.
+"""Transfer between organs, data sets or studies: the matrix of scores, and the gap.
 
 Two protocols give the scores (`mvhlib.cohort.splits`): ``transfer`` trains on one group and tests
 another, ``within`` tests one patient and trains on the others of its group. The second is the
-diagonal of the matrix, and what the first loses against it is the gap.
+diagonal of the matrix; the gap is the diagonal less the transfer.
 
 The gap is paired: the same sections, genes and patients under both. A gene counts where both sides
 chose it, each on its own training sections. A diagonal fold trains on one patient less than its
@@ -109,7 +109,7 @@ def cells(scores: pd.DataFrame, unit: str = "patient") -> pd.DataFrame:
 
 
 def paired(scores: pd.DataFrame) -> pd.DataFrame:
-    """Each transfer score beside the diagonal's, on the genes and sections that both have.
+    """Pair each transfer score with the diagonal's, on the genes and sections that both have.
 
     Returns
     -------
@@ -124,7 +124,7 @@ def paired(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def gaps(scores: pd.DataFrame, unit: str = "patient") -> pd.DataFrame:
-    """What another group costs: the diagonal less the transfer, unit by unit.
+    """Compute the transfer gap: the diagonal less the transfer, unit by unit.
 
     Parameters
     ----------
@@ -154,7 +154,7 @@ def gaps(scores: pd.DataFrame, unit: str = "patient") -> pd.DataFrame:
 
 
 def write_nothing(run: "Run") -> None:
-    """Write the tables of 15 without a row, for the notebooks behind it."""
+    """Write the tables of 15 without rows, for the notebooks that follow it."""
     run.save_table(pd.DataFrame(columns=CELL_COLUMNS), "cells")
     run.save_table(pd.DataFrame(columns=GAP_COLUMNS), "gaps")
 
@@ -229,7 +229,7 @@ def draw(values: pd.DataFrame, ax: "Axes", *, label: str, vmax: float | None = N
 
 
 def sentence(gap: Mapping) -> str:
-    """One row of `gaps` in words."""
+    """Describe one row of `gaps`."""
     note = f"; {gap['note']}" if gap["note"] else ""
     return (f"{gap['method']} on {gap['encoder']}, trained on {gap['trained_on']}, tested on "
             f"{gap['tested_on']}: r {gap['transfer']:.3f}, inside the group {gap['within']:.3f}, "
@@ -239,7 +239,7 @@ def sentence(gap: Mapping) -> str:
 
 def answer(gaps: pd.DataFrame, cells: pd.DataFrame, method: str, encoder: str, what: str,
            name: str) -> str:
-    """What is left of one system elsewhere, over all pairs of groups or over the only one.
+    """Say how much of a system's score remains on other groups, over all pairs or the only one.
 
     Parameters
     ----------
@@ -267,7 +267,7 @@ def answer(gaps: pd.DataFrame, cells: pd.DataFrame, method: str, encoder: str, w
 
 
 def extremes(cells: pd.DataFrame, what: str = "group") -> str:
-    """Which group teaches the others least and which most, of one system's rows of `cells`.
+    """Name the groups from which one system transfers worst and best; from its rows of `cells`.
 
     A group that is predicted well from inside itself may still teach nothing: where its own
     diagonal is known, it is said beside it.
@@ -287,11 +287,11 @@ def extremes(cells: pd.DataFrame, what: str = "group") -> str:
 
 def beside_depth(predictions: Mapping[str, "Prediction"], sections: Mapping[str, "Section"],
                  unit: str = "patient") -> pd.DataFrame:
-    """Correlation with and without what the total count of a spot explains of both sides.
+    """Correlation, and partial correlation given the total count of each spot.
 
-    Tissue with more cells gives more counts, and log-normalised expression of abundant genes can
-    follow the count even so. A model that sees cellularity then predicts genes of any organ or
-    species. The partial correlation given the logarithm of the library is what is left without it.
+    Tissue with more cells gives more counts, and even log-normalised expression of abundant genes
+    can follow the count. A model that sees cellularity then predicts genes of any organ or species.
+    The partial correlation given the logarithm of the library removes this effect.
 
     Parameters
     ----------

@@ -23,7 +23,7 @@ from mvhlib.read_outs import SEEDED
 if TYPE_CHECKING:
     from mvhlib.features import Features
 
-#: Seeds from which on a comparison that was named in advance is read as one.
+#: Fewest seeds for a comparison that was named in advance to support a claim.
 SEEDS_FOR_A_CLAIM = 8
 
 COMPARISON_COLUMNS = ("protocol", "measure", "variant", "reference", "kind", "mean",
@@ -106,7 +106,7 @@ def _by_measure(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def effects(scores: pd.DataFrame, twins: Mapping[str, str], protocol: str = "loso") -> pd.DataFrame:
-    """What training added, seed by seed and section by section, in the columns of `read_scores`.
+    """Gain over the untrained twin, by seed and section, in the columns of `read_scores`.
 
     Parameters
     ----------
@@ -144,7 +144,7 @@ def twin_of(variant: str, twins: Mapping[str, str]) -> str:
 
 def drops(scores: pd.DataFrame, random: str = "random10_section", loso: str = "loso"
           ) -> pd.DataFrame:
-    """What an unseen study costs, section by section, in the columns of `read_scores`.
+    """Loss on an unseen study, section by section, in the columns of `read_scores`.
 
     ``protocol`` is ``drop``, ``value`` the score under random folds less that on an unseen study:
     a variant with a smaller value loses less. Empty where one of the two was not run.
@@ -276,7 +276,7 @@ def judge(table: pd.DataFrame, primary: Sequence[Mapping[str, str]]) -> pd.DataF
 def preconditions(scores: pd.DataFrame, states: pd.DataFrame, initial: Mapping[str, float],
                   twins: Mapping[str, str], *, measure: str = "all", unit: str = "patient"
                   ) -> pd.DataFrame:
-    """Whether each trained variant is what a comparison of trained models takes it for.
+    """Check that each trained variant meets the preconditions of a comparison.
 
     Parameters
     ----------
@@ -325,7 +325,7 @@ def preconditions(scores: pd.DataFrame, states: pd.DataFrame, initial: Mapping[s
 
 
 def _read(row: Any) -> str:
-    """A difference in fixed words; the interval of both sources of chance must leave zero out."""
+    """Describe a difference in fixed words; a claim needs both sources' interval without zero."""
     if row.n_seeds < 2:
         return "one seed, no claim"
     if not np.isfinite([row.ci_low, row.ci_high]).all():
@@ -337,7 +337,7 @@ def _read(row: Any) -> str:
 
 
 def answer(table: pd.DataFrame, judged: pd.DataFrame, protocol: str, measure: str) -> str:
-    """What the comparisons found: those that were named in advance, else all pairs of a protocol.
+    """Summarise the comparisons: those named in advance, else all pairs of a protocol.
 
     Parameters
     ----------
@@ -411,7 +411,7 @@ def spread(scores: pd.DataFrame, *, measure: str = "all", unit: str = "patient")
 
 
 def costs(folder: str | Path, encoders: Sequence[str]) -> pd.DataFrame:
-    """What each pretrained variant costs: parameters, FLOPs of its views, steps, and minutes.
+    """Costs of each pretrained variant: parameters, FLOPs of its views, steps, and minutes.
 
     Parameters
     ----------

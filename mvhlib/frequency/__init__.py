@@ -1,4 +1,4 @@
-"""What frequencies state-space layers, blocks and whole encoders pass, in theory and in a model.
+"""Frequency response of state-space layers, blocks and whole encoders, in theory and in a model.
 
 `theory`   closed forms and bounds of poles, per unit of time and per token
 `layers`   the poles and time steps of a model, read while it sees images

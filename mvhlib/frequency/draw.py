@@ -1,4 +1,4 @@
-"""Curves of many encoders in one axis: colour says the family, the line what was done to it."""
+"""Curves of many encoders in one axis: colour shows the family, line style the training."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING

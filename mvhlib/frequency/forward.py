@@ -1,4 +1,4 @@
-"""One forward pass of a backbone with hooks, which leaves it as it came."""
+"""One forward pass of a backbone with hooks, which leaves the backbone unchanged."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING

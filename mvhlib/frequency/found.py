@@ -1,4 +1,4 @@
-"""What the tables of frequencies say, in sentences for an answer."""
+"""Sentences about the tables of frequencies, for the notebook's answer."""
 
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ WHITE = 0.75
 
 
 def memory(halves: "DataFrame", backbone: str) -> str:
-    """How long the slowest state of a backbone is remembered, preset by preset.
+    """Say how long the slowest state of each preset lasts.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ def memory(halves: "DataFrame", backbone: str) -> str:
 
 
 def training(moved: "DataFrame") -> str:
-    """By how much training moved the poles: from a table of trained encoders and their twins.
+    """Say by how much training moved the poles, from a table of trained encoders and twins.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ def training(moved: "DataFrame") -> str:
 
 
 def blocks(tilt: "DataFrame") -> str:
-    """How many stacks of blocks pass the fastest wave like the mean of all tokens.
+    """Count the models whose blocks pass the fastest wave like the mean of all tokens.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ def blocks(tilt: "DataFrame") -> str:
 
 
 def finest(answered: "DataFrame", unit: str) -> str:
-    """How far noise in the finest octave moves each trained encoder, and its twin.
+    """Say how far noise in the finest octave moves each trained encoder, and its twin.
 
     Parameters
     ----------
@@ -98,7 +98,7 @@ def finest(answered: "DataFrame", unit: str) -> str:
 
 
 def longest(inside: "DataFrame", mpp: float = 1.0) -> str:
-    """Which waves of a tile tell most of each kind of border: computed, since kinds differ.
+    """Name the waves of a tile that predict each kind of border best.
 
     Parameters
     ----------

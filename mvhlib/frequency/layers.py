@@ -1,4 +1,4 @@
-"""The state-space layers of a model as they stand while it sees images: poles, steps, memory."""
+"""State-space layers of a model during a forward pass: poles, steps, memory."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ PUBLISHED_MIN = -10
 
 @dataclass(frozen=True)
 class Layer:
-    """One state-space layer, in one direction, as it stood while a model saw images.
+    """One state-space layer, in one direction, during a forward pass on images.
 
     Attributes
     ----------
@@ -145,7 +145,7 @@ class Layer:
 
 
 def audit(model: "nn.Module", images: "Tensor", max_tokens: int = 256) -> list[Layer]:
-    """Poles and steps of every state-space layer of a backbone while it sees images.
+    """Poles and steps of every state-space layer of a backbone during a forward pass on images.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Noise in one band of spatial frequency, added to tiles: which bands move an encoder's embedding.
+"""Sensitivity of an encoder's embedding to noise in single bands of spatial frequency.
 
 Radial frequencies [cycles per px]; divided by the scale [µm/px] they are cycles per µm.
 """
@@ -74,7 +74,7 @@ def band_noise(shape: tuple[int, int, int], band: tuple[float, float],
 
 def sensitivity(encoder: Any, images: "Tensor", bands: Sequence[tuple[float, float]], *,
                 rms: float, seed: int) -> "DataFrame":
-    """How far an encoder's embedding moves when band-limited noise is added to tiles.
+    """Measure how far an encoder's embedding moves when band-limited noise is added to tiles.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Whose frequencies are read: images spread over a cohort, and the models that see them."""
+"""Subjects of the frequency audit: images spread over a cohort, and models."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 #: Side of images of noise [px].
 NOISE_PX = 64
-#: Unit of intervals where nobody's tiles are seen.
+#: Unit of intervals where the images are noise.
 UNITS = {True: "patient", False: "section"}
 
 
 @dataclass(frozen=True)
 class Images:
-    """What the models are shown.
+    """Input images of the models.
 
     Attributes
     ----------
@@ -47,7 +47,7 @@ class Images:
 
     @property
     def unit(self) -> str:
-        """What an interval is taken over."""
+        """Unit of the intervals."""
         return UNITS[self.patients is not None]
 
     def for_model(self, encoder: "PatchEncoder", which=slice(None)) -> "Tensor":

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def borders(obs: "DataFrame") -> dict[str, np.ndarray]:
-    """How much border lies in the tile of each spot, from the synthetic truth; empty without it.
+    """Amount of border in the tile of each spot, from the synthetic truth; empty without it.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ def explained(predictors: np.ndarray, targets: np.ndarray) -> np.ndarray:
 def slow_and_fast(sections: Iterable[Any], tiles: str | Path, truth: str | Path,
                   bands: Sequence[tuple[float, float]], n_genes: int = 200
                   ) -> tuple["DataFrame", "DataFrame"]:
-    """How slowly expression and borders vary over the spots, and which band of the tile tells them.
+    """Measure how slowly expression and borders vary over spots, and which band predicts them.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The rails of a notebook: parameters that are checked, a seeded start, outputs with provenance.
+"""Frame of every notebook: checked parameters, a seeded start, outputs with provenance.
 
 A notebook begins with ``run = notebook.begin("05_expression", globals())`` and ends with
 ``run.finish()``. Between them it reads through `Run.need` and writes through `Run.save_figure`,

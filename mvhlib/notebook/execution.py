@@ -34,7 +34,7 @@ _held = {}  # lock path -> ExitStack; a kernel that begins twice must not wait f
 
 
 class CheckFailed(AssertionError):
-    """A check cell found that a stage did not do what it says."""
+    """A check cell found that a stage did not work as it should."""
 
 
 def stem(name: str, parameters: dict[str, Any]) -> str:
@@ -181,7 +181,7 @@ class Run:
         return folder / f"{base}.png"
 
     def _complain(self, error: InputError) -> None:
-        """Raise what is wrong with a figure that the project prints; else say it and go on."""
+        """Raise the fault of a figure that the project prints; report that of any other."""
         if self.is_synthetic and (self.home / "params" / self.profile / "workflow.yaml").exists():
             raise error
         print(f"note: {error}")
@@ -196,7 +196,7 @@ class Run:
         return path
 
     def _claim(self, name: str, kind: str) -> None:
-        """A figure's data and a table are both ``<name>.csv``: one name is one of them."""
+        """Refuse one name for a table and a figure's data, since both are ``<name>.csv``."""
         if self.names.setdefault(name, kind) != kind:
             raise InputError(self.name, name, f"is a {self.names[name]} already",
                              f"give the {kind} another name")
@@ -240,7 +240,7 @@ class Run:
         return said
 
     def finish(self) -> None:
-        """Write the provenance, last of all, and say how much was made and where it lies."""
+        """Write the provenance, last of all, and print how much was made and where it is."""
         record = {"hashed": self._hashed() | {"outputs": self.outputs, "checks": self.checks},
                   "minutes": round((time.time() - self.started) / 60, 2),
                   "platform": platform.platform()}
@@ -278,7 +278,7 @@ class Run:
         return self.path(".locks", self.stem)
 
     def _relative(self, path: Path) -> str:
-        """`path` without what is particular to this machine."""
+        """Return `path` without the part that depends on this machine."""
         path = path.resolve()
         for root in (self.out, self.data, self.home):
             if root is not None and path.is_relative_to(root):
@@ -286,7 +286,7 @@ class Run:
         return path.name
 
     def _hashed(self) -> dict[str, Any]:
-        """What decides the numbers: inputs, parameters, code, versions, threads, seed."""
+        """All that determines the numbers: inputs, parameters, code, versions, threads, seed."""
         import torch
 
         source = self.home / "notebooks" / f"{self.name}.ipynb"

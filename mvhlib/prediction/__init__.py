@@ -1,17 +1,17 @@
-"""Models that are kept, and what they say of slides whose expression nobody measured.
+"""Saved models, and their predictions for slides without measured expression.
 
 ============  ==================================================================================
 module        what it holds
 ============  ==================================================================================
-`keep`        what 05, 12 and 13 do to keep a model
-`model`       a model on disk: written, read, its hashes checked; `card` is its page for a person
+`keep`        fits and saves a model, for 05, 12 and 13
+`model`       a saved model: written, read, its hashes checked; `card` is its page for a reader
 `regressors`  from tiles to expression, for every method
 `domain`      the training distribution, and how far a tile or slide lies from it
-`expected`    what correlation to expect of each gene, from the folds
-`slides`      which slides a user means, and what is said of each
+`expected`    expected correlation of each gene, from the folds
+`slides`      slides that a user names, and the stated facts about each
 `stream`      a model applied to a whole slide, some hundred tiles at a time
-`belief`      what can be believed of a prediction, in sentences
-`outputs`     AnnData, tables, GeoJSON, SpatialData; `page` the maps and the page for a person
+`belief`      reliability of a prediction, in sentences
+`outputs`     AnnData, tables, GeoJSON, SpatialData; `page` the maps and the page for a reader
 `apply`       all of it, for one slide after the other; `several` in processes of their own
 ============  ==================================================================================
 """

@@ -22,7 +22,7 @@ SHOWN = 5
 
 
 def main(words: Sequence[str]) -> int:
-    """Do what the words say, and return the status."""
+    """Run the command line and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m mvhlib.prediction")
     parser.add_argument("--slides", required=True, help="a slide or a folder of slides")
     parser.add_argument("--model", required=True, help="a folder with model.json")

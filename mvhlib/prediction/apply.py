@@ -1,4 +1,4 @@
-"""A model applied to slides: what ``make predict`` and notebook 16 call.
+"""Application of a model to slides, for ``make predict`` and notebook 16.
 
 Each slide has a folder of its own. What is finished there carries a key of the slide, the model
 and the wishes, and a hash of every file: a second call gives it back as it is, and a file that
@@ -26,20 +26,20 @@ from mvhlib.tiles.slides import open_slide
 if TYPE_CHECKING:
     from anndata import AnnData
 
-#: Names what is whole in a slide's folder; written last.
+#: Record of the complete files in a slide's folder; written last.
 DONE, PARTS = "done.json", "parts"
-#: What a person reads first; and what stands there where a slide failed as nobody foresaw.
+#: The page to read first; and the traceback of a slide that failed unexpectedly.
 PAGE, TRACE = page.PAGE, "error.txt"
 #: Genes in tables for people, where nobody named any.
 SHOWN = 20
 THUMBNAIL_PX = 1000
-#: Counted up when what is written of a slide changes for reasons that no input shows.
+#: Part of the cache key: increment when code changes the outputs of a slide.
 VERSION = 2
 
 
 @dataclass(frozen=True)
 class Wish:
-    """How slides are predicted.
+    """Settings of a prediction.
 
     Attributes
     ----------
@@ -61,7 +61,7 @@ class Wish:
 
 @dataclass
 class Outcome:
-    """What became of one slide.
+    """Result for one slide.
 
     Attributes
     ----------
@@ -125,7 +125,7 @@ def genes_of(text: str) -> tuple[str, ...] | None:
 
 def predict(slides: Sequence[Asked], model: Model, out: Path, wish: Wish | None = None, *,
             report: Callable[[str], None] | None = print) -> list[Outcome]:
-    """Predict slides one after the other; broken ones are named and passed over.
+    """Predict slides one after the other; name those that fail, and go on.
 
     Parameters
     ----------
@@ -160,7 +160,7 @@ def predict(slides: Sequence[Asked], model: Model, out: Path, wish: Wish | None 
 
 
 def _unforeseen(error: Exception, asked: Asked, folder: Path) -> str:
-    """One line of an error that nobody foresaw; all of it goes to a file."""
+    """Report an unexpected error in one line; write its traceback to a file."""
     lines = "".join(traceback.format_exception(error))
     try:
         told = f"send {artifacts.write_text(folder / TRACE, lines)} to the authors"
@@ -172,7 +172,7 @@ def _unforeseen(error: Exception, asked: Asked, folder: Path) -> str:
 
 def one(asked: Asked, model: Model, folder: Path, wish: Wish,
         report: Callable[[str], None] | None = None) -> Outcome:
-    """Predict one slide, or find that it is done.
+    """Predict one slide, unless it is done already.
 
     Raises
     ------
@@ -210,7 +210,7 @@ def one(asked: Asked, model: Model, folder: Path, wish: Wish,
 
 def _make(asked: Asked, model: Model, folder: Path, key: str, wish: Wish,
           report: Callable[[str], None] | None) -> tuple[outputs.Made, list[str]]:
-    """Everything about a slide, before it is written."""
+    """Compute everything about a slide that will be written."""
     with open_slide(asked.path, mpp=asked.mpp) as slide:
         stream.check_scale(slide, model)
         spots = None if asked.spots is None else read_spots(asked.spots)
@@ -237,7 +237,7 @@ def _hash(path: Path) -> str:
 
 
 def _done(name: str, folder: Path, key: str) -> Outcome | None:
-    """What an earlier call with this key finished, if every file is still what it was."""
+    """Return the result of an earlier call with this key, if no file has changed since."""
     path = folder / DONE
     if not path.exists():
         return None

@@ -1,8 +1,8 @@
-"""What can be believed of a prediction, in sentences that stand at the top of its page.
+"""Reliability of a prediction, in sentences for the top of its page.
 
-Three things are told apart. What the slide is: a scale, a stain, an organ, a scanner that the
-model has seen or not. Where it is: tiles that lie outside the training distribution. Which gene it
-is: how well each was predicted on sections that were left out, and of whom that speaks.
+Three kinds of doubt are distinguished. About the slide: a scale, stain, organ or scanner that was
+not in the training data. About its tiles: those outside the training distribution. About each gene:
+how well it was predicted on held-out sections, and to which sections that estimate applies.
 """
 
 from collections.abc import Mapping
@@ -21,13 +21,13 @@ from mvhlib.tiles.slides import Slide
 
 #: Expected r below which a gene is greyed out, where the user says nothing else.
 LEAST_R = 0.2
-#: Share of a slide's tiles outside the training distribution that is said at the top.
+#: Share of a slide's tiles outside the training distribution that is reported at the top.
 MANY_OUTSIDE = 0.1
 
 
 @dataclass(frozen=True)
 class Belief:
-    """What to believe of one slide's predictions.
+    """Reliability of one slide's predictions.
 
     Attributes
     ----------
@@ -76,7 +76,7 @@ def by_expected(genes: pd.DataFrame) -> pd.DataFrame:
 
 def judge(asked: Asked, slide: Slide, model: Model, predicted: Predicted,
           least_r: float = LEAST_R) -> Belief:
-    """Compare a slide with what its model has seen."""
+    """Compare a slide with the training data of its model."""
     record, domain = model.record, model.domain
     outside = predicted.distance > domain.bound
     share = float(outside.mean())
@@ -108,15 +108,15 @@ def judge(asked: Asked, slide: Slide, model: Model, predicted: Predicted,
 
 
 def _origin(asked: Asked, slide: Slide, seen: Mapping[str, Any]) -> list[str]:
-    """Organ and scanner against those that the model has seen."""
+    """Compare organ and scanner with those of the training sections."""
     found = []
     for what, said in (("organ", asked.organ), ("scanner", asked.scanner or slide.scanner)):
         known = seen[what]
         if said and known and said.lower() == known.lower():
             continue
-        this = f"this slide's is {said}" if said else "nobody stated this slide's"
-        model = f"the model has seen {known}" if known else "nobody stated the training sections'"
-        verb = "never seen" if said and known else "unseen, as far as anybody knows"
+        this = f"this slide's is {said}" if said else "this slide's is not stated"
+        model = "that of the training sections is " + (known or "not stated")
+        verb = "never seen" if said and known else "unseen, as far as is known"
         found.append(f"{what.capitalize()} {verb}: {this}, {model}.")
     return found
 
@@ -132,16 +132,16 @@ def _remarks(record: Mapping[str, Any], genes: pd.DataFrame, least_r: float,
     if expected["unit"] != "study":
         found.append(f"All training sections are of {plural('study', len(seen['studies']))} "
                      f"({', '.join(seen['studies'][:4])}), and the folds left out "
-                     f"{expected['unit']}s: of another laboratory's slides expect less, by an "
-                     "amount that nobody measured.")
+                     f"{expected['unit']}s: expect a lower r on slides of another laboratory, by "
+                     "an amount that was not measured.")
     if expected["note"]:
-        found.append(f"Of these folds: {expected['note']}.")
+        found.append(f"Note on these folds: {expected['note']}.")
     weak = int((~genes["believed"]).sum())
     found.append(f"{weak} of {len(genes)} genes have an expected r below {least_r:g} and are "
-                 "greyed out: their maps are no evidence.")
+                 "greyed out: their maps are not evidence.")
     if colour is None:
-        found.append("The model knows no training colours, so that the stain was not compared.")
+        found.append("The model holds no training colours, so that the stain was not compared.")
     found.append(f"Values are {record['expression']['unit']}. They are smoother than measured "
-                 "expression and say nothing of single cells.")
+                 "expression and do not resolve single cells.")
     return found
 

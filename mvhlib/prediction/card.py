@@ -1,4 +1,4 @@
-"""The card of a model: what a person should know before believing it."""
+"""The card of a model: what a reader should know before trusting it."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any

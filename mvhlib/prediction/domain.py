@@ -1,9 +1,9 @@
-"""What a model has seen, and how far a new tile or slide lies from it.
+"""Training distribution of a model, and the distance of new tiles and slides from it.
 
 A tile's distance is Mahalanobis' from the training tiles, in the features that the model reads:
 features are standardised, and their covariance is shrunk towards a ball as Ledoit and Wolf do
-(Journal of Multivariate Analysis 88, 2004), since features are many and tied to each other. How
-far is too far is not taken from the training tiles themselves, which lie close to their own mean.
+(Journal of Multivariate Analysis 88, 2004), since features are many and correlated. The
+bound is not taken from the training tiles themselves, which lie close to their own mean.
 Each unit of the training set (study, else patient, else section) is left out in turn and its tiles
 are measured from the others: a tile counts as outside where it lies farther than 99 of 100 of
 these. Colour and resolution are compared slide by slide.
@@ -17,7 +17,7 @@ import numpy as np
 
 from mvhlib.artifacts import InputError
 
-#: Of the tiles of a unit that was left out, the share that counts as inside.
+#: Share of a left-out unit's tiles that counts as inside.
 INSIDE = 0.99
 #: Most rows that a covariance is taken from.
 MOST_ROWS = 20_000
@@ -74,7 +74,7 @@ class Domain:
         return _length(X, self.centre, self.spread, self.whitener)
 
     def new_colour(self, colour: np.ndarray) -> float | None:
-        """How many times the bound a slide's mean optical density `(3,)` lies away.
+        """Distance of a slide's mean optical density `(3,)`, in multiples of the bound.
 
         None where the model knows no colours; above 1 it is a stain that was never seen.
         """
@@ -83,7 +83,7 @@ class Domain:
         return float(np.linalg.norm(self.colours - colour, axis=1).min() / self.colour_bound)
 
     def new_scale(self, mpp: float) -> float:
-        """By which factor a resolution lies outside those seen; 1 where it does not."""
+        """Factor by which a resolution lies outside the training range; 1 inside it."""
         low, high = self.mpp.min() / SCALE_SLACK, self.mpp.max() * SCALE_SLACK
         return 1.0 if low <= mpp <= high else float(max(mpp / self.mpp.max(), self.mpp.min() / mpp))
 
@@ -93,7 +93,7 @@ class Domain:
                 ("centre", "spread", "whitener", "percentiles", "colours", "mpp")}
 
     def record(self) -> dict[str, Any]:
-        """What a reader of the model's json should see of it."""
+        """Entries of the distribution in the model's json."""
         return {"unit": self.unit, "n_units": self.n_units, "bound": self.bound,
                 "colour_bound": self.colour_bound}
 
@@ -144,7 +144,7 @@ def fit(features: Mapping[str, np.ndarray], units: Mapping[str, Mapping[str, str
 
 
 def restore(tensors: Mapping[str, np.ndarray], record: Mapping[str, Any]) -> Domain:
-    """A domain from what `Domain.tensors` and `Domain.record` gave."""
+    """Rebuild a domain from `Domain.tensors` and `Domain.record`."""
     return Domain(**dict(tensors), unit=str(record["unit"]), n_units=int(record["n_units"]),
                   colour_bound=float(record["colour_bound"]))
 
@@ -169,7 +169,7 @@ def _length(X: np.ndarray, centre: np.ndarray, spread: np.ndarray, whitener: np.
 
 
 def _colour_bound(colours: np.ndarray, owners: list[str]) -> float:
-    """The farthest that a section lies from the nearest one of another unit, and a margin."""
+    """Largest distance of a section from the nearest one of another unit, plus a margin."""
     nearest = [min((np.linalg.norm(colours[a] - colours[b]) for b in range(len(colours))
                     if owners[a] != owners[b]), default=0.0) for a in range(len(colours))]
     return max(COLOUR_FLOOR, COLOUR_FACTOR * max(nearest, default=0.0))

@@ -1,8 +1,8 @@
-"""What correlation to expect of each gene on a section that was never seen, from the folds.
+"""Expected correlation of each gene on an unseen section, estimated from the folds.
 
-The interval is one for a new section, not for a mean: it holds where one more section of a unit
-that was left out would be found, and is as wide as sections differ. Units (studies, patients) are
-few, so that Student's t at their number gives its width.
+The interval is a prediction interval for one new section of a left-out unit, not a confidence
+interval of a mean: its width reflects how much sections differ. Units (studies, patients) are few,
+so that Student's t at their number gives the width.
 """
 
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
-#: From the hardest question to the easiest: the first that was asked says what to expect.
+#: Protocols from hardest to easiest: the first that was scored gives the expected correlations.
 PROTOCOLS = ("loso", "patient", "section", "random10_section", "mvhybrid_bench", "hest_bench")
 #: What a protocol leaves out, and the next finer where it left out one alone.
 UNITS = {"loso": ("study", "patient", "section"), "random10_section": ("patient", "section")}
@@ -19,7 +19,7 @@ CONFIDENCE = 0.95
 
 
 def choose(protocols: Iterable[str]) -> str:
-    """The protocol whose folds say what to expect; "" where none of them does."""
+    """Choose the protocol whose folds give the expected correlations; "" if there is none."""
     there = set(protocols)
     return next((name for name in PROTOCOLS if name in there), "")
 

@@ -1,4 +1,4 @@
-"""What 05, 12 and 13 do to keep their models: fit on all training sections, and write it down."""
+"""Models that 05, 12 and 13 keep: fitted on all training sections, and saved."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -28,12 +28,12 @@ TILE_SLACK = 1.01
 
 
 def linear(fit: protocols.LinearFit) -> Linear:
-    """The regressor of a ridge regression."""
+    """Turn a fitted ridge regression into a regressor."""
     return Linear(fit.coef, fit.intercept)
 
 
 def recipe_of(folder: Path) -> dict[str, Any] | None:
-    """How 04_embed was told to make the encoder of a folder below ``features/``; None: unknown."""
+    """Read 04_embed's settings for the encoder of a folder below ``features/``; None: unknown."""
     path = folder / "encoder.json"
     return artifacts.read_json(path).get("recipe") if path.exists() else None
 
@@ -109,13 +109,13 @@ def keep(run: "Run", results: "Sequence[Evaluation]", people: "Cohort",
 
 
 def said(written: Sequence[Path], why: str) -> str:
-    """What `keep` did, in words."""
+    """Describe what `keep` did."""
     return f"no model is kept: {why}" if why else f"kept in {written[-1].parent}"
 
 
 def _obstacle(protocol: str, features: Mapping[str, Features],
               recipe: Mapping[str, Any] | None) -> str:
-    """Why no model can be kept, in a sentence; "" where one can."""
+    """Say why no model can be kept; "" where one can."""
     if not protocol:
         return f"none of the protocols {list(expected.PROTOCOLS)} was scored"
     if recipe is None:
@@ -145,7 +145,7 @@ def _named(place: Path, by_protocol: "Mapping[str, Evaluation]", folds: Sequence
 
 
 def _weights(run: "Run", slug: str, recipe: Mapping[str, Any]) -> str:
-    """Folder of weights that must come along; "" where the recipe is enough."""
+    """Folder of weights to copy into the model; "" where the recipe is enough."""
     _, folder = encoder_sources.trained_by(recipe["source"], recipe["weights"],
                                            recipe.get("encoder", slug))
     if folder:
@@ -157,7 +157,7 @@ def _weights(run: "Run", slug: str, recipe: Mapping[str, Any]) -> str:
 
 
 def _encoder(slug: str, recipe: Mapping[str, Any], weights: str):
-    """The encoder on the CPU: what it is called must not depend on the machine."""
+    """Create the encoder on the CPU, so that its identity does not depend on the machine."""
     options = dict(recipe["options"])
     if weights and not Path(recipe["source"]).is_dir():
         options["weights"] = weights
@@ -182,7 +182,7 @@ def _genes(panels: pd.DataFrame, protocol: str, fold: str | None, people: "Cohor
 
 def _expected(scores: pd.DataFrame, protocol: str, genes: Sequence[str]
               ) -> tuple[pd.DataFrame, str]:
-    """What to expect of the genes, in their order."""
+    """Expected correlations of the genes, in their order."""
     own = scores[scores["control"] == "none"]
     own = own[own["panel"] == own["panel"].iloc[0]]
     table, unit = expected.table(own, protocol)
@@ -199,7 +199,7 @@ def _tile(features: Mapping[str, Features], train: Sequence[str]) -> dict[str, f
 
 def _domain(run: "Run", regressor: Any, people: "Cohort", features: Mapping[str, Features],
             train: Sequence[str], encoder: Any) -> domain.Domain:
-    """The training distribution of what the regressor reads."""
+    """Training distribution of the regressor's input."""
     looks = {s: regressor.look(features[s].features) for s in train}
     units = {level: {s: str(getattr(people[s], name)) for s in train}
              for level, name in (("study", "study"), ("patient", "patient"), ("section", "name"))}

@@ -1,4 +1,4 @@
-"""A model on disk: what it was trained on, what to expect of it, and everything to apply it.
+"""A saved model: its training data, its expected correlations, and all that applying it needs.
 
 ::
 
@@ -90,7 +90,7 @@ def save(folder: str | os.PathLike, regressor: Any, domain: domains.Domain, enco
          tile: Mapping[str, float], genes: pd.DataFrame, protocol: str, unit: str,
          normalize: str, seen: Mapping[str, Sequence[str]], about: Mapping[str, str],
          fold: Mapping[str, str] | None = None) -> list[Path]:
-    """Write a model; it is there once ``model.json``, the last file, is.
+    """Write a model; it is complete once ``model.json``, the last file, exists.
 
     Parameters
     ----------
@@ -174,7 +174,7 @@ def _copy(source: Path, target: Path) -> list[Path]:
 
 
 def read(folder: str | os.PathLike, device: str = "cpu") -> Model:
-    """Read a model, after a look at every hash.
+    """Read a model after checking every hash.
 
     Raises
     ------
@@ -204,7 +204,7 @@ def read(folder: str | os.PathLike, device: str = "cpu") -> Model:
 
 
 def read_record(folder: str | os.PathLike) -> dict[str, Any]:
-    """What ``model.json`` says, once its own hash agrees."""
+    """Read ``model.json`` after checking its own hash."""
     path = Path(folder) / RECORD
     if Path(folder).is_dir() and not os.path.lexists(path):
         inside = sorted(str(p.parent.relative_to(folder)) for p in Path(folder).rglob(RECORD))
@@ -224,7 +224,7 @@ def read_record(folder: str | os.PathLike) -> dict[str, Any]:
 
 
 def _encoder(folder: Path, record: Mapping[str, Any]) -> PatchEncoder:
-    """The encoder of the recipe, if it is the one that was fitted on."""
+    """Create the encoder of the recipe; refuse another one than the model was fitted on."""
     about = record["encoder"]
     options = dict(about["options"])
     if about["copied"]:

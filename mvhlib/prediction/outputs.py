@@ -1,4 +1,4 @@
-"""What is written of a slide: AnnData, a table of tiles, GeoJSON for QuPath, SpatialData.
+"""Output files of a slide: AnnData, a table of tiles, GeoJSON for QuPath, SpatialData.
 
 ``<slide>.h5ad`` opens in scanpy and squidpy as it is. ``<slide>.geojson`` keeps to QuPath's rules:
 a FeatureCollection of closed rings in level-0 pixels, each with an identifier, a classification
@@ -34,7 +34,7 @@ NO_SPATIALDATA = "SpatialData is not written: the package spatialdata is not ins
 
 @dataclass(frozen=True)
 class Made:
-    """Everything known of one slide, ready to be written.
+    """Everything to be written about one slide.
 
     Attributes
     ----------
@@ -57,7 +57,7 @@ class Made:
 
 
 def to_adata(made: Made) -> "AnnData":
-    """Predictions as AnnData: X, ``obsm["spatial"]`` and what to believe of rows and columns."""
+    """Predictions as AnnData: X, ``obsm["spatial"]``, and the reliability of tiles and genes."""
     import anndata
 
     belief, model, where = made.belief, made.model, made.places
@@ -93,7 +93,7 @@ def to_adata(made: Made) -> "AnnData":
 
 
 def tile_table(made: Made) -> pd.DataFrame:
-    """One row per tile: its place [level-0 px], what to believe of it, and the genes shown."""
+    """One row per tile: its place [level-0 px], its reliability, and the genes shown."""
     where = made.places
     frame = pd.DataFrame({
         "tile": where.names, "x": where.centres[:, 0], "y": where.centres[:, 1],
@@ -129,7 +129,7 @@ def geojson(made: Made) -> Iterator[str]:
 
 def write(made: Made, adata: "AnnData", folder: Path, zarr: bool = True
           ) -> tuple[list[Path], str]:
-    """Write all data of a slide, each file whole or not there.
+    """Write all data of a slide, each file by atomic rename.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The maps of a slide and the page that says what can be believed of them."""
+"""Maps of a slide, and the page that states their reliability."""
 
 import base64
 from html import escape
@@ -36,7 +36,7 @@ th{border-bottom:1px solid #888}.small{color:#555;font-size:.9em}"""
 
 
 def tile_map(adata: "AnnData", gene: str | None, ax: "Axes") -> "Axes":
-    """Draw one gene as squares at the tiles' places; tiles not to be believed are hatched.
+    """Draw one gene as squares at the tiles' places; unreliable tiles are hatched.
 
     Parameters
     ----------

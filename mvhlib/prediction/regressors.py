@@ -1,4 +1,4 @@
-"""From tiles to expression: the part of a model that follows its encoder, for every method.
+"""Regressors: the part of a model that follows its encoder, for every method.
 
 Each kind has the same four verbs. `read` turns tiles into what it reads, `look` gives one vector
 per tile for the training distribution, `step` predicts some tiles of a slide, and `finish` what
@@ -41,17 +41,17 @@ class Linear:
         self.coef, self.intercept = np.asarray(coef, float), np.asarray(intercept, float)
 
     def settings(self) -> dict[str, Any]:
-        """What is not an array."""
+        """Entries that are not arrays."""
         return {}
 
     def tensors(self) -> dict[str, np.ndarray]:
-        """What is one."""
+        """Entries that are arrays."""
         return {"coef": self.coef, "intercept": self.intercept}
 
     @classmethod
     def restore(cls, settings: Mapping[str, Any], tensors: Mapping[str, np.ndarray],
                 genes: Sequence[str], encoder: PatchEncoder) -> "Linear":
-        """From what `settings` and `tensors` gave."""
+        """Rebuild from `settings` and `tensors`."""
         coef, intercept = tensors["coef"], tensors["intercept"]
         if coef.shape != (encoder.embedding_dim, len(genes)) or intercept.shape != (len(genes),):
             raise ValueError(f"coefficients {coef.shape} for {encoder.embedding_dim} features and "
@@ -59,7 +59,7 @@ class Linear:
         return cls(coef, intercept)
 
     def read(self, encoder: PatchEncoder, tiles: np.ndarray, mpp: float) -> np.ndarray:
-        """Tiles `(T, S, S, 3)` uint8 to what the method reads."""
+        """Turn tiles `(T, S, S, 3)` uint8 into the method's input."""
         return encoder.encode(tiles, tile_mpp=mpp)
 
     def look(self, X: np.ndarray) -> np.ndarray:

@@ -25,7 +25,7 @@ def say(line: str) -> None:
 
 def predict(slides: Sequence[Asked], folder: str | os.PathLike, out: Path, wish: apply.Wish, *,
             jobs: int = 1, device: str = "cpu") -> list[apply.Outcome]:
-    """Predict slides, `jobs` at a time; broken ones are named and passed over.
+    """Predict slides, `jobs` at a time; name those that fail, and go on.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ def _pool(n: int) -> Executor:
 
 
 def _result(future: "Future[apply.Outcome]") -> apply.Outcome | None:
-    """None where the process was killed; which of several slides did it, nobody can tell."""
+    """Return a process's result; None if it was killed (by which slide is unknown)."""
     try:
         return future.result()
     except BrokenProcessPool:
@@ -93,7 +93,7 @@ def _alone(work: tuple) -> apply.Outcome:
 
 def _one(asked: Asked, at: tuple[int, int], folder: str, out: Path, wish: apply.Wish,
          device: str, threads: int) -> apply.Outcome:
-    """One slide, in the process that calls."""
+    """Predict one slide in the current process."""
     def report(line: str) -> None:
         say(line.replace("[1/1]", f"[{at[0]}/{at[1]}]", 1))
 
@@ -102,6 +102,6 @@ def _one(asked: Asked, at: tuple[int, int], folder: str, out: Path, wish: apply.
 
 
 def _use(threads: int) -> None:
-    """More threads than the environment states, where the machine has them to spare."""
+    """Use more threads than the environment states, where the machine has them to spare."""
     if threads > torch.get_num_threads():
         torch.set_num_threads(threads)

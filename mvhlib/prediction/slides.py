@@ -1,4 +1,4 @@
-"""Which slides a user means, and what is said of each.
+"""Slides that a user names, and the stated facts about each.
 
 ==================================  ========================================================
 beside a slide                      what it is
@@ -31,7 +31,7 @@ STATED = ("mpp", "organ", "scanner")
 
 @dataclass(frozen=True)
 class Asked:
-    """A slide, and what the user says of it.
+    """A slide, and what the user states about it.
 
     Attributes
     ----------
@@ -88,7 +88,7 @@ def find(where: str | os.PathLike, mpp: float | None = None) -> list[Asked]:
 
 
 def _stated(folder: Path, paths: list[Path], one: bool) -> dict[str, dict]:
-    """What ``slides.csv`` says: file name -> columns."""
+    """Read ``slides.csv``: file name -> columns."""
     path = folder / "slides.csv"
     if not os.path.lexists(path):
         return {}

@@ -33,7 +33,7 @@ REPORT_S = 5.0
 
 @dataclass(frozen=True)
 class Places:
-    """Where a slide is predicted.
+    """Places at which a slide is predicted.
 
     Attributes
     ----------
@@ -64,7 +64,7 @@ class Places:
 
 @dataclass(frozen=True)
 class Predicted:
-    """What a model says of one slide.
+    """Predictions of a model for one slide.
 
     Attributes
     ----------
@@ -86,7 +86,7 @@ class Predicted:
 
 
 def check_scale(slide: Slide, model: Model) -> None:
-    """Refuse a slide without a scale, or whose scale the model can make nothing of.
+    """Refuse a slide without a scale, or with a scale far outside the model's range.
 
     Raises
     ------
@@ -202,7 +202,7 @@ def run(slide: Slide, model: Model, where: Places, folder: Path, key: str, *,
 
 
 def check_genes(model: Model, genes: Sequence[str] | None) -> tuple[list[str], np.ndarray]:
-    """The genes that are asked for, and their places among those of the model.
+    """Return the requested genes, and their indices among those of the model.
 
     Raises
     ------
@@ -271,7 +271,7 @@ def _write(path: Path, key: str, found: dict[str, np.ndarray]) -> None:
 
 
 def _is_whole(path: Path, key: str) -> bool:
-    """Whether a part is what this run would make; what is damaged is made again."""
+    """True if a part is the one that this run would make; a damaged part is made again."""
     if not path.exists() or read_attr(path, "key") != key:
         return False
     try:
@@ -284,7 +284,7 @@ def _is_whole(path: Path, key: str) -> bool:
 
 def _gather(model: Model, where: Places, folder: Path, starts: range, genes: list[str],
             columns: np.ndarray, title: str) -> Predicted:
-    """All parts in order, and what needs them together."""
+    """Read all parts in order, and run the step that needs them together."""
     whole: dict[str, list[Any]] = {}
     needs_all = model.regressor.kind == "mmap"
     for start in starts:

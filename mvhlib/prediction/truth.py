@@ -1,4 +1,4 @@
-"""Predictions held against expression that was measured after all."""
+"""Comparison of predictions with measured expression."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,7 +45,7 @@ def synthetic_slide(folder: Path, seed: int = 0, **options: Any
 
 
 def against(predicted: "AnnData", measured: "AnnData") -> pd.DataFrame:
-    """Found correlation of every gene beside the expected one.
+    """Observed and expected correlation of every gene.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ def against(predicted: "AnnData", measured: "AnnData") -> pd.DataFrame:
 
 
 def sentence(scored: pd.DataFrame) -> str:
-    """How a slide's genes were found, beside what had been promised: a table of `against`."""
+    """Summarise a table of `against`: the observed correlations and the expected ones."""
     found = (f"a mean Pearson r of {phrases.number(scored['r'].mean())} over "
              f"{phrases.count(int(scored['r'].notna().sum()), 'gene')}")
     if scored["expected_r"].notna().any():
@@ -98,7 +98,7 @@ def sentence(scored: pd.DataFrame) -> str:
 
 
 def draw(table: pd.DataFrame, ax: "Axes") -> "Axes":
-    """Found against expected correlation, with the interval that was stated."""
+    """Draw observed against expected correlation, with the stated interval."""
     shown = table.dropna(subset=["expected_r", "r"])
     bars = shown.dropna(subset=["ci_low"])
     ax.vlines(bars["expected_r"], bars["ci_low"], bars["ci_high"], color="0.85", linewidth=0.8,

@@ -1,11 +1,11 @@
-"""A user's data set, looked into: what it is, and a profile that runs on it.
+"""Inspection of a user's data set, and a profile that runs on it.
 
 >>> found = look("data/mine")                         # doctest: +SKIP
 >>> print("\\n".join(found.lines()))                   # doctest: +SKIP
 >>> write(found, "params", "mine")                    # doctest: +SKIP
 
-`KINDS` is the table of what is recognised. `look` asks each kind whether its files are there and
-lets the one that answers say what it reads; nothing is guessed that a reader does not confirm.
+`KINDS` is the table of recognised kinds of data. `look` checks the files of each kind, and reports
+what the reader of a matching kind reads; it guesses nothing that a reader does not confirm.
 """
 
 from mvhlib.profiles.found import Found, Row

@@ -1,4 +1,4 @@
-"""What was found in a data set, as a person reads it."""
+"""Report on a data set, for a person to read."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -40,13 +40,13 @@ class Row:
     genes: frozenset[str] = field(default=frozenset(), repr=False)
 
     def known(self, column: str) -> Any:
-        """What is said of a column, by the table or by the reader; None where nothing is."""
+        """Value of a column, from the table or the reader; None where neither states it."""
         return self.facts.get(column, self.cells.get(column))
 
 
 @dataclass
 class Found:
-    """What a kind makes of a data set.
+    """A data set as one kind of data reads it.
 
     Attributes
     ----------

@@ -37,7 +37,7 @@ def holds_mhist(root: Path) -> bool:
 
 
 def holds_folder(root: Path) -> bool:
-    """Two classes at least, each a folder of images or a beginning of their names."""
+    """True for two classes or more, each a folder of images or a prefix of their names."""
     if holds_glas(root) or holds_mhist(root) or holds_slides(root):
         return False
     below = [folder.name for folder in root.glob("*/") if not folder.name.startswith(".")
@@ -77,7 +77,7 @@ def _scale(path: Path) -> float | None:
 
 
 def holds_slides(root: Path) -> bool:
-    """Whole slides, a table of them, or images that no class is named for."""
+    """True for whole slides, a table of them, or images without classes."""
     if (root / "slides.csv").is_file() or whole.find(root):
         return True
     classes = any(path.is_dir() and not path.name.startswith(".") for path in root.iterdir())

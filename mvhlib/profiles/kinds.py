@@ -114,7 +114,7 @@ def kinds_of(root: Path) -> list[str]:
 
 
 def _unknown(root: Path) -> tuple[str, str]:
-    """What is wrong with a directory of no known kind, and what to do."""
+    """Say why a directory is of no known kind, and what to do."""
     inside = sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
     if (root / "images").is_dir() and any(name.endswith(".csv") for name in inside):
         return (f"holds images and no table of labels that is known; seen {inside[:6]}",
@@ -138,19 +138,19 @@ def _unknown(root: Path) -> tuple[str, str]:
     packed = next((name for name in inside if name.endswith(
         (".tar", ".tgz", ".zip", ".7z", ".rar", ".gz", ".bz2", ".xz"))), None)
     if packed:
-        return f"holds nothing that is known, but {packed}", f"unpack {packed}"
+        return f"holds nothing readable, but {packed}", f"unpack {packed}"
     if datasets := slide_tables.other_h5(root):
         return (f"holds h5 files with {datasets}, and features of tiles are called features",
                 "store features (n, D) and coords (n, 2) as TRIDENT does")
     if two := outcomes.of_two_times(root):
         return (f"holds {two[0].name}, with {two[1]} for the dead and {two[2]} for the others",
                 "write one column of times beside the event, such as time_days and event")
-    return f"holds nothing that is known; seen {inside[:6] or 'nothing'}", \
+    return f"holds nothing readable; seen {inside[:6] or 'nothing'}", \
         "DATA.md lists what can be read"
 
 
 def look(data: str | Path) -> Found:
-    """Look into a data set.
+    """Inspect a data set.
 
     Raises
     ------
@@ -169,7 +169,7 @@ def look(data: str | Path) -> Found:
     seen = KINDS[name].look(root)
     if not seen.readable and seen.source:
         problem, _, fix = (seen.rows[0].problem if seen.rows else "").partition(". Fix: ")
-        raise InputError(root, name, "was recognised, and cannot be read: "
+        raise InputError(root, name, "was recognised, but cannot be read: "
                          f"{problem or 'it is empty'}", fix.rstrip(".") or "look at the files")
     if seen.of == "section":
         shared.keep_alike(seen)

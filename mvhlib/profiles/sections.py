@@ -22,20 +22,20 @@ from mvhlib.profiles.found import Found, Row
 OUTPUT_COLUMNS = ("section", "study", "patient", "specimen", "folder", "mpp", "image", "alignment")
 LEGACY_COLUMNS = ("section", "study", "patient", "specimen", "counts", "spots", "image", "labels",
                   "full_width_px")
-#: Sections whose counts are read when somebody asks what is there.
+#: Most sections whose counts are read for a report.
 MOST_READ = 40
 #: Bytes of a line that are looked at: a header of 40,000 genes has fewer.
 _LONGEST_LINE = 2**22
 #: Side of a pseudo-spot [um] where bins of 2, 8 and 16 um can be summed to it, so that the coarsest
 #: ones do.
 _HD_SPOT_UM = 112.0
-#: A scale that stands for one that nobody knows, to see whether that is all that is missing.
+#: A trial scale, to see whether an unknown scale is all that is missing.
 _TRIED_MPP = 1.0
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what readers say while several ways are tried: the report says what came of it."""
+    """Silence the readers while several ways are tried; the report states the result."""
     logger = logging.getLogger("mvhlib")
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -46,7 +46,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _row(section: Section, cells: dict[str, Any], counted: bool = True) -> Row:
-    """What is said of a section."""
+    """Table row of a section."""
     size = section.image_size
     image = "none" if not section.has_image else f"{size[0]} x {size[1]} px" if size else "patches"
     shape = {"spots": section.adata.n_obs, "genes": section.adata.n_vars} if counted else {}
@@ -65,7 +65,7 @@ def _rows(people: Cohort, cells: Callable[[Section], dict[str, Any]]) -> list[Ro
     return made
 
 
-def _told(people: Cohort) -> list[Row]:
+def _rows_with_owners(people: Cohort) -> list[Row]:
     """Rows of sections whose owners the data set states."""
     rows = _rows(people, lambda section: {})
     for row, section in zip(rows, people, strict=True):
@@ -82,7 +82,7 @@ def holds_her2st(root: Path) -> bool:
 def look_her2st(root: Path) -> Found:
     with _quiet():
         people = cohort.read("her2st", root)
-        rows = _told(people)
+        rows = _rows_with_owners(people)
     known = {"ST-cnts", "ST-spotfiles", "ST-pat-lbl"} | {
         Path(section.image_ref.path).parts[0] for section in people if section.image_ref}
     return Found(root, "her2st", "legacy Spatial Transcriptomics in her2st's folders", "her2st",
@@ -96,7 +96,7 @@ def holds_mob(root: Path) -> bool:
 def look_mob(root: Path) -> Found:
     with _quiet():
         people = cohort.read("mob", root)
-        rows = _told(people)
+        rows = _rows_with_owners(people)
     used = {path.name for path in entries(root) for section in people
             if path.stem.removeprefix("alignment_table_").partition(".")[0] == section.name}
     return Found(root, "mob", "legacy Spatial Transcriptomics in mob's files", "mob", rows=rows,
@@ -111,7 +111,7 @@ def holds_hest(root: Path) -> bool:
 def look_hest(root: Path) -> Found:
     with _quiet():
         people = cohort.read("hest", root)
-        rows = _told(people)
+        rows = _rows_with_owners(people)
     used = {path.name for path in entries(root) if path.name.startswith("HEST_v")
             or path.name in ("st", "adata", "wsis", "patches", "metadata", "splits")
             or any((path / sub).is_dir() for sub in ("st", "adata"))}
@@ -145,7 +145,7 @@ def look_output(source: str) -> Callable[[Path], Found]:
         given = root / "samples.csv"
         if given.is_file():
             with _quiet():
-                rows = _told(cohort.read(source, root))
+                rows = _rows_with_owners(cohort.read(source, root))
             return Found(root, source, says, source, rows=rows, used=used | {"samples.csv"})
         named = _with_images(_named(outputs, root), outputs, root)
         options = {"spot_um": _HD_SPOT_UM} if source == "visium_hd" else {}
@@ -159,7 +159,7 @@ def look_output(source: str) -> Callable[[Path], Found]:
 
 
 def _reduced(rows: Sequence[Row]) -> list[str]:
-    """What a scale that has to be filled in is of, where the image at hand is a reduced one."""
+    """Explain that a blank scale is that of the full image, where only a reduced one is at hand."""
     times = {row.name: row.facts.get("reduced") or 1.0 for row in rows}
     name = max(times, key=times.get, default="")
     return [f"mpp in samples.csv is of the full image, whose pixels the positions count: the image "
@@ -305,7 +305,7 @@ def look_legacy(root: Path) -> Found:
         made.append(cells)
     if (root / "samples.csv").is_file():
         with _quiet():
-            rows = _told(cohort.read("legacy_st", root))
+            rows = _rows_with_owners(cohort.read("legacy_st", root))
         return Found(root, "legacy_st", "legacy Spatial Transcriptomics, listed in samples.csv",
                      "legacy_st", rows=rows, used=used | {"samples.csv"})
     if len(made) == 1:
@@ -378,7 +378,7 @@ def look_files(source: str, ending: str, says: str) -> Callable[[Path], Found]:
         used |= {path.name for path in root.iterdir() if path.stem in files}
         if (root / "samples.csv").is_file():
             with _quiet():
-                rows = _told(cohort.read(source, root))
+                rows = _rows_with_owners(cohort.read(source, root))
             return Found(root, source, says, source, rows=rows, used=used | {"samples.csv"})
         with _quiet():
             rows = [_file_row(source, root, name, alone=len(files) == 1) for name in files]
@@ -424,7 +424,7 @@ def look_flat(root: Path) -> Found:
     says = "loose files of Space Ranger or Xenium, as GEO has them"
     if (root / "samples.csv").is_file():
         with _quiet():
-            rows = _told(cohort.read("flat", root))
+            rows = _rows_with_owners(cohort.read("flat", root))
         return Found(root, "flat", says, "flat", rows=rows, used=used | {"samples.csv"})
     broken = []
     for name, parts in list(found.items()):

@@ -1,4 +1,4 @@
-"""Which sections of a data set can be read as one: those that name genes alike.
+"""Choice of the sections that can be read as one cohort: those with the same gene names.
 
 A panel of genes is of all sections of a fold, so that sections which share none, or next to none,
 cannot stand in one run: mouse beside human, symbols beside Ensembl ids, one platform's panel beside
@@ -79,7 +79,7 @@ def _genes(rows: Sequence[Row]) -> frozenset[str]:
 
 
 def _why(genes: frozenset[str], others: frozenset[str]) -> str:
-    """What two lists of names look like, where that explains that they differ."""
+    """Explain by their form why two lists of gene names differ, where it shows."""
     ids = [sum(bool(_ENSEMBL.fullmatch(name)) for name in names) > len(names) / 2
            for names in (genes, others)]
     if ids[0] != ids[1]:

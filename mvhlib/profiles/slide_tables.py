@@ -1,4 +1,4 @@
-"""Features of slides that somebody else computed, and the table that says whose the slides are."""
+"""Precomputed features of slides, and the table of the slides' owners."""
 
 import logging
 import re
@@ -101,7 +101,7 @@ def _slugs(root: Path, folders: Mapping[str, object]) -> dict[str, str]:
 
 
 def _known(root: Path, slides: list[str]) -> tuple[dict[str, dict[str, object]], list[Path]]:
-    """What names of TCGA and tables of the directory say of each slide, and which tables."""
+    """Owner of each slide from TCGA names and from tables of the directory; also these tables."""
     known: dict[str, dict[str, object]] = {}
     for name in slides:
         tcga = _TCGA.fullmatch(name)
@@ -140,7 +140,7 @@ def _new(said: Mapping[str, Mapping[str, object]], known: Mapping[str, Mapping[s
 
 def _said(path: Path, table: pd.DataFrame, known: Mapping[str, Mapping[str, object]]
           ) -> dict[str, dict[str, object]]:
-    """Slide -> cells that a table has of it, found by the slide or else by its patient."""
+    """Find the cells of a table for each slide, by slide or else by patient."""
     columns = list(table.columns)
     slide, patient = find_column(columns, _SLIDE), find_column(columns, PATIENT)
     rows: dict[str, int] = {}

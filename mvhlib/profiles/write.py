@@ -1,8 +1,8 @@
 """A profile for what was found: the YAML files that differ from the defaults, each line commented.
 
 Everything here is a choice that a user may change; it is made so that the first run takes minutes
-and says something: hand-made features beside a small network that learned nothing, and the
-protocols that the owners of the sections allow.
+and is informative: hand-made features beside a small untrained network, and the protocols that the
+owners of the sections allow.
 """
 
 import math
@@ -33,7 +33,7 @@ _ENCODERS = [
     ("encoders:", "what is compared; how to add one: README.md, Your own data"),
     ("  handmade: {source: handmade%s}", "colour and texture: seconds"),
     ("  vit12-random: {source: vit12_micro_patch8_64, weights: random%s}",
-     "a small network that learned nothing: what others must beat")]
+     "a small untrained network: a baseline for others")]
 
 
 def check_free(params: Path, name: str) -> None:
@@ -95,7 +95,7 @@ def write(found: Found, params: Path, name: str) -> list[Path]:
 
 
 def what_next(found: Found, written: Sequence[Path], own: bool) -> list[str]:
-    """What to type now.
+    """Return the commands to type next.
 
     Parameters
     ----------
@@ -158,7 +158,7 @@ def _protocols(found: Found) -> tuple[list[str], str]:
     imaged = [row for row in found.readable if row.facts.get("image") != "none"]
     studies, patients = found.values("study"), found.values("patient")
     if len(imaged) == 1:
-        return ["random10_spot"], "one section: neighbours of tested spots are learned from: leaks"
+        return ["random10_spot"], "one section: training spots adjoin tested ones, which leaks"
     if studies is None or patients is None:
         return ["loso", "patient", "section"], \
             "unseen study, patient, section; 05 leaves out, and names, what the data do not allow"
@@ -181,7 +181,7 @@ def _sections(found: Found, samples: Path | None) -> dict[str, list[tuple[str, s
     options = found.options | ({"samples": _named(samples)} if samples else {})
     cohort = [(f"source: {found.source}", "reader of the files")]
     if options:
-        cohort.append((f"options: {_flow(options)}", "of the reader; samples: who is who"))
+        cohort.append((f"options: {_flow(options)}", "of the reader; samples: owners of sections"))
     few = min(genes, default=N_GENES) if found.shared_genes is None else found.shared_genes
     cohort += [("imaged_only: true", "sections without an image are left out")] if imaged else []
     cohort += [(f"panels: [{'all' if few <= N_GENES else 'hvg'}]",
@@ -199,12 +199,12 @@ def _sections(found: Found, samples: Path | None) -> dict[str, list[tuple[str, s
     options = ""
     if coarsest > UNLIKE * finest:
         options = f", options: {{mpp: {float(f'{coarsest:.3g}') + 0.01:.3g}}}"
-    tiles = _tiles(scales, tile_um, "side of a tile [um]: a spot and what surrounds it")
+    tiles = _tiles(scales, tile_um, "side of a tile [um]: a spot and its surroundings")
     expression = [(f"protocols: {_flow(protocols)}", "as in 01_cohort.yaml"),
                   ("primary: [handmade, vit12-random]", "the comparison named in advance"),
                   ("centred: []", "encoders that are tried again with each study centred")]
     if len(found.values("study") or []) > 2:
-        expression.append(("unit: study", "what intervals are over"))
+        expression.append(("unit: study", "unit of the intervals"))
     return {"workflow.yaml": _workflow(["01_cohort", "02_tiles", "04_embed", "05_expression",
                                         "06_spatial_maps", "18_embeddings"], _encoders(options)),
             "01_cohort.yaml": cohort, "02_tiles.yaml": tiles, "05_expression.yaml": expression,
@@ -227,7 +227,7 @@ def _tiles(scales: Sequence[float], tile_um: float, said: str) -> list[tuple[str
 def _encoders(options: str = "") -> list[tuple[str, str]]:
     each = [(line % options if "%s" in line else line, comment) for line, comment in _ENCODERS]
     if options:
-        each.insert(1, ("  # mpp: images are of unlike scale; all are reduced to the coarsest", ""))
+        each.insert(1, ("  # mpp: image scales differ; all are reduced to the coarsest", ""))
     return each
 
 
@@ -259,7 +259,7 @@ def _images(found: Found, samples: Path | None) -> dict[str, list[tuple[str, str
     classes = [("datasets: [labelled]", "what is classified"),
                ("encoders: [handmade, vit12-random]", "folders below features/"),
                ("mil_encoders: []", "no networks on bags: images are classified by their mean"),
-               (f"repeats: {10 if 0 < len(patients) < 40 else 1}", "ways of folding")]
+               (f"repeats: {10 if 0 < len(patients) < 40 else 1}", "repeats of the folds")]
     return {"workflow.yaml": _workflow(["02_tiles", "04_embed", "07_classification"], _encoders()),
             "02_tiles.yaml": tiles, "07_classification.yaml": classes}
 
@@ -274,21 +274,21 @@ def _outcomes(found: Found, samples: Path | None) -> dict[str, list[tuple[str, s
         if len({row.cells["options"]["time"] for row in same}) > 1:
             endpoints = endpoints[:1]  # one table's columns name one endpoint
         survival.append((f"columns: {_flow(first)}", "of the table; see mvhlib.cohort.clinical"))
-    survival += [(f"endpoints: {_flow(endpoints)}", "each modelled by itself"),
+    survival += [(f"endpoints: {_flow(endpoints)}", "each with models of its own"),
                  ("encoders: []", "no slides: clinical models alone"),
                  ("shown_model: clinical", "whose risk groups are drawn")]
     return {"workflow.yaml": _workflow(["09_survival"], []), "09_survival.yaml": survival}
 
 
 def _given_features(found: Found, samples: Path | None) -> dict[str, list[tuple[str, str]]]:
-    """Files of a profile for features of slides that somebody else computed."""
-    encoders = [("encoders:", "features of each are checked and kept, nothing is computed")]
+    """Files of a profile for precomputed features of slides."""
+    encoders = [("encoders:", "features of each are checked and copied, nothing is computed")]
     encoders += [(f"  {slug}: {{source: {_flow(source)}}}", "folder below DATA")
                  for slug, source in found.options["encoders"].items()]
     notebooks, files = _of_slides(found, list(found.options["encoders"]))
     slides = _named(samples) if samples else "slides.csv"
     return {"workflow.yaml": _workflow(["04_embed", *notebooks], encoders, _later(notebooks)),
-            "04_embed.yaml": [(f"slides: {_flow(slides)}", "who the slides are of")]} | files
+            "04_embed.yaml": [(f"slides: {_flow(slides)}", "owners of the slides")]} | files
 
 
 def _of_slides(found: Found, encoders: Sequence[str]
@@ -305,12 +305,12 @@ def _of_slides(found: Found, encoders: Sequence[str]
         "07_classification.yaml": [
             ("datasets: [slides]", "what is classified"),
             (f"encoders: {_flow(list(encoders))}", "folders below slides/features/"),
-            (f"mil_encoders: {_flow(list(encoders[:1]))}", "networks that learn where to look"),
+            (f"mil_encoders: {_flow(list(encoders[:1]))}", "networks with attention over tiles"),
             (f"shown_encoder: {encoders[0]}", "of the confusion matrix"),
-            ("least_attention: 0", "of planted tiles, which real slides have none of")],
+            ("least_attention: 0", "for planted tiles, which real slides lack")],
         "09_survival.yaml": [
             ("columns: {not_positive: drop}", "patients whose time is 0 are left out, and counted"),
-            (f"endpoints: {_flow(endpoints)}", "each modelled by itself"),
+            (f"endpoints: {_flow(endpoints)}", "each with models of its own"),
             (f"encoders: {_flow(list(encoders[:1]))}", "folders below slides/features/"),
             (f"n_folds: {min(5, n_studies) if n_studies > 1 else 5}",
              "outer folds, disjoint by study"),
@@ -324,7 +324,7 @@ def _slides(found: Found, samples: Path | None) -> dict[str, list[tuple[str, str
     notebooks, files = _of_slides(found, ["handmade", "vit12-random"])
     slides = _named(samples) if samples else "slides.csv"
     files["02_tiles.yaml"] = [
-        (f"slides: {_flow(slides)}", "who the slides are of: see mvhlib.tiles.whole"),
+        (f"slides: {_flow(slides)}", "owners of the slides: see mvhlib.tiles.whole"),
         *_tiles(scales, TILE_UM, "side of a tile [um]"),
         ("slide_tiles: 1000", "tiles of a slide at most, drawn at random; 0 for all")]
     unlike = max(scales, default=finest) > UNLIKE * finest

@@ -227,7 +227,7 @@ def _number(slide: Slide, name: str, value: float, low: float = 0.0) -> float:
 
 @dataclass(frozen=True)
 class MaskPreset:
-    """How tissue is found; the names are CLAM's.
+    """Settings of the tissue mask; the names are CLAM's.
 
     Parameters
     ----------
@@ -276,7 +276,7 @@ PRESETS = {
 
 @dataclass
 class TissueMask:
-    """Where tissue is, at low resolution.
+    """Mask of tissue at low resolution.
 
     Attributes
     ----------

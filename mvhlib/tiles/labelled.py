@@ -1,4 +1,4 @@
-"""Labelled images: read what others publish in three layouts, and cut them into tiles.
+"""Labelled images: readers of three published layouts, and their cutting into tiles.
 
 ==========  ====================================================================================
 kind        layout
@@ -76,7 +76,7 @@ _MHIST = {"Number of Annotators who Selected SSA (Out of 7)": "votes_ssa",
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """One image of which somebody said what it is.
+    """One image with its label.
 
     Attributes
     ----------

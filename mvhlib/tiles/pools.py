@@ -1,4 +1,4 @@
-"""What a run has tiles of: the spots of its cohort, its slides, its labelled images.
+"""Pools of a run's tiles: the spots of its cohort, its slides, its labelled images.
 
 ::
 
@@ -28,7 +28,7 @@ FEATURE_COLUMNS = ("section", "n_tiles", "width")
 
 
 def tiled(run: "Run", pools: Sequence[str]) -> dict[str, pd.DataFrame]:
-    """Read ``tiles/manifest.csv`` of those pools that 02_tiles left one of; it may hold no row.
+    """Read ``tiles/manifest.csv`` of every pool that has one; it may have no rows.
 
     Raises
     ------
@@ -44,7 +44,7 @@ def tiled(run: "Run", pools: Sequence[str]) -> dict[str, pd.DataFrame]:
 
 
 def there(run: "Run", pool: str) -> bool:
-    """Whether the table of a pool's owners is there.
+    """True if the table of a pool's owners exists.
 
     Where it is not, but the notebook that makes it has run, the data set has none: that is printed.
 
@@ -63,7 +63,7 @@ def there(run: "Run", pool: str) -> bool:
 
 
 def owners(run: "Run", pool: str) -> tuple[pd.DataFrame, str]:
-    """Who each section, slide or image of a pool belongs to.
+    """Owners of each section, slide or image of a pool.
 
     Returns
     -------

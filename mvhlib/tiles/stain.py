@@ -1,4 +1,4 @@
-"""Stain normalisation of tiles: what a laboratory's dye and scanner add, estimated and exchanged.
+"""Stain normalisation of tiles: the effect of dye and scanner, estimated and exchanged.
 
 Two methods. Both are fitted on all tiles of one section, so that a section without tumour is not
 stretched tile by tile, and both are deterministic.
@@ -34,7 +34,7 @@ from mvhlib.tiles.store import read_tiles, write_tiles
 WHITE = 255.0
 
 #: Least optical density (natural logarithm, mean of the channels) of a pixel that counts as tissue.
-#: Macenko asks it of every channel, which drops pure eosin, as it hardly absorbs red.
+#: Macenko requires it in every channel, which drops pure eosin, as it hardly absorbs red.
 TISSUE_OD = 0.15
 
 #: Share of pixels beyond each extreme direction, against outliers [%].
@@ -70,7 +70,7 @@ def intensity(density: np.ndarray) -> np.ndarray:
 
 
 def is_tissue(pixels: np.ndarray, threshold: float = TISSUE_OD) -> np.ndarray:
-    """Which pixels `(...)` of RGB `(..., 3)` absorb light."""
+    """Mask `(...)` of the pixels of RGB `(..., 3)` that absorb light."""
     return optical_density(pixels).mean(axis=-1) > threshold
 
 

@@ -1,4 +1,4 @@
-"""What a tiff holds and which reader gives its right colours; the scale that its tags state.
+"""Content of a tiff, the reader that gives its right colours, and the scale in its tags.
 
 A tiff is a container. Colours may be interleaved, in planes of one page or on pages of their own;
 samples have 1 to 64 bits; pages may be levels, depths, times, channels or a label. Readers take

@@ -1,4 +1,4 @@
-"""Whole slides of a user's: who they are, and bags of tiles cut over their tissue.
+"""A user's whole slides: their owners, and bags of tiles cut over their tissue.
 
 ``slides.csv`` lists them, one row each:
 

@@ -1,4 +1,4 @@
-"""What every training loop shares: random numbers by key, state, checkpoints, logs, early stopping.
+"""Parts of every training loop: random numbers by key, state, checkpoints, logs, early stopping.
 
 A loop that is killed at any moment and started again ends with the same bytes. Three things make
 that true: random numbers depend on (seed, step, index) and on nothing that happened before;

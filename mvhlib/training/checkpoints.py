@@ -1,4 +1,4 @@
-"""The state of a loop, saved so that the next step is the one that would have come."""
+"""Checkpoints: the state of a loop, from which it continues with the same next step."""
 
 import hashlib
 import os
@@ -12,7 +12,7 @@ from mvhlib.artifacts import InputError, atomic, reading, sha256_file
 
 
 class LoopState:
-    """What has to be kept so that the next step is the one that would have come.
+    """State of a loop: everything that its next step depends on.
 
     Parameters
     ----------

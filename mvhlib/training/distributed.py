@@ -11,7 +11,7 @@ def as_double(x: Tensor) -> Tensor:
 
 
 def is_distributed() -> bool:
-    """Whether more than one process takes part."""
+    """True if more than one process takes part."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 

@@ -30,7 +30,7 @@ def clip_gradients(parameters: Iterable[Tensor], largest_norm: float) -> Tensor:
 
 @dataclass
 class FitConfig:
-    """How a small supervised model is trained.
+    """Training settings of a small supervised model.
 
     Attributes
     ----------
@@ -75,7 +75,7 @@ class FitConfig:
 
 @dataclass(frozen=True)
 class Fit:
-    """What an epoch loop gave.
+    """Result of an epoch loop.
 
     Attributes
     ----------

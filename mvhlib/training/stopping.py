@@ -1,4 +1,4 @@
-"""Why a loop ends before its last step: a monitor, a signal, or no more progress."""
+"""Early ends of a training loop: a monitor, a signal, or no more progress."""
 
 import contextlib
 import math

@@ -1,4 +1,4 @@
-"""What a data set is: sections that know their study, patient and specimen, and a cohort of them.
+"""Data sets: sections with study, patient and specimen, and cohorts of sections.
 
 A section on disk is one h5ad file: ``layers["counts"]`` raw counts (spots x genes), ``obs`` with
 study, patient, section, ``obsm["spatial"]`` spot centres (x, y) in level-0 pixels and, where

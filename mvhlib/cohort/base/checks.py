@@ -1,4 +1,4 @@
-"""What counts, places and scales have to be before anything is computed of them."""
+"""Checks of counts, places and scales before anything is computed from them."""
 
 import math
 from numbers import Real
@@ -40,7 +40,7 @@ def check_mpp(mpp: Any, where, field: str = "mpp") -> float:
 
 def check_scale(stated: float, measured: float, where, field: str, *, said: str, seen: str,
                 tolerance: float = 0.1) -> None:
-    """Refuse a scale, or a distance, that is not the one that was measured.
+    """Refuse a scale, or a distance, that contradicts the measured one.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ def check_scale(stated: float, measured: float, where, field: str, *, said: str,
 
 
 def check_inside(centers: np.ndarray, size: tuple[int, int], where, field: str = "image") -> None:
-    """Refuse an image that is not the one that the spots' places speak of.
+    """Refuse an image that does not fit the spots' places.
 
     Parameters
     ----------
@@ -100,7 +100,7 @@ def check_inside(centers: np.ndarray, size: tuple[int, int], where, field: str =
 
 
 def check_sparse(matrix: Any, where, field: str = "counts") -> None:
-    """Refuse a compressed sparse matrix whose pointers lead out of it.
+    """Refuse a compressed sparse matrix whose pointers lead outside its arrays.
 
     SciPy believes them, and a wrong one ends the process: check before anything is computed.
 
@@ -134,7 +134,7 @@ def check_sparse(matrix: Any, where, field: str = "counts") -> None:
 
 
 def check_counts(adata: "AnnData", where) -> None:
-    """Refuse what is no table of raw counts.
+    """Refuse a matrix that does not hold raw counts.
 
     Raises
     ------

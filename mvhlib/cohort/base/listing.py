@@ -1,4 +1,4 @@
-"""What lies in a data directory, and which of its sections a caller asks for."""
+"""Listing of a data directory, and the choice of its sections."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,7 +7,7 @@ from mvhlib.artifacts import InputError, check_file, reading, safe_name
 
 
 def entries(folder: Path) -> list[Path]:
-    """What lies in a folder, by name, hidden files left out; nothing where there is no folder.
+    """List a folder by name, without hidden files; nothing where there is no folder.
 
     Raises
     ------
@@ -24,7 +24,7 @@ def entries(folder: Path) -> list[Path]:
 
 
 def present(path: Path, field: str = "file") -> bool:
-    """Whether there is a file; what is there and cannot be one is refused, not passed over.
+    """True if the file exists; anything else of that name is refused, not passed over.
 
     Raises
     ------
@@ -38,7 +38,7 @@ def present(path: Path, field: str = "file") -> bool:
 
 
 def section_list(sections: Iterable[str], where) -> list[str]:
-    """Names of sections that a caller asks for.
+    """Return the names of the requested sections.
 
     Raises
     ------

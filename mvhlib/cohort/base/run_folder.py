@@ -147,7 +147,7 @@ def _read_record(path: Path, stream: Any) -> dict[str, Any]:
 
 
 def _check_ref(ref: ImageRef, where) -> None:
-    """Refuse an image that is not named by its way down from DATA or the cohort folder."""
+    """Refuse an image whose path does not lead down from DATA or the cohort folder."""
     if ref.root not in ("data", "cohort"):
         raise InputError(where, "image_root", f"is {ref.root!r}", "use data or cohort")
     way = PurePosixPath(ref.path)
@@ -158,7 +158,7 @@ def _check_ref(ref: ImageRef, where) -> None:
 
 
 def _n_names(path: Path, stream: Any, axis: str) -> int:
-    """How many rows the table ``obs`` or ``var`` of an h5ad has."""
+    """Count the rows of the table ``obs`` or ``var`` of an h5ad."""
     import h5py
 
     table = stream.get(axis)
@@ -259,7 +259,7 @@ def _read_manifest(file: Path) -> pd.DataFrame:
 
 
 def _check_row(file: Path, row: dict[str, Any], section: Section, shape: Sequence[int]) -> None:
-    """Refuse a row of the manifest that says other than the section's own record."""
+    """Refuse a row of the manifest that contradicts the section's own record."""
     width, height = section.image_size or (np.nan, np.nan)
     own = {"study": section.study, "patient": section.patient, "specimen": section.specimen,
            "source": section.source, "has_image": section.has_image, "n_spots": shape[0],
@@ -303,7 +303,7 @@ def spot_labels(sections: "Iterable[Section]", truth: str | Path = "") -> "dict[
 
 
 def truth_genes(truth: str | Path) -> pd.DataFrame:
-    """What the synthetic truth says of each gene (``var``); empty where there is no truth."""
+    """Read the synthetic truth about each gene (``var``); empty where there is no truth."""
     path = next((path for path in sorted(Path(truth).glob("*.h5ad"))
                  if not path.name.startswith(".")), None)
     return pd.DataFrame() if path is None else _read_truth(path, "var")

@@ -113,7 +113,7 @@ class Section:
 
     @property
     def has_slide(self) -> bool:
-        """Whether pixels can be read anywhere, not only in patches that somebody else cut."""
+        """True if pixels can be read anywhere, not only in ready-made patches."""
         return self.image_ref is not None and not self.image_ref.path.endswith(".h5")
 
     @property
@@ -122,7 +122,7 @@ class Section:
         return np.asarray(self.adata.obsm["spatial"], dtype=np.float64)
 
     def image_key(self) -> list:
-        """What identifies the pixels, for keys of what is made from them.
+        """Identity of the pixels, for cache keys of everything made from them.
 
         The file's hash, and how it is read; not where it lies.
         """

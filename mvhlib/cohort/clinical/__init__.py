@@ -1,4 +1,4 @@
-"""Outcomes and covariates of patients: what a survival table has to be before anything is fitted.
+"""Outcomes and covariates of patients, checked before any survival model is fitted.
 
 `read` gives one row per patient whatever the layout:
 

@@ -1,4 +1,4 @@
-"""From rows of a table to one row per patient of one cohort."""
+"""Reduction of a table to one row per patient of one cohort."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,7 +15,7 @@ LONGEST_MONTHS = 1200.0
 
 
 def chosen(path, given: pd.DataFrame, only: Mapping[str, object] | None) -> pd.DataFrame:
-    """The rows that hold the values which `only` names, of one cancer unless it says otherwise."""
+    """Select the rows with the values in `only`; of one cancer, unless `only` says otherwise."""
     if only is not None and not isinstance(only, Mapping):
         raise InputError(path, "only", f"is {only!r}", "map a column to the values that are meant")
     for column, values in (only or {}).items():
@@ -44,7 +44,7 @@ def one_cancer(path, given: pd.DataFrame) -> None:
 
 
 def one_patient_each(where, rows: pd.DataFrame) -> None:
-    """Refuse a slide of two patients, also where its TCGA barcode names another one."""
+    """Refuse a slide of two patients, or whose TCGA barcode names another patient."""
     owners = rows.groupby("slide", sort=False)["patient"].nunique()
     shared = list(owners.index[owners > 1])
     if shared:
@@ -78,7 +78,7 @@ def one_row_each(where, rows: pd.DataFrame, columns: Mapping[str, str]) -> pd.Da
 
 
 def with_site(clinical: Clinical) -> Clinical:
-    """Every patient a site of its own where none is known."""
+    """Give each patient a site of its own where no site is known."""
     if "site" in clinical.table:
         return clinical
     return replace(clinical, table=clinical.table.assign(site=clinical.table["patient"]),

@@ -1,4 +1,4 @@
-"""What clinical words mean: events, sex, stage, units of time, names of patients."""
+"""Meaning of clinical words: events, sex, stage, units of time, names of patients."""
 
 import re
 from collections.abc import Mapping
@@ -50,7 +50,7 @@ def stage_number(text: object) -> float:
 
 
 def parsed(path, given: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
-    """What the columns of a table hold, by our names; columns that it lacks are left out.
+    """Parse a table's columns under our names; absent columns are left out.
 
     ``sex`` becomes ``male``, and ``censorship`` becomes ``event``.
     """
@@ -79,7 +79,7 @@ def parsed(path, given: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFram
 
 
 def _as_written(values: pd.Series, text: pd.Series) -> pd.Series:
-    """Whole numbers where all are there and written without a point."""
+    """Return whole numbers if every value is written without a decimal point."""
     return values.astype(np.int64) if text.str.fullmatch(r"\d+").all() else values
 
 

@@ -1,4 +1,4 @@
-"""Legacy Spatial Transcriptomics: what every data set of that family shares.
+"""Legacy Spatial Transcriptomics: readers shared by every data set of that family.
 
 A section is three files: counts (spots x genes, index ``XxY`` in array positions), a spot file
 (array position and pixel of every spot, and which of them lie under tissue) and, sometimes, an

@@ -1,4 +1,4 @@
-"""Which files of a data directory are a section's counts, spots and image."""
+"""Search of a data directory for the counts, spots and image of each section."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -42,7 +42,7 @@ def find_tables(root: Path, folders: Iterable[str], pattern: str) -> dict[str, P
 
 
 def is_counts(path: Path) -> bool:
-    """Whether a table looks like one of counts: its second row begins with an array position."""
+    """True if a table looks like counts: its second row begins with an array position."""
     try:
         lines = read_lines(path)
     except InputError:  # a broken archive is likelier a table than a note
@@ -96,7 +96,7 @@ def find_images(root: Path, names: Iterable[str], depth: int = 3) -> dict[str, P
 
 def check_keys(option: Mapping[str, Any] | None, name: str, known: Iterable[str] | None = None
                ) -> Mapping[str, Any]:
-    """An option that says something of each section: a mapping, whose keys are sections.
+    """Check an option that is set per section: a mapping, whose keys are sections.
 
     Raises
     ------

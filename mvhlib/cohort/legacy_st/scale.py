@@ -1,4 +1,4 @@
-"""How large a pixel is: the distance of spots, and images that were reduced."""
+"""Size of a pixel, from the distance of spots; and the reduction of reduced images."""
 
 import logging
 import math
@@ -24,7 +24,7 @@ STAGGERED_PITCH_UM = PITCH_UM / 2**0.5
 
 @dataclass(frozen=True)
 class Lattice:
-    """What the spots of one section say about the scale of their pixels.
+    """Lattice of one section's spots, which determines the scale of its pixels.
 
     Attributes
     ----------
@@ -51,7 +51,7 @@ class Lattice:
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What an image file does not say about itself.
+    """Facts about an image that its file does not state.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""Sections made of their files; counts are read at first use."""
+"""Sections built from their files; counts are read at first use."""
 
 import logging
 import re

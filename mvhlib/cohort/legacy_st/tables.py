@@ -197,7 +197,7 @@ def read_counts(path: Path, sum_doubled: bool = False) -> "AnnData":
 
 
 def _digits(lines: list[str]) -> pd.DataFrame | None:
-    """Rows of plain whole numbers behind a name, as pandas reads them in ten times the time.
+    """Parse rows of whole numbers after a name, with pandas' result in a tenth of its time.
 
     None where a row holds anything else: signs, points, quotes, blank cells.
     """
@@ -290,7 +290,7 @@ def _named_spots(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def is_spots(lines: list[str]) -> bool:
-    """Whether the first two lines of a table are those of a spot file."""
+    """True if the first two lines of a table are those of a spot file."""
     if len(lines) < 2:
         return False
     header, row = ([cell.strip().strip('"') for cell in line.split("\t")]

@@ -1,7 +1,7 @@
-"""Folds that know studies, patients and duplicate specimens.
+"""Folds that respect studies, patients and duplicate specimens.
 
-A protocol says who may stand on which side. Its unit is what no fold may separate; `check` refuses
-a fold that does, and `make` calls it before it returns.
+A protocol states which sections train and which are tested. No fold may split one of its units;
+`check` refuses a fold that does, and `make` calls it before it returns.
 
 =================  ==========================================  ===========  =====================
 protocol           test of a fold                              unit         fold id
@@ -22,10 +22,10 @@ within             one patient, trained on the group's others  patient      grou
 ``random10_spot`` has neighbouring spots on both sides: it is there to show how much that leaks.
 Its sections have the role ``both``; `spot_folds` says which spots are tested in which fold.
 
-``transfer`` and ``within`` are the two halves of one question: what does a model that learned on
-one organ, data set or study know of another (the cells of a matrix), and what does one that learned
-there (its diagonal)? A group is whatever `group_of` makes of a section. A group may be tested by
-several others, so ``transfer`` tests its sections more than once.
+``transfer`` and ``within`` belong together: ``transfer`` scores a model of one organ, data set or
+study on another (the cells of a matrix), ``within`` scores a model trained on the tested group
+itself (its diagonal). `group_of` gives the group of each section. Several groups may be tested on
+the same one, so ``transfer`` tests its sections more than once.
 
 ``hest_bench`` and ``mvhybrid_bench`` are other authors' protocols; what is particular about them
 beside the folds is in `mvhlib.expression.evaluation`.

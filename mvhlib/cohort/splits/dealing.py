@@ -1,4 +1,4 @@
-"""Ways to deal sections to folds."""
+"""Assignment of sections to folds."""
 
 import logging
 from collections.abc import Sequence
@@ -51,7 +51,7 @@ def leave_one_out(table: pd.DataFrame, unit: str) -> list[tuple[str, str, str]]:
 
 def without_shared(rows: list[tuple[str, str, str]],
                    table: pd.DataFrame) -> list[tuple[str, str, str]]:
-    """Folds less the training sections of patients who stand in the fold's test side as well."""
+    """Drop from each fold the training sections of its test patients."""
     patient = table.set_index("section")["patient"].astype(str)
     tested: dict[str, set[str]] = {}
     for fold, section, role in rows:
@@ -76,7 +76,7 @@ def as_given(given: pd.DataFrame) -> list[tuple[str, str, str]]:
 
 def grouped(table: pd.DataFrame,
             groups: tuple[tuple[str, ...], ...]) -> list[tuple[str, str, str]]:
-    """Each group is tested once, and all the others train."""
+    """Test each group once, with all the others for training."""
     missing = [name for group in groups for name in group if name not in set(table["section"])]
     if missing:
         raise InputError("manifest.csv", "section", f"{missing} of the protocol are not there",
@@ -100,7 +100,7 @@ def within_patients(table: pd.DataFrame) -> list[tuple[str, str, str]]:
 
 
 def directed_pairs(member: pd.Series, pairs: Sequence[Sequence[str]]) -> list[tuple[str, str]]:
-    """The pairs of groups to run; each on each where none is named."""
+    """Return the pairs of groups to run; all ordered pairs where none is named."""
     present = sorted(member.unique())
     if len(present) < 2:
         raise InputError("folds", "groups", f"only {present} has images",

@@ -1,4 +1,4 @@
-"""What folds must not do, and how large they are."""
+"""Guards of folds against leaks, and the folds' sizes."""
 
 import pandas as pd
 
@@ -9,7 +9,7 @@ ROLES = ("train", "test", "both")
 
 
 def sizes(folds: pd.DataFrame, manifest: pd.DataFrame) -> pd.DataFrame:
-    """How large the folds are, one row each.
+    """Sizes of the folds, one row each.
 
     Returns
     -------

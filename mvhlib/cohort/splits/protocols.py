@@ -1,4 +1,4 @@
-"""Protocols: who may stand on which side of a fold."""
+"""Protocols: which sections train and which are tested in each fold."""
 
 import logging
 import zlib
@@ -33,7 +33,7 @@ UNITS = {"loso": "patient", "patient": "patient", "section": "section",
          "random10_section": "specimen", "random10_spot": "spot", "hest_bench": "patient",
          "mvhybrid_bench": "patient", "transfer": "study", "within": "patient"}
 PROTOCOLS = tuple(UNITS)
-#: What a protocol lets through, to be printed beside its numbers.
+#: Known leaks of a protocol, printed beside its numbers.
 LEAKS = {"section": "replicate test: sections of one patient on both sides",
          "random10_section": "studies, and patients with several specimens, on both sides",
          "random10_spot": "neighbouring spots of one section on both sides"}
@@ -187,7 +187,7 @@ def group_of(manifest: pd.DataFrame, groups: str | Mapping[str, str]) -> pd.Seri
 
 
 def possible(manifest: pd.DataFrame, protocols=PROTOCOLS, **options) -> dict[str, str]:
-    """Which protocols the cohort allows: protocol -> "" or the reason why not."""
+    """Check which protocols the cohort allows: protocol -> "", or the reason against it."""
     reasons = {}
     for protocol in protocols:
         try:

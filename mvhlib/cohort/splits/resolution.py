@@ -1,4 +1,4 @@
-"""Whether sections can be compared at the scale that they come in."""
+"""Comparability of sections at their own resolutions."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ MPP_TOLERANCE = 1.25
 
 @dataclass(frozen=True)
 class Resolution:
-    """Whether the sections of a protocol can be compared at the scale that they come in.
+    """Comparability of a protocol's sections at their own resolutions.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""A synthetic cohort whose every cause is known; synthetic slides and organs beside it.
+"""A synthetic cohort whose every cause is known; also synthetic slides and images of organs.
 
 A section is drawn in optical-density space. Smooth random fields lay out lumen, glands, stroma,
 tumour and lymphocytes; nuclei of class-specific size, density and chromatin texture are stamped on

@@ -1,4 +1,4 @@
-"""Gene programs: what drives each gene, and counts around its rate."""
+"""Gene programs: the cause that drives each gene, and counts around its rate."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING

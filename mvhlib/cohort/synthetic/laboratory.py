@@ -1,4 +1,4 @@
-"""What stainer and scanner do: from tissue to pixels, and how studies differ."""
+"""Effects of stainer and scanner: from tissue to pixels, and how studies differ."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ _TURNS = np.array([[1.0, 0.0, -1.0], [0.0, -0.3, 1.0]])
 
 @dataclass(frozen=True)
 class Appearance:
-    """What stainer and scanner do to a section."""
+    """Effects of stainer and scanner on a section."""
 
     gains: tuple[float, float] = (1.0, 1.0)
     stains: Any = None

@@ -198,7 +198,7 @@ _GRADIENT = np.array([0.60, 0.60, 0.70])
 
 @dataclass(frozen=True)
 class _Drawn:
-    """What was drawn of a section, and what that means for each of its T spots.
+    """A drawn section, and its values at each of the T spots.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""How much of a label a frozen embedding holds: linear and nearest-neighbour probes.
+"""Linear and nearest-neighbour probes: how well a frozen embedding predicts a label.
 
 Rows are tiles, or images by the mean of their tiles; what may not stand on both sides of a fold is
 the patient. Scores are balanced accuracy, weighted F1 and AUROC, each with an interval over

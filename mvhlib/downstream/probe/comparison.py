@@ -1,4 +1,4 @@
-"""A probe under every split that the data allow, and what the random split leaks."""
+"""A probe under every split that the data allow, and the leak of the random split."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ LEAK_COLUMNS = ("dataset", "encoder", "classifier", "metric", "grouped", "random
 
 @dataclass(frozen=True)
 class Result:
-    """A classifier's answers on rows that it had not seen.
+    """A classifier's predictions on unseen rows.
 
     Attributes
     ----------

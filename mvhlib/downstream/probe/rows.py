@@ -1,4 +1,4 @@
-"""What a probe is fitted on: embeddings of tiles or images, and which rows can be used."""
+"""Input of a probe: embeddings of tiles or images, and the choice of usable rows."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -57,7 +57,7 @@ def embeddings(run: "Run", pool: str, encoders: Sequence[str], names: Sequence[s
 
 
 def embedded(run: "Run", pool: str, encoders: Sequence[str], names: Iterable[str]) -> list[str]:
-    """Those of `names` that every encoder has features of."""
+    """Keep the `names` that every encoder has features of."""
     folders = [run.need(run.path(pool, "features", encoder), made_by="04_embed")
                for encoder in encoders]
     return sorted(name for name in names
@@ -122,7 +122,7 @@ def one_class_per_study(labels: Sequence[str], studies: Sequence[str]) -> np.nda
 
 def confounding(labels: Sequence[str], studies: Sequence[str], patients: Sequence[str]
                 ) -> pd.DataFrame:
-    """Whether a class can be told from the study that it comes from, class by class.
+    """Check each class for confounding: whether its studies hold other classes as well.
 
     Returns
     -------

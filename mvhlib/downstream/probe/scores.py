@@ -1,4 +1,4 @@
-"""Scores that are resampled by patient, and which class was called which."""
+"""Scores with intervals by resampling patients, and the confusion of classes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ MOST_UNITS = 1000
 
 @dataclass(frozen=True)
 class Scores:
-    """What every score and its bootstrap need, patient by patient.
+    """Counts per patient for every score and its bootstrap.
 
     Attributes
     ----------
@@ -155,7 +155,7 @@ def _ordered_pairs(value: np.ndarray, is_class: np.ndarray, unit: np.ndarray, n_
 
 
 def confusion_table(scores: Scores) -> pd.DataFrame:
-    """Which class was called which: is, called, and the share of the true class that was."""
+    """Confusion of classes: columns is, called, and the share of the true class."""
     counts = scores.confusion.sum(axis=0)
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     return pd.DataFrame([

@@ -1,4 +1,4 @@
-"""Find tissue by its likeness: class prototypes, nearest tiles, and image against expression.
+"""Retrieval of similar tissue: class prototypes, nearest tiles, and image against expression.
 
 Three questions to an encoder whose weights stay as they are:
 

@@ -1,4 +1,4 @@
-"""Class prototypes and nearest tiles: what is searched, by whom, and how good the order is."""
+"""Retrieval by class prototypes and nearest tiles: queries, galleries and ranking scores."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -80,8 +80,8 @@ def image_rows(features: "Mapping[str, Features]", labels: pd.DataFrame,
 def keep_classes(rows: Rows, split: str = "patient") -> tuple[Rows, list[str]]:
     """Leave out rows without a label, and classes that one patient (or study) alone has.
 
-    Whose class nobody else has cannot be found in anybody else. Fewer than two classes, or two
-    patients, leave nothing to search: the rows are then empty.
+    A class that only one patient (or study) has cannot be retrieved from another. Fewer than two
+    classes, or two patients, leave nothing to search: the rows are then empty.
 
     Returns
     -------
@@ -106,7 +106,7 @@ def level_of(split: str) -> str:
 
 @dataclass(frozen=True)
 class Fold:
-    """Who asks and who is asked, as masks `(T,)` over the rows."""
+    """Query and gallery masks `(T,)` of one fold."""
 
     name: str
     query: np.ndarray = field(repr=False)
@@ -358,7 +358,7 @@ def _by_class(values: np.ndarray, truth: np.ndarray, where: np.ndarray) -> float
 
 def _distances(X: np.ndarray, truth: np.ndarray, plan: Sequence[Fold], classes: np.ndarray, *,
                scale: bool) -> np.ndarray:
-    """Distance of every tile to the prototypes of the fold that asks for it, `(T, K)`."""
+    """Distance of every tile to the prototypes of the fold that queries it, `(T, K)`."""
     out = np.empty((len(X), len(classes)))
     for fold in plan:
         fitted = Prototypes(scale).fit(X[fold.gallery], truth[fold.gallery])

@@ -1,4 +1,4 @@
-"""What prototypes find, where their classes lie on a section, and the embedding by UMAP."""
+"""Figures of retrieval: the prototypes' hits, maps of their classes, and a UMAP."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Cox regression with a ridge on the slide's embedding, its penalty chosen inside."""
+"""Cox regression with a ridge penalty on the slide's embedding, chosen on inner folds."""
 
 import warnings
 from collections.abc import Sequence
@@ -73,7 +73,7 @@ class _Design:
 
 
 class RidgeCox(BaseEstimator):
-    """Cox regression (by lifelines) with principal components and a penalty chosen inside.
+    """Cox regression (by lifelines) with principal components and a nested choice of penalty.
 
     The penalty maximises the cross-validated partial likelihood over inner folds that keep groups
     together: what the left-out patients add to the log-likelihood of all at the coefficients of the

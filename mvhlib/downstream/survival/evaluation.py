@@ -25,7 +25,7 @@ METRICS = ("harrell_c", "uno_c", "ibs", "ibs_kaplan_meier", "observed_expected")
 
 @dataclass(frozen=True)
 class Model:
-    """What goes into a Cox model.
+    """Inputs of a Cox model.
 
     Attributes
     ----------
@@ -47,7 +47,7 @@ class Model:
 
 @dataclass
 class Evaluation:
-    """What models reached.
+    """Scores and risks of models.
 
     Attributes
     ----------
@@ -198,7 +198,7 @@ def _risks(fitted: RidgeCox, sides: list[dict], test: pd.DataFrame, horizon: flo
 
 
 def permute_outcomes(table: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """The table with time and event, together, dealt out anew: nothing is left to learn."""
+    """Permute the pairs of time and event over patients, so that nothing is left to learn."""
     order = np.random.default_rng(seed).permutation(len(table))
     outcome = ["time_months", "event"]
     return table.assign(**{name: table[name].to_numpy()[order] for name in outcome})

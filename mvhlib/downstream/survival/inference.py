@@ -1,4 +1,4 @@
-"""What scores and risks allow to be said: intervals, differences, tests, hazards, calibration."""
+"""Inference on scores and risks: intervals, differences, tests, hazards, calibration."""
 
 from collections.abc import Sequence
 
@@ -55,7 +55,7 @@ def summarise(scores: pd.DataFrame, *, dataset: str, endpoint: str, fold_scheme:
 
 
 def control(scores: pd.DataFrame, confidence: float = 0.999) -> pd.DataFrame:
-    """Hold models of permuted outcomes against a C of one half.
+    """Compare models of permuted outcomes with a C of one half.
 
     Few permutations have no interval worth the name, so that the width comes from theory: among n
     patients whose order is random, Kendall's tau has the variance 2 (2n + 5) / (9 n (n - 1)), and C
@@ -207,7 +207,7 @@ def likelihood_ratio(frame: pd.DataFrame, small: Sequence[str], large: Sequence[
 
 def added_value(risks: pd.DataFrame, model: tuple[str, str], than: tuple[str, str]
                 ) -> dict[str, float]:
-    """Whether a model's risk says more about tested patients than another's alone does.
+    """Test whether one model's risk adds to another's on tested patients.
 
     Among patients who no model was fitted on, both risks enter one Cox model stratified by fold,
     and the larger is tested against the one with `than` alone (one degree of freedom). Unlike a
@@ -265,7 +265,7 @@ def hazard_ratios(values: pd.DataFrame, table: pd.DataFrame, *, adjust: Sequence
 
 def proportional_hazards(table: pd.DataFrame, columns: Sequence[str],
                          strata: str | None = None) -> pd.DataFrame:
-    """Whether effects stay the same over time: test on scaled Schoenfeld residuals.
+    """Test proportional hazards over time on scaled Schoenfeld residuals.
 
     Grambsch and Therneau (Biometrika 1994) with ranked times, by lifelines.
 

@@ -1,4 +1,4 @@
-"""Which models and which pairs of them are compared, and the summary over endpoints."""
+"""Choice of the models and pairs to compare, and the summary over endpoints."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -38,7 +38,7 @@ def models_of(covariates: tuple[str, ...], embeddings: Mapping[str, Any], adjust
 
 def pairs_of(covariates: Sequence[str], adjusted: Sequence[str], plain: Sequence[str]
              ) -> list[tuple[tuple[str, str], tuple[str, str]]]:
-    """Pairs of (model, encoder) for `differences`: the first is held against the second.
+    """Pairs of (model, encoder) for `differences`: the first is compared with the second.
 
     Parameters
     ----------

@@ -1,10 +1,10 @@
-"""CMRCNet: images and expression in one space, then the most similar training spots answer.
+"""CMRCNet: images and expression in one space; the most similar training spots give predictions.
 
 Zhang et al., arXiv 2506.08854, from its description. An image encoder and an expression head are
 trained so that the two embeddings of a spot agree (a contrastive loss with soft targets), while a
 second branch rebuilds the image's embedding from tokens of which half the numbers are masked, with
 the help of the spot's genes. To predict, the image of a new spot is embedded and the expression of
-its `k` nearest training spots is averaged: any gene that they were measured for can be asked.
+its `k` nearest training spots is averaged, so that any gene measured there can be predicted.
 
 ::
 
@@ -12,21 +12,21 @@ its `k` nearest training spots is averaged: any gene that they were measured for
     genes (B, G) ---------------------> head -> spot embedding (B, W)   -+-> soft-target loss
     tokens, masked -+-> attention to gene tokens, twice refined -> mean -> ~ image embedding
 
-Where the released code and the paper's summary part ways, or the code holds what looks like a slip,
-`Settings` says so and takes the repaired form; flags restore the authors'.
+Where the released code differs from the paper's summary, or seems to contain an error, `Settings`
+documents it and uses the corrected form; flags restore the authors'.
 
 With a frozen encoder (`encoder=None`, samples hold tokens or features) one transformer block on top
-of its tokens is trained, which both branches share. It has to be there: with nothing shared and a
-detached target, the reconstruction could not change what is retrieved.
+of its tokens is trained, which both branches share. Without this block, and with a detached target,
+the reconstruction could not affect retrieval.
 
 `settings`   what the model is made of
 `losses`     soft-target contrast, reconstruction error, masks
 `network`    tokens, heads, masked reconstruction
 `samples`    features, tokens or tiles of a section, and its expression
 `estimator`  `CMRCNet` and `bleep`
-`fitted`     one fold's model with its gallery: retrieval, and questions to it
+`fitted`     one fold's model with its gallery: retrieval and diagnostics
 `selected`   the authors' scores on genes chosen on the test section
-`arms`       what differs between arms, what the authors say of them, and their figures
+`arms`       ablations: their settings, the authors' claims, and the figures
 """
 
 from mvhlib.expression.cmrcnet.arms import (

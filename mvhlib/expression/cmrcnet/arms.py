@@ -1,4 +1,4 @@
-"""What moves CMRCNet: arms that differ in one thing, compared unit by unit on the same folds."""
+"""Ablations of CMRCNet: arms that differ in one setting, compared by unit on the same folds."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ TERMS = {"image, joint": {}, "contrastive alone": {"reconstruct": "none"},
          "genes, joint": {"reconstruct": "genes"}, "image, two stages": {"schedule": "two_stage"},
          "image, as released": {"detach_targets": False, "share_blocks": True}}
 
-#: What the authors say of the terms: words -> the arm that the reference is said to beat.
+#: The authors' claims about the terms: sentence -> the arm that the reference should beat.
 CLAIMS = {"reconstruction helps": "contrastive alone", "images beat genes": "genes, joint",
           "both at once beat two stages": "image, two stages"}
 
@@ -86,7 +86,7 @@ def compare_masks(arms: "Mapping[tuple[str, float], Evaluation]", unit: str) -> 
 
 
 def neighbours_to_try(asked: Sequence[int], largest: int, k: int) -> list[int]:
-    """Those numbers of neighbours that every gallery can give; `k` or the largest where none is."""
+    """Return the numbers of neighbours that every gallery can give; if none, `k` or the largest."""
     return [each for each in asked if each <= largest] or [min(k, largest)]
 
 
@@ -128,7 +128,7 @@ def _gaps(units: pd.DataFrame, reference: str, unit: str, of: str, kind: str) ->
 
 
 def draw_arms(questions: Sequence[Compared]) -> "tuple[Figure, pd.DataFrame]":
-    """Draw every arm less its reference, a panel per question; and the table that is drawn.
+    """Draw every arm less its reference, a panel per question; also return the drawn table.
 
     The table has the columns of `Compared.gaps`, and encoder and control, which colour and open
     the marks.
@@ -183,7 +183,7 @@ def draw_log(log: pd.DataFrame, batch: int) -> "Figure":
 
 def copying(branches: "Mapping[float, Fitted]", X: np.ndarray, Y: np.ndarray,
             seed: int) -> pd.DataFrame:
-    """What each trained branch loses where a section's spots are given the genes of other spots.
+    """Measure the rise in each trained branch's error when spots get the genes of other spots.
 
     Parameters
     ----------

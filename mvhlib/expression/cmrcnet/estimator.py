@@ -153,7 +153,7 @@ class CMRCNet:
 
     def predict_genes(self, X: np.ndarray, tables: Mapping[str, np.ndarray], *,
                       fold: str | None = None, k: int | None = None) -> np.ndarray:
-        """Any table of the training spots, averaged over the neighbours; see `table`."""
+        """Average any table of the training spots over the retrieved neighbours; see `table`."""
         fitted = self.current if fold is None else self.fitted[str(fold)]
         return fitted.predict_table(X, tables, k or self.k)
 
@@ -260,7 +260,7 @@ class CMRCNet:
 
 
 def _write_finished(folder: Path, network: nn.Module, report: Fit) -> None:
-    """Final weights, then the report that vouches for them; the optimiser's state goes."""
+    """Write the final weights, then the report with their hash; delete the optimiser's state."""
     from safetensors.torch import save_model
 
     with atomic(folder / "model.safetensors") as temporary:
@@ -283,7 +283,7 @@ def _read_finished(folder: Path, network: nn.Module) -> Fit | None:
     with reading(folder, "model", "is no finished fit", "delete this folder and run it again"):
         content = read_json(path)
         weights = folder / "model.safetensors"
-        # Fits of before hashes were written are believed if they are numbers.
+        # Fits saved before hashes were written are accepted if their weights are finite.
         if content.pop("weights_sha256", None) not in (None, sha256_file(weights)):
             raise ValueError("the weights are not those that fit.json vouches for")
         load_model(network, str(weights))
@@ -303,7 +303,7 @@ def _read_finished(folder: Path, network: nn.Module) -> Fit | None:
 
 def bleep(encoder: PatchEncoder | None = None, *, settings: Settings | None = None,
           **options: Any) -> CMRCNet:
-    """BLEEP (Xie et al., NeurIPS 2023): no reconstruction, and the loss as it is, without log."""
+    """BLEEP (Xie et al., NeurIPS 2023): no reconstruction, and no logarithm of the loss."""
     settings = replace(settings or Settings(), reconstruct="none", log_scale=False)
     return CMRCNet(encoder, settings=settings, **({"name": "bleep"} | options))
 

@@ -1,4 +1,4 @@
-"""One fold's trained model with its gallery: retrieval, and questions to it."""
+"""One fold's trained model with its gallery: retrieval and diagnostics."""
 
 import copy
 import os
@@ -73,7 +73,7 @@ class Fitted:
         return _mean_of_rows(self.expression, self.retrieve(X, k)[1])
 
     def predict_table(self, X: np.ndarray, tables: Mapping[str, np.ndarray], k: int) -> np.ndarray:
-        """The same for any table of the training spots, for instance of genes not trained on.
+        """Average any table of the training spots as `predict` does, for example of other genes.
 
         Parameters
         ----------
@@ -99,7 +99,7 @@ class Fitted:
         return _mean_of_rows(np.concatenate(stored), self.retrieve(X, k)[1])
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """What `restore` needs: settings as JSON, and tensors, the stored expression among them."""
+        """Return the settings (as JSON) and tensors for `restore`, with the stored expression."""
         image = self.network.image
         tensors = {f"network.{name}": tensor.detach().cpu().contiguous().clone()
                    for name, tensor in self.network.state_dict().items()}
@@ -113,7 +113,7 @@ class Fitted:
     def restore(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor],
                 genes: Sequence[str], encoder: PatchEncoder | None, device: str = "cpu"
                 ) -> "Fitted":
-        """A model from `state`, for prediction alone: who is in its gallery is not kept."""
+        """Rebuild a model from `state`, for prediction only: its gallery's spots are anonymous."""
         chosen = Settings(**settings["settings"])
         if settings["trained"]:
             image = TileTokens(copy.deepcopy(encoder.model), encoder.eval_transforms,
@@ -130,7 +130,7 @@ class Fitted:
                    {}, encoder)
 
     def match(self, X: np.ndarray, Y: np.ndarray) -> pd.DataFrame:
-        """How well a section's images and spots find each other among its own spots.
+        """Measure how well images retrieve their own spots in a section, and spots their images.
 
         Returns
         -------
@@ -188,7 +188,7 @@ class Fitted:
         return network.reconstruction.cross(own, other, other)[1].cpu().numpy()
 
     def attention_moved(self, X: np.ndarray, Y: np.ndarray) -> pd.Series:
-        """Mean change of a weight where each spot is given another one's image, or its genes.
+        """Mean change of an attention weight when spots exchange their images, or their genes.
 
         The weight of a uniform attention stands beside it.
         """
@@ -199,7 +199,7 @@ class Fitted:
                           "uniform weight": 1 / own.shape[-1]}, name="mean change of a weight")
 
     def push(self, X: np.ndarray, Y: np.ndarray, batch: int = 64) -> pd.Series:
-        """Gradient of the contrastive loss on the similarities of one batch of a section's spots.
+        """Gradient of the contrastive loss with respect to the similarities of one batch of spots.
 
         It is the softmax less the soft target: negative pulls together, positive pushes apart.
         """
@@ -242,7 +242,7 @@ class Fitted:
         return Path(path)
 
     def patch_encoder(self, name: str = "cmrcnet") -> PatchEncoder:
-        """The trained image encoder for classification, survival or another regression.
+        """Return the trained image encoder, for classification, survival or another regression.
 
         Its features are the mean over all tokens, what the projection head reads.
 

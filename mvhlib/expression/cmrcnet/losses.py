@@ -1,4 +1,4 @@
-"""Soft-target contrast, reconstruction error, masks."""
+"""Losses of CMRCNet (soft-target contrast and reconstruction error) and its random masks."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def soft_targets(spot: Tensor, image: Tensor, tau: float = 1.0) -> Tensor:
-    """Which spots of a batch count as alike, `(B, B)`: rows sum to 1, columns do not.
+    """Soft targets `(B, B)` from the similarity of spots; rows sum to 1, columns do not.
 
     softmax over rows of tau (I I' + S S') / 2 for image and spot embeddings I, S `(B, W)`.
     """
@@ -56,7 +56,7 @@ def reconstruction_error(rebuilt: Tensor, target: Tensor, kind: str = "mse",
 
 def mask_of(shape: Sequence[int], rate: float, keep_prob_semantics: bool = False,
             generator: torch.Generator | None = None) -> Tensor:
-    """1 where a number stays and 0 where it is masked, each drawn by itself.
+    """Draw an independent mask: 1 where a number is kept, 0 where it is masked.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The network: image tokens, gene tokens, heads, masked reconstruction."""
+"""CMRCNet's network: image tokens, gene tokens, heads, masked reconstruction."""
 
 import math
 from collections.abc import Callable
@@ -143,7 +143,7 @@ class FrozenTokens(nn.Module):
 
 
 class TileTokens(nn.Module):
-    """Tiles to tokens by an encoder that is trained; tiles are turned and mirrored meanwhile."""
+    """Tiles to tokens by a trainable encoder; tiles are rotated and mirrored during training."""
 
     def __init__(self, model: nn.Module, transform: EvalTransform, grid: int):
         super().__init__()
@@ -159,7 +159,7 @@ class TileTokens(nn.Module):
 
 
 def turned(x: Tensor) -> Tensor:
-    """Images `(B, 3, S, S)`, each mirrored and turned by a random multiple of 90 degrees."""
+    """Mirror each image of `(B, 3, S, S)` and rotate it by a multiple of 90 degrees, at random."""
     draw = torch.randint(0, 2, (3, len(x), 1, 1, 1), device="cpu").to(x.device, torch.bool)
     x = torch.where(draw[0], x.flip(-1), x)
     x = torch.where(draw[1], x.flip(-2), x)
@@ -231,7 +231,7 @@ class Network(nn.Module):
 @torch.inference_mode()
 def embed_rows(function: Callable[[Tensor], Tensor], values: np.ndarray, network: nn.Module
                ) -> np.ndarray:
-    """What a part of a network in evaluation mode makes of rows, a batch at a time."""
+    """Apply part of a network to rows in evaluation mode, batch by batch."""
     network.eval()
     device = next(network.parameters()).device
     parts = [function(torch.from_numpy(np.ascontiguousarray(values[start:start + EMBED_BATCH]))

@@ -1,4 +1,4 @@
-"""What the estimator reads of a section: features, tokens or tiles, and expression."""
+"""Inputs of CMRCNet: a section's features, tokens or tiles, and its expression."""
 
 import os
 from collections.abc import Sequence
@@ -93,7 +93,7 @@ def as_tokens(features, width: int):
 
 def inputs(kind: str, encoder: PatchEncoder, folder: str | os.PathLike, sections: Sequence[str],
            grid: int = 2) -> dict[str, Features]:
-    """What the estimator reads of each section.
+    """Read the estimator's input of each section.
 
     Parameters
     ----------
@@ -189,6 +189,6 @@ def table(section: "Section", genes: Sequence[str], barcodes: Sequence[str] | No
 
 
 def other_genes(sections: "Sequence[Section]", genes: Sequence[str]) -> list[str]:
-    """Genes, by name, that all sections were measured for beside those named."""
+    """Return the genes measured in all sections, without those in `genes`, sorted by name."""
     shared = set.intersection(*(set(section.adata.var_names) for section in sections))
     return sorted(shared - set(genes))

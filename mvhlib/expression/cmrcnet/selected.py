@@ -1,4 +1,4 @@
-"""The authors' scores, whose genes are chosen on the test section, and say so."""
+"""The authors' scores, whose genes are selected on the test section; the table says so."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from mvhlib import statistics
 
 
 def selected_on_test(predictions: Mapping[str, Any], n: int = 50) -> pd.DataFrame:
-    """The authors' scores: genes are chosen by the truth of the section that they are scored on.
+    """The authors' scores: genes are selected by the measured expression of the test section.
 
     HEG are the `n` genes with the largest sum there, HVG those with the largest variance; a
     correlation that does not exist counts as 0. Chosen on the test section, so not comparable with

@@ -1,4 +1,4 @@
-"""What a CMRCNet is made of."""
+"""Settings of CMRCNet."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ CHOICES = {"reconstruct": ("image", "genes", "none"), "loss": ("mse", "cosine"),
 
 @dataclass(frozen=True)
 class Settings:
-    """What the model is made of; defaults are the released code's, but for the last three flags.
+    """Settings of the model; defaults are the released code's, except the last three flags.
 
     Attributes
     ----------

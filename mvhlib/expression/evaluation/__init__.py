@@ -1,4 +1,4 @@
-"""Many encoders under many protocols: what can be compared, run, written and read again.
+"""Evaluation of many encoders under many protocols: plan, run, write, read, compare.
 
 Files, below ``expression/<protocol>/<method>/<encoder>/``::
 
@@ -8,8 +8,8 @@ Files, below ``expression/<protocol>/<method>/<encoder>/``::
     members.csv                  fold, member: of an encoder that was pretrained several times, each
                                  time without one section, the one that did not see what is tested
     predictions/<section>.h5ad   X and layers measured and predicted, of the first panel without
-                                 control; scanpy and squidpy draw it as it is; of several seeds
-                                 those of the first
+                                 control, ready for scanpy and squidpy; only the first seed of
+                                 an encoder with several
 """
 
 from mvhlib.expression.evaluation.comparison import (

@@ -1,4 +1,4 @@
-"""What scores say: drops, paired tests, nulls, leaks, remarks."""
+"""Comparison of scores: drops, paired tests, nulls, leaks, remarks."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ NULL_COLUMNS = ("protocol", "method", "encoder", "null", "observed", "low", "hig
 
 def drops(scores: pd.DataFrame, *, random: str = "random10_section", loso: str = "loso",
           unit: str = "patient") -> pd.DataFrame:
-    """What is lost from random folds to a study never seen, per encoder, panel and program.
+    """Compute the loss from random folds to an unseen study, per encoder, panel and program.
 
     Parameters
     ----------
@@ -156,7 +156,7 @@ def nulls(result: "Evaluation", *, n_draws: int = 199, seed: int = 0) -> pd.Data
 
 
 def leaks(summary: pd.DataFrame, least: float = 0.05) -> pd.DataFrame:
-    """Hold what was predicted from permuted features against zero.
+    """Compare scores of permuted features with zero.
 
     Nothing can be learned from features that are shuffled within each section, but few units and
     few genes leave a mean that is not 0. Only an interval that leaves zero out proves a leak: of
@@ -193,7 +193,7 @@ def leaks(summary: pd.DataFrame, least: float = 0.05) -> pd.DataFrame:
 
 
 def remarks(summary: pd.DataFrame, learned: Sequence[str] = ()) -> str:
-    """What a reader of the summary must know, in a sentence or two per protocol.
+    """State the caveats of a summary, in one or two sentences per protocol.
 
     Parameters
     ----------

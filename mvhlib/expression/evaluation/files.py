@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 def write_left_out(folder: str | Path, left_out: pd.DataFrame) -> Path:
-    """Write ``left_out.csv``, which tells the notebooks behind 05 what it could not score."""
+    """Write ``left_out.csv``: what 05 could not score, for the notebooks that follow it."""
     return artifacts.write_csv(Path(folder) / "left_out.csv", left_out)
 
 
 def write_nothing(run: "Run", *reasons: str) -> None:
-    """Write 05's tables without a row, and the reasons, for the notebooks behind it."""
+    """Write 05's tables without rows, and the reasons, for the notebooks that follow it."""
     reasons = pd.DataFrame([("all", "all", why) for why in dict.fromkeys(reasons)],
                            columns=LEFT_OUT_COLUMNS)
     run.note(write_left_out(run.path("expression"), reasons))
@@ -33,7 +33,7 @@ def write_nothing(run: "Run", *reasons: str) -> None:
 
 
 def scored(folder: str | Path, protocol: str, method: str, encoder: str) -> tuple[str, str, str]:
-    """Find the scores to show: those asked for, else others that 05 has written.
+    """Find the scores to show: those requested, else others that 05 has written.
 
     Parameters
     ----------
@@ -106,7 +106,7 @@ def features_of(folder: str | Path, section: str) -> str:
 
 
 def read_prediction(folder: str | Path, section: str):
-    """Read what `Evaluation.write` wrote of one section: AnnData with measured and predicted."""
+    """Read one section as `Evaluation.write` wrote it: AnnData of measured and predicted."""
     import anndata
 
     path = Path(folder) / "predictions" / f"{section}.h5ad"

@@ -1,4 +1,4 @@
-"""What the notebook of a method reads of 01_cohort, and how it ends where nothing can be scored."""
+"""Inputs that a method's notebook reads, and how it ends where nothing can be scored."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What 01_cohort wrote of a run.
+    """What 01_cohort wrote for a run.
 
     Attributes
     ----------
@@ -36,7 +36,7 @@ class Inputs:
 
 
 def read_inputs(run: "Run", table: str) -> Inputs:
-    """Read the cohort of a run; where no section has an image the notebook ends.
+    """Read the cohort of a run; end the notebook if no section has an image.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ def read_inputs(run: "Run", table: str) -> Inputs:
 def jobs_or_end(run: "Run", table: str, found: Inputs, wanted: Sequence[str],
                 resolution: Mapping[str, float | None], **fold_options: Any
                 ) -> tuple[list[Job], pd.DataFrame]:
-    """Plan jobs as `jobs` does, with the run's seed; where there is none the notebook ends."""
+    """Plan jobs as `jobs` does, with the run's seed; end the notebook if there are none."""
     planned, left_out = jobs(found.manifest, wanted, resolution, seed=run.seed,
                              **found.directions, **fold_options)
     if not planned:
@@ -66,6 +66,6 @@ def jobs_or_end(run: "Run", table: str, found: Inputs, wanted: Sequence[str],
 
 
 def end(run: "Run", table: str, why: str) -> NoReturn:
-    """Write a summary without a row, and end the notebook with the reason as its answer."""
+    """Write a summary without rows, and end the notebook with the reason as its answer."""
     run.save_table(pd.DataFrame(columns=list(protocols.SUMMARY_COLUMNS)), table)
     run.end(why)

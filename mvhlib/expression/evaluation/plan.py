@@ -1,4 +1,4 @@
-"""What can be compared: encoders, protocols, and which training of an encoder serves a fold."""
+"""Plan of an evaluation: encoders, protocols, and which training of an encoder serves a fold."""
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -111,7 +111,7 @@ def assign(members: Mapping[str, Member], folds: pd.DataFrame, protocol: str,
 def jobs(manifest: pd.DataFrame, wanted: Sequence[str], encoders: Mapping[str, float | None],
          seed: int = 0, *, members: Mapping[str, Mapping[str, Member]] | None = None,
          **fold_options) -> tuple[list[Job], pd.DataFrame]:
-    """Decide what can be compared.
+    """Plan which encoders are compared under which protocols.
 
     Parameters
     ----------
@@ -162,7 +162,7 @@ def jobs(manifest: pd.DataFrame, wanted: Sequence[str], encoders: Mapping[str, f
 
 def fewer(job: Job, n_folds: int = 0, manifest: pd.DataFrame | None = None,
           per_patient: int = 0) -> Job:
-    """A job on its first folds and on fewer sections, for ablations.
+    """Reduce a job to its first folds and to fewer sections, for ablations.
 
     Parameters
     ----------
@@ -183,7 +183,7 @@ def fewer(job: Job, n_folds: int = 0, manifest: pd.DataFrame | None = None,
 
 def first_possible(manifest: pd.DataFrame, wanted: Sequence[str], resolution: Mapping[str, Any],
                    panels: pd.DataFrame, seed: int = 0) -> tuple[str, list[Job], pd.DataFrame]:
-    """The first of the protocols that the cohort allows and that 01 chose genes for.
+    """Return the first protocol that the cohort allows and that has gene panels from 01.
 
     Returns
     -------
@@ -201,7 +201,7 @@ def first_possible(manifest: pd.DataFrame, wanted: Sequence[str], resolution: Ma
 
 
 def with_panels(planned: Sequence[Job], panels: pd.DataFrame) -> tuple[list[Job], pd.DataFrame]:
-    """Those jobs whose protocol 01 chose genes for; and what is left out, as `jobs` says it."""
+    """Keep jobs whose protocol has gene panels from 01; list the others as `jobs` does."""
     there = set(panels["protocol"])
     lacking = dict.fromkeys(job.protocol for job in planned if job.protocol not in there)
     return [job for job in planned if job.protocol in there], pd.DataFrame(
@@ -210,7 +210,7 @@ def with_panels(planned: Sequence[Job], panels: pd.DataFrame) -> tuple[list[Job]
 
 
 def nobody_imaged(manifest: pd.DataFrame) -> str:
-    """Why a cohort allows no prediction at all, in a sentence; "" where a section has an image."""
+    """Say why a cohort without images allows no prediction; "" where a section has an image."""
     imaged = manifest["has_image"].astype(str).str.lower().isin(("true", "1"))
     return "" if imaged.any() else ("No section of this cohort has an image, so that no expression "
                                     "can be predicted from one.")

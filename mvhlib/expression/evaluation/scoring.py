@@ -1,4 +1,4 @@
-"""Run a job over its panels and controls, and write what it gave."""
+"""Run a job over its panels and controls, and write the results."""
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,10 +1,10 @@
 """MMAP: three magnifications of a spot, then the prototypes of its slide (arXiv 2510.11344).
 
-Stage 1 looks at a spot through three views. One cross-attention lets the class token of the
-highest zoom ask the tokens of the other two; a linear head on the fused token and one on the class
+Stage 1 reads three views of a spot. In one cross-attention the class token of the highest
+zoom attends to the tokens of the other two; a linear head on the fused token and one on the class
 token are averaged. Stage 2 clusters the fused tokens of each slide by k-means, lets every spot
 attend to the most similar half of its slide's centres, and averages again. A slide's prototypes
-come from its own image, so a prediction needs the whole slide and no label of it.
+come from its own image, so a prediction needs the whole slide but none of its expression.
 
 ::
 
@@ -16,14 +16,14 @@ come from its own image, so a prediction needs the whole slide and no label of i
 The views come from an encoder that is frozen (its tokens are computed once: `token_folder`) or that
 is adapted by low-rank updates while stage 1 is trained (`MMAP(encoder=...)` on uint8 tiles).
 
-Written from the description of the method, not from its code. What the authors' code does and we do
-not by default is behind flags: `random_crop_eval` and ``mask_padding=False``. What is ours: tokens
-are standardised by their mean and spread over the training spots, heads start at the mean
-expression of the training spots, and training may stop early on patients held out for that.
+Written from the description of the method, not from its code. Two flags restore what the authors'
+code does: `random_crop_eval` and ``mask_padding=False``. Our own additions: tokens are standardised
+by their mean and spread over the training spots, heads start at the mean expression of the
+training spots, and training may stop early on held-out patients.
 
 `stnet` is MMAP with one view and no prototypes: a linear head on the embedding of the tile, after
-He et al. (Nature Biomedical Engineering 4, 2020). What MMAP has learned serves other tasks as an
-encoder of tiles: `mvhlib.expression.fused`.
+He et al. (Nature Biomedical Engineering 4, 2020). `mvhlib.expression.fused` saves a trained stage 1
+as an encoder of tiles for other tasks.
 
 `views`       crops of the tile, fields of the slide, augmentation
 `tokens`      tokens of the views, section by section
@@ -33,7 +33,7 @@ encoder of tiles: `mvhlib.expression.fused`.
 `recurring`   whether prototypes follow gene programs more than a smooth map would
 `estimator`   `MMAP` and `stnet`
 `ablations`   paired differences of variants, and their verdicts
-`questions`   which variants there are, and what the authors say of them
+`questions`   the variants, and the authors' claims about them
 """
 
 from mvhlib.expression.mmap.ablations import (

@@ -1,4 +1,4 @@
-"""Variants of MMAP beside their reference, paired by unit."""
+"""Comparison of MMAP's variants with their reference, paired by unit."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def against(scores: pd.DataFrame, reference: str, unit: str, by: str = "variant") -> pd.DataFrame:
-    """Every variant beside the reference, paired by unit.
+    """Compare every variant with the reference, paired by unit.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ def against(scores: pd.DataFrame, reference: str, unit: str, by: str = "variant"
 
 def verdicts(scores: pd.DataFrame, claims: Mapping[str, tuple[str, str]], unit: str,
              by: str = "variant") -> pd.DataFrame:
-    """Whether claims of the form "this variant is better than that one" hold here.
+    """Test claims of the form "this variant is better than that one".
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ def verdicts(scores: pd.DataFrame, claims: Mapping[str, tuple[str, str]], unit: 
 
 
 def sentence(paired: pd.DataFrame, names: Mapping[str, str]) -> str:
-    """What a table of `against` says of its reference and of each other method.
+    """Summarise a table of `against`: its reference, then each other method.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""MMAP as an estimator: both stages fitted, resumed, and asked for predictions."""
+"""MMAP as an estimator: fits both stages, resumes a fit, predicts."""
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -125,7 +125,7 @@ class MMAP:
     # ---- data
 
     def _check(self, X: np.ndarray, where: str) -> np.ndarray:
-        """The array as the model reads it, or an error that names the section."""
+        """Return the array as the model reads it, or raise an error that names the section."""
         if self.encoder is not None:
             if X.dtype != np.uint8 or X.ndim not in (4, 5) or X.shape[-1] != 3 or (
                     X.ndim == 5 and X.shape[1] != len(ZOOMS)):
@@ -162,7 +162,7 @@ class MMAP:
         return [self.encoder.eval_transforms.batch(view) for view in views]
 
     def _seeded(self, make: Callable[[], nn.Module], seed: int, stage: int) -> nn.Module:
-        """A module whose initial weights depend on seed and stage alone."""
+        """Build a module whose initial weights depend on seed and stage alone."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(keyed_generator(seed, stage).integers(2**62)))
             return make().to(self.device)
@@ -225,13 +225,13 @@ class MMAP:
         return record
 
     def _errors(self, residual: np.ndarray, rows: np.ndarray) -> dict[str, float]:
-        """Squared errors of held-out rows; the one that stops training is taken within sections."""
+        """Squared errors of held-out rows; early stopping uses the one within sections."""
         own = within(residual, self._owner[rows])
         return {"loss": float((own**2).mean()), "mse": float((residual**2).mean())}
 
     def _recipe(self, samples: Sequence[Any], arrays: Sequence[np.ndarray],
                 seed: int) -> dict[str, Any]:
-        """What decides the weights of stage 1; rows of each section stand for its data."""
+        """Everything that determines stage 1's weights; some rows represent each section."""
         if self.folder is None:
             return {}
         data = [(sample.name, np.asarray(sample.Y, dtype=np.float32),
@@ -306,7 +306,7 @@ class MMAP:
         return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
 
     def _slide(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Centres `(K, D)` of a slide, and which of them each spot asks, `(T, L)`."""
+        """Centres `(K, D)` of a slide, and which of them each spot attends to, `(T, L)`."""
         k = n_prototypes(len(tokens), self.prototypes_asked)
         centres = cluster(tokens, k, self._seed)
         return centres, select(tokens, centres, n_selected(k, self.selected))
@@ -401,7 +401,7 @@ class MMAP:
 
     def second_stage(self, predicted: np.ndarray, tokens: np.ndarray, where: str = "slide"
                      ) -> np.ndarray:
-        """Expression `(T, G)` of all spots of one slide, from what `first_stage` gave of them."""
+        """Expression `(T, G)` of all spots of one slide, from the outputs of `first_stage`."""
         return self._ask(predicted, tokens, where)[0]
 
     @torch.no_grad()
@@ -426,7 +426,7 @@ class MMAP:
         return np.concatenate(found), tokens, centres, near, np.concatenate(paid)
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """What `restore` needs of the fit made last: settings as JSON, and tensors.
+        """Return the settings (as JSON) and tensors of the last fit, for `restore`.
 
         Raises
         ------
@@ -451,7 +451,7 @@ class MMAP:
     @classmethod
     def restore(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor],
                 genes: Sequence[str], encoder: PatchEncoder | None, device: str = "cpu") -> "MMAP":
-        """A fitted model from `state`; `encoder` is needed where it was adapted."""
+        """Rebuild a fitted model from `state`; `encoder` is needed if it was adapted."""
         adapted = settings["adapted"]
         own = cls(None if adapted is None else encoder, zooms=settings["zooms"],
                   prototypes=settings["prototypes"], selected=settings["selected"],
@@ -474,7 +474,7 @@ class MMAP:
         return own
 
     def fused(self, X: np.ndarray, where: str = "slide") -> np.ndarray:
-        """Fused tokens `(T, D)` of stage 1; no spot needs another one."""
+        """Fused tokens `(T, D)` of stage 1, each from its own spot alone."""
         return self.first_stage(X, where)[1]
 
     def prototypes(self, X: np.ndarray, n_nearest: int = 4, where: str = "slide") -> Prototypes:

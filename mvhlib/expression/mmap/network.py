@@ -1,4 +1,4 @@
-"""The networks of both stages, and the similarity term."""
+"""Networks of MMAP's two stages, and the similarity term."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +15,7 @@ MARGIN = 0.2
 
 
 class CrossAttention(nn.Module):
-    """The first token asks all of them: layer norm, heads without bias, no residual, no MLP.
+    """Attention from the first token to all: layer norm, heads without bias, no residual, no MLP.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ def similarity_loss(a: Tensor, b: Tensor, margin: float = MARGIN) -> Tensor:
 
 
 class _Trained(nn.Module):
-    """Keeps and loads what is trained, and buffers; frozen weights are the encoder's own."""
+    """A module whose state holds trained weights and buffers, not the encoder's frozen weights."""
 
     def state_dict(self, *arguments: Any, **options: Any) -> dict[str, Any]:
         # The encoders share their frozen weights: each name of them counts.
@@ -147,7 +147,7 @@ class SpotModel(_Trained):
 
 
 class PrototypeModel(nn.Module):
-    """Stage 2: a spot's token asks the prototypes of its slide."""
+    """Stage 2: a spot's token attends to the prototypes of its slide."""
 
     def __init__(self, width: int, n_genes: int, **attention: Any):
         super().__init__()

@@ -1,4 +1,4 @@
-"""A slide's prototypes: how many, which of them a spot asks, and what they look like."""
+"""Prototypes of a slide: their number, the selection for each spot, their figures."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -53,7 +53,7 @@ def cluster(tokens: np.ndarray, k: int, seed: int) -> np.ndarray:
 
 
 def cosine(tokens: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """Cosines `(T, K)`."""
+    """Cosine `(T, K)` of every token with every centre."""
     def unit(x: np.ndarray) -> np.ndarray:
         x = np.asarray(x, dtype=np.float64)
         return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
@@ -68,7 +68,7 @@ def select(tokens: np.ndarray, centres: np.ndarray, n: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Prototypes:
-    """The prototypes of one slide, ready to be looked at.
+    """The prototypes of one slide, for tables and figures.
 
     Attributes
     ----------
@@ -116,7 +116,7 @@ class Prototypes:
         return pd.concat(rows, ignore_index=True)
 
     def top_genes(self, n: int = 5) -> pd.DataFrame:
-        """The `n` genes of each prototype that stand highest above the slide's mean, with rank."""
+        """The `n` genes of each prototype predicted highest above the slide's mean, with rank."""
         table = self.expression().sort_values(["prototype", "above"], ascending=[True, False],
                                               kind="stable")
         table.insert(2, "rank", table.groupby("prototype").cumcount() + 1)

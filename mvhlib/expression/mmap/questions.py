@@ -1,4 +1,4 @@
-"""What MMAP's parts are for: variants that lack one, what the authors say of it, and the figure."""
+"""Ablations of MMAP: the variants, the authors' claims about them, and the figure."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,15 +16,15 @@ QUESTIONS = {"zooms": ("no prototypes", "magnifications, without prototypes"),
              "prototypes": ("full", "prototypes per slide"),
              "selected": ("full", "prototypes a spot asks"), "loss": ("full", "loss and padding")}
 
-#: Zooms that a model reads in the place of all three.
+#: Zooms that a model reads instead of all three.
 SUBSETS = ((1,), (2,), (4,), (1, 2), (1, 4), (2, 4))
 
-#: Prototypes that a spot asks, in the place of half of them.
+#: Prototypes that a spot attends to, instead of half of them.
 ASKED = (8,)
 
 
 def name_of(zooms: Iterable[int]) -> str:
-    """Zooms as they are written in a table: ``1x + 4x``."""
+    """Write zooms as tables show them: ``1x + 4x``."""
     return " + ".join(f"{zoom}x" for zoom in zooms)
 
 
@@ -59,7 +59,7 @@ def variants(questions: Sequence[str], n_prototypes: Iterable[int]
 
 
 def authors_claims(n_prototypes: Iterable[int]) -> dict[str, tuple[str, str]]:
-    """What the authors say of the parts: words -> the variant said to be better, the other one."""
+    """The authors' claims: sentence -> the variant claimed to be better, the other one."""
     said = {f"three views beat {name_of(zooms)}": ("no prototypes", name_of(zooms))
             for zooms in SUBSETS}
     said |= {"prototypes help": ("full", "no prototypes"),
@@ -70,7 +70,7 @@ def authors_claims(n_prototypes: Iterable[int]) -> dict[str, tuple[str, str]]:
 
 def compare_variants(scores: pd.DataFrame, tried: Mapping[str, tuple[str, dict[str, Any]]],
                      questions: Sequence[str], unit: str) -> pd.DataFrame:
-    """Each variant beside the reference of its question, paired by unit.
+    """Compare each variant with the reference of its question, paired by unit.
 
     Parameters
     ----------

@@ -1,9 +1,9 @@
-"""Do the prototypes of a slide follow gene programs, more than any smooth map of as many parts?
+"""Test of whether a slide's prototypes follow gene programs more than shifted maps of them do.
 
 MMAP's authors read prototypes as recurring tissue. Both prototypes and expression change slowly
-over a section, so that they agree somewhat wherever they lie. Here the map of prototypes is shifted
-over the array, which keeps it as smooth as it is and breaks its tie to the tissue: what share of a
-program's variance lies between prototypes is held against that share at every shift.
+over a section, so that they agree somewhat by chance. Here the map of prototypes is shifted over
+the array, which keeps it smooth but breaks its link to the tissue: the share of a program's
+variance between prototypes is compared with that share at every shift.
 """
 
 from collections.abc import Iterable, Mapping
@@ -43,7 +43,7 @@ def between(values: np.ndarray, members: np.ndarray) -> np.ndarray:
 def follows(section: str, members: np.ndarray, programs: pd.DataFrame, places: np.ndarray, *,
             n_draws: int = 199, min_overlap: float = 0.5, rng: np.random.Generator
             ) -> pd.DataFrame:
-    """Test of one slide: share of each program's variance between prototypes, and under shifts.
+    """Test one slide: share of each program's variance between prototypes, and under shifts.
 
     Parameters
     ----------
@@ -99,7 +99,7 @@ def follows(section: str, members: np.ndarray, programs: pd.DataFrame, places: n
 
 
 def said(tested: pd.DataFrame, level: float = 0.05) -> str:
-    """One sentence on the tables of `follows` of some slides."""
+    """Summarise tables of `follows` in one sentence."""
     if tested.empty:
         return "No gene program is known or measured, so that prototypes were not tested."
     by_program = tested.groupby("program", sort=False)
@@ -114,7 +114,7 @@ def said(tested: pd.DataFrame, level: float = 0.05) -> str:
 def table(model: "MMAP", views: Mapping[str, Any], people: "Cohort", names: Iterable[str],
           sets: Mapping[str, list[str]], *, signs: Mapping[str, float] | None = None,
           n_draws: int = 199, seed: int = 0) -> pd.DataFrame:
-    """`follows` of several slides by a fitted model.
+    """Apply `follows` to several slides of a fitted model.
 
     Parameters
     ----------

@@ -2,8 +2,8 @@
 
 A protocol is a table of folds (`mvhlib.cohort.splits.make`). For each fold the penalty is chosen
 on inner folds of the training sections, the fit sees training sections only, and every test
-section is scored by itself; see `mvhlib.expression.scores`. Variants that peek, as some authors
-do, carry a note that says so.
+section is scored by itself; see `mvhlib.expression.scores`. Protocols that use test data, as some
+authors' do, carry a note that says so.
 """
 
 from mvhlib.expression.protocols.evaluate import BENCHMARKS, NOTES, Result, fit_on, joined, run

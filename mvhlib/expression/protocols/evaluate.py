@@ -63,7 +63,7 @@ BENCHMARKS = ("hest_bench", "mvhybrid_bench")
 
 @dataclass
 class Result:
-    """What a protocol gave.
+    """Results of one encoder under one protocol.
 
     Attributes
     ----------
@@ -279,7 +279,7 @@ def _score_folds(plan, data: Mapping[str, Rows], fits: Callable, columns,
 
 def _predictions(pieces: Mapping[str, list[tuple]], data: Mapping[str, Rows], *,
                  by_fold: bool) -> dict[str, Prediction]:
-    """Whole sections; or, where several groups test a section, ``<fold>/<section>``."""
+    """Predictions by section; by ``<fold>/<section>`` where several groups test a section."""
     if by_fold:
         return {f"{part[0]}/{name}": assemble([part], data[name])
                 for name, parts in pieces.items() for part in parts}
@@ -343,7 +343,7 @@ def fit_on(sections: Iterable[Any], features: "Mapping[str, Features | np.ndarra
 
 
 def joined(results: Sequence[Result], folds: Sequence[Hashable]) -> Result:
-    """One result of several that share everything but their folds.
+    """Join results that differ in their folds alone.
 
     Parameters
     ----------

@@ -19,7 +19,7 @@ FINER = {"study": "patient", "patient": "section", "section": "block"}
 
 @dataclass(frozen=True)
 class LinearFit:
-    """A ridge regression that was fitted.
+    """A fitted ridge regression.
 
     Attributes
     ----------
@@ -75,7 +75,7 @@ def fit_ridge(plan, data: Mapping[str, Rows], columns, protocol: str, by_spot: b
 
 
 def fit_hest(plan, data: Mapping[str, Rows], columns, by_spot: bool):
-    """HEST-Benchmark's regression; all training spots are held at once, as theirs are."""
+    """HEST-Benchmark's regression, with all training spots in memory as in its own code."""
 
     def fit(fold):
         chosen = [(data[name], data[name].parts != fold if by_spot

@@ -1,4 +1,4 @@
-"""What may not stand on both sides of a fold, and what an encoder may not have seen."""
+"""Guards against leaks: units that folds keep apart, units that encoders must not have seen."""
 
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
@@ -15,7 +15,7 @@ APART = {"loso": ("study", "patient"), "patient": ("patient",), "hest_bench": ("
 
 def checked_plan(folds: pd.DataFrame, protocol: str,
                  by_spot: bool) -> dict[Hashable, tuple[list[str], list[str]]]:
-    """Fold -> training sections, test sections, both checked."""
+    """Return each fold's training and test sections, checked."""
     missing = [name for name in ("fold", "section", "role") if name not in folds.columns]
     if missing:
         raise InputError("folds", "columns", f"lack {missing}", "use fold, section, role")
@@ -69,7 +69,7 @@ def check_members(used: set[str], members: Mapping[str, Any], features: Mapping[
 
 def unseen_units(protocol: str, *, sections: Iterable[str], patients: Iterable[str],
                  studies: Iterable[str]) -> dict[str, Iterable[str]]:
-    """Of what is tested, that which an encoder that saw no test images may not have seen.
+    """Return the units that an encoder must not have seen under this protocol.
 
     Under ``section`` it is the sections: patient and study are shared by design, as `NOTES` says.
     Under every other protocol it is the patients and studies as well.
@@ -79,7 +79,7 @@ def unseen_units(protocol: str, *, sections: Iterable[str], patients: Iterable[s
 
 
 def overlap(pretrained_on: Mapping[str, Iterable[str]], **tested: Iterable[str]) -> list[str]:
-    """What an encoder was pretrained on of what is tested, in words; empty where nothing is.
+    """Name the tested units that an encoder was pretrained on; empty where there are none.
 
     Parameters
     ----------

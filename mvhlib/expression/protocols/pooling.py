@@ -1,4 +1,4 @@
-"""Folds put together: whole sections, and correlations over pooled spots."""
+"""Pooling over folds: whole sections, and correlations over pooled spots."""
 
 from collections.abc import Hashable, Mapping
 
@@ -11,7 +11,7 @@ from mvhlib.expression.scores import pooled_scores
 
 
 def assemble(parts: list[tuple], rows: Rows) -> Prediction:
-    """The whole section from the folds that tested its spots; genes that all of them have."""
+    """Assemble a section from the folds that tested its spots, with the genes that all have."""
     common = set.intersection(*(set(names) for _, _, names, _, _ in parts))
     genes = [gene for gene in parts[0][2] if gene in common]
     measured = np.full((len(rows.Y), len(genes)), np.nan, dtype=np.float32)

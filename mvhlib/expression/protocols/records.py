@@ -1,4 +1,4 @@
-"""What goes into an evaluation and comes out of it: samples, estimators, predictions, columns."""
+"""Records of an evaluation: samples, estimators, predictions, columns."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -100,7 +100,7 @@ class Prediction:
     drawn: Mapping[str, Any] | None = field(default=None, repr=False)
 
     def to_adata(self, **about: str):
-        """AnnData that scanpy and squidpy can draw as it is.
+        """Return an AnnData that scanpy and squidpy can draw.
 
         X and the layer ``predicted`` are the prediction, the layer ``measured`` the truth;
         ``obsm["spatial"]`` and ``uns["spatial"]`` say where, and ``uns["mvh"]`` holds the unit of
@@ -123,7 +123,7 @@ class Prediction:
 
 
 def method_name(method: "str | Estimator") -> str:
-    """What stands in the column ``method``."""
+    """Return the entry of the column ``method``."""
     return method if isinstance(method, str) else method.name
 
 

@@ -90,7 +90,7 @@ def read_rows(section, features, genes: list[str], needed: set[str], normalize: 
 
 
 def _drawn(name: str, adata: Any) -> dict[str, Any] | None:
-    """``uns["spatial"]`` of one section, its thumbnail cut down: every prediction carries it."""
+    """Copy one section's ``uns["spatial"]`` with a smaller thumbnail, for its predictions."""
     place = next(iter(adata.uns.get("spatial", {}).values()), None)
     image = None if place is None else place.get("images", {}).get("hires")
     if image is None:

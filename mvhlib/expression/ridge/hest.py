@@ -1,4 +1,4 @@
-"""HEST-Benchmark's regression, as it is."""
+"""HEST-Benchmark's regression, unchanged."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from mvhlib.expression.ridge.moments import check_finite
 def hest_ridge(X_train: np.ndarray, y_train: np.ndarray, X_test: np.ndarray, *,
                n_components: int = 256, random_state: int = 1, solver: str = "lsqr",
                tol: float = 1e-4) -> np.ndarray:
-    """Predictions by HEST-Benchmark's regression, as it is.
+    """Predict by HEST-Benchmark's regression, unchanged.
 
     `StandardScaler`, then PCA to `n_components` fitted on the training spots, then ridge by lsqr
     without an intercept and with the penalty `100 / (n_components G)` (at most 1000 iterations).
@@ -55,7 +55,7 @@ def hest_ridge(X_train: np.ndarray, y_train: np.ndarray, X_test: np.ndarray, *,
 
 
 def hest_linear(X_train: np.ndarray, y_train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`hest_ridge` as coefficients `(D, G)` and intercept `(G,)` for features as they are.
+    """Coefficients `(D, G)` and intercept `(G,)` of `hest_ridge`, for raw features.
 
     Its predictions are those of `hest_ridge` but for the rounding of the components to float32.
     """

@@ -65,7 +65,7 @@ class Moments:
                        self.yy.copy())
 
     def genes(self, columns: Sequence[int] | None) -> "Moments":
-        """The same spots with the chosen genes only; the feature part is shared."""
+        """Select genes of the same spots; the feature part is shared."""
         if columns is None:
             return self
         return Moments(self.n, self.x, self.y[columns], self.xx, self.xy[:, columns],
@@ -262,7 +262,7 @@ class Decomposition:
         return self.basis.nbytes + self.moments.xx.nbytes + self.moments.xy.nbytes
 
     def fit(self, columns: Sequence[int] | None = None) -> "FoldFit":
-        """Everything that depends on the genes; `columns` chooses among them."""
+        """Fit all genes, or those of `columns`."""
         return FoldFit(self, self.moments.genes(columns))
 
 
@@ -292,7 +292,7 @@ class FoldFit:
         return 1.0 / (self.decomposition.values[:, None] + np.asarray(alphas)[None, :])
 
     def coef(self, alphas: Sequence[float]) -> np.ndarray:
-        """Coefficients for features as they are (not standardised), `(A, D, G)`."""
+        """Coefficients for raw (not standardised) features, `(A, D, G)`."""
         return np.stack([self.decomposition.basis @ (shrink[:, None] * self.projected)
                          for shrink in self.shrinkage(alphas).T])
 

@@ -1,4 +1,4 @@
-"""The penalty, chosen by leaving out one unit of the training set after the other."""
+"""Choice of the ridge penalty by leaving out one training unit at a time."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ DEFAULT_ALPHAS = tuple(float(alpha) for alpha in np.logspace(-1, 5, 13))
 
 
 def check_alphas(alphas: float | Sequence[float]) -> tuple[float, ...]:
-    """Penalties as a tuple; refuse what leaves a fold with fewer spots than features unsolved.
+    """Return penalties as a tuple; refuse 0, for which fewer spots than features have no solution.
 
     Raises
     ------
@@ -71,7 +71,7 @@ def inner_folds(units: Mapping[Hashable, Hashable], n_inner: int) -> list[list[H
 def choose_alpha(moments: GroupMoments, units: Mapping[Hashable, Hashable],
                  alphas: Sequence[float], *, columns: Sequence[int] | None = None,
                  criterion: str = "pcc", n_inner: int = 8) -> Choice:
-    """Choose the penalty by leaving out one unit of the training set after the other.
+    """Choose the penalty by leaving out one training unit at a time.
 
     The criterion is averaged over genes (without those that are constant), then over the held-out
     groups, then over inner folds. ``"pcc"`` is the quantity that is reported; it does not see

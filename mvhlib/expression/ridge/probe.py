@@ -1,4 +1,4 @@
-"""Ridge regression as an estimator, and its coefficients for features as they are."""
+"""Ridge regression as an estimator, and its coefficients for raw features."""
 
 from collections.abc import Hashable, Iterable, Sequence
 
@@ -44,7 +44,7 @@ class RidgeProbe(RegressorMixin, BaseEstimator):
 
     def fit(self, X: np.ndarray, Y: np.ndarray, groups: Sequence | None = None,
             sections: Sequence | None = None) -> "RidgeProbe":
-        """Fit.
+        """Choose the penalty, then fit on all rows.
 
         Parameters
         ----------
@@ -113,7 +113,7 @@ class RidgeProbe(RegressorMixin, BaseEstimator):
 
 def solve(moments: GroupMoments, groups: Iterable[Hashable], alpha: float,
           columns: Sequence[int] | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Coefficients `(D, G)` and intercepts `(G,)` of one fold, for features as they are."""
+    """Coefficients `(D, G)` and intercepts `(G,)` of one fold, for raw features."""
     decomposition = moments.decompose(groups)
     fit = decomposition.fit(columns)
     coef = fit.coef([alpha])[0]

@@ -1,4 +1,4 @@
-"""Systems that MMAP was compared with, small, on the same frozen embeddings, folds and genes.
+"""Small versions of systems that MMAP was compared with, on the same embeddings, folds and genes.
 
 ============  ====================================================================================
 `histogene`   `HisToGene`: spots of a section attend to each other, with a place of their own each
@@ -23,7 +23,7 @@ __all__ = ["DeepPT", "HisToGene", "both"]
 
 
 def both(training: Mapping[str, Any], folder: Path, **options: Any) -> dict[str, Any]:
-    """Both rivals by name, trained alike, each with its state below `folder`.
+    """Both rivals by name, with the same training, each with its state below `folder`.
 
     Parameters
     ----------

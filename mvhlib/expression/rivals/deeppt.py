@@ -1,4 +1,4 @@
-"""DeepPT: an autoencoder narrows the embedding of a tile, a network reads expression off it.
+"""DeepPT: an autoencoder compresses a tile's embedding, a network predicts expression from it.
 
 Hoang et al., "A deep-learning framework to predict cancer treatment response from histopathology
 images through imputed transcriptomics", Nature Cancer 2024. The authors compress 2,048 features of

@@ -128,7 +128,7 @@ class HisToGene:
 
     @torch.no_grad()
     def predict(self, sample: Any) -> np.ndarray:
-        """Expression `(T, G)` of one section, whose spots see each other.
+        """Expression `(T, G)` of one section, whose spots attend to each other.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""What the rivals read of a section: one embedding per spot."""
+"""Input of the rivals: one embedding per spot."""
 
 import numpy as np
 

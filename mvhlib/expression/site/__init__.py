@@ -1,10 +1,10 @@
-"""Site or biology: how much of an encoder's features is the laboratory, and what that costs.
+"""Site or biology: how much of an encoder's features reflects the laboratory, and its cost.
 
-An encoder whose features tell the study apart may be using it: what it learns from one study's
-stain is lost on the next. Three views of that, one table: a linear probe that names the study (or
-the patient, or the tissue class) of sections it has not seen, the shares of the features' variance
-that lie between studies and between tissue classes, and both beside the drop from random folds to
-an unseen study (`mvhlib.expression.evaluation.drops`).
+An encoder whose features identify the study may mislead a model: what it learns from one study's
+stain does not hold on the next. One table has three measures of this: a linear probe that predicts
+the study (or the patient, or the tissue class) of unseen sections; the shares of the features'
+variance between studies and between tissue classes; and the drop from random folds to an unseen
+study (`mvhlib.expression.evaluation.drops`).
 
 Remedies are stain normalisation of the tiles (`mvhlib.tiles.stain`) and centring of the features
 per study, below.

@@ -1,4 +1,4 @@
-"""How well a linear classifier names the study, patient or label of sections not seen."""
+"""Linear probes for the study, patient or label of unseen sections."""
 
 from dataclasses import dataclass
 
@@ -9,10 +9,10 @@ from mvhlib import standardise, statistics
 from mvhlib.artifacts import InputError
 from mvhlib.expression.site.spot_rows import Rows
 
-#: Most spots of a section that a probe is trained on and asked about.
+#: Most spots of a section that a probe is trained and tested on.
 PROBE_SPOTS = 400
 
-#: What a probe may be asked for: what it leaves out together, from coarse to fine.
+#: Target of a probe -> units that it holds out, from coarse to fine.
 UNSEEN = {"study": ("patient", "section"), "patient": ("section",),
           "label": ("study", "patient", "section")}
 
@@ -22,7 +22,7 @@ PROBE_COLUMNS = ("encoder", "target", "unseen", "n_classes", "n_units", "balance
 
 def probe(joined: Rows, target: str, *, encoder: str = "", max_spots: int = PROBE_SPOTS,
           confidence: float = 0.95, seed: int = 0) -> pd.DataFrame:
-    """How well a linear classifier names the study, patient or label of sections not seen.
+    """Measure how well a linear classifier names the study, patient or label of unseen sections.
 
     Linear discriminants with equal priors and the covariance shrunken by Ledoit and Wolf's rule
     (scikit-learn). To name the study, whole patients are held out where each study has two or
@@ -93,7 +93,7 @@ def unit_accuracy(joined: Rows, target: str, *, max_spots: int = PROBE_SPOTS,
 
 @dataclass(frozen=True)
 class _Answers:
-    """What a probe answered: overall balanced accuracy, its chance level, and unit by unit."""
+    """Results of a probe: balanced accuracy overall, its chance level, and accuracy by unit."""
 
     unseen: str
     classes: list[str]
@@ -103,7 +103,7 @@ class _Answers:
 
 
 def _ask(joined: Rows, target: str, max_spots: int, seed: int) -> _Answers:
-    """Fit and ask the classifier that `probe` describes."""
+    """Fit and test the classifier that `probe` describes."""
     if target not in UNSEEN:
         raise InputError("site", "target", f"{target!r} is not known", f"use one of {list(UNSEEN)}")
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
@@ -155,14 +155,14 @@ def _ask(joined: Rows, target: str, max_spots: int, seed: int) -> _Answers:
 
 
 def _units(about: pd.DataFrame, unseen: str) -> np.ndarray:
-    """What is held out together; replicates of one specimen are one section."""
+    """Unit that is held out with each spot; replicates of one specimen count as one section."""
     if unseen != "section":
         return about[unseen].to_numpy(str)
     return (about["patient"] + "/" + about["specimen"]).to_numpy(str)
 
 
 def _hold_out(about: pd.DataFrame, target: str) -> tuple[str, list[str]]:
-    """The coarsest unit that leaves every class something to learn from, and the classes."""
+    """Choose the coarsest unit that leaves training spots of every class; also the classes."""
     best: tuple[str, list[str]] = (UNSEEN[target][-1], [])
     n_classes = about[target].nunique()
     for unseen in UNSEEN[target]:

@@ -1,4 +1,4 @@
-"""Remedies that need no expression, and what they add to the scores."""
+"""Remedies for site effects that need no expression, and their effect on scores."""
 
 from collections.abc import Mapping
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Where the variance of features lies: studies, patients, sections, labels, the rest."""
+"""Shares of the features' variance: studies, patients, sections, labels, the rest."""
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,7 @@ SHARE_COLUMNS = ("encoder", "factor", "within", "n_groups", "n_units", "share", 
 
 
 def variance_shares(joined: Rows, *, encoder: str = "", scale: str = "each") -> pd.DataFrame:
-    """Where the variance of the features lies: studies, patients, sections, labels, the rest.
+    """Split the features' variance into shares: studies, patients, sections, labels, the rest.
 
     Sums of squares over all features together, sequential and nested: between studies, between
     patients of a study, between sections of a patient, then what the label explains within
@@ -114,7 +114,7 @@ def _adjust(share: float, available: float, freedom: int, most: int) -> dict[str
 
 def _label_share(X: np.ndarray, labels: np.ndarray, section: np.ndarray,
                  weight: np.ndarray) -> dict[str, float] | None:
-    """What labels explain of the variance within sections, over labelled spots."""
+    """Share of the variance within sections that labels explain, over labelled spots."""
     known = np.array([label is not None for label in labels])
     if not known.any() or len(set(labels[known])) < 2:
         return None

@@ -1,4 +1,4 @@
-"""Features of many sections, spot by spot, with what is known of each spot."""
+"""Features of many sections, one row per spot, with section, patient, study and label."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rows:
-    """Features of many sections, spot by spot, with what is known of each spot.
+    """Features of many sections, one row per spot, with section, patient, study and label.
 
     Attributes
     ----------

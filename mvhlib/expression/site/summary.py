@@ -1,4 +1,4 @@
-"""Probes and shares of many encoders, beside what they lose between studies."""
+"""Probes and variance shares of many encoders, and their loss between studies."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -47,7 +47,7 @@ def table(features: "Mapping[str, Mapping[str, Features | np.ndarray]]", section
 
 
 def relate(probes: pd.DataFrame, shares: pd.DataFrame, drops: pd.DataFrame) -> pd.DataFrame:
-    """Site beside drop, one row per encoder.
+    """Table of site measures and drop, one row per encoder.
 
     Parameters
     ----------

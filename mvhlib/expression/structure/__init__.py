@@ -1,7 +1,7 @@
-"""What users act on beyond single genes: gene sets, genes that go together, and where tissue lies.
+"""Structure beyond single genes: gene sets, co-expression, and regions of tissue.
 
-Everything is taken within sections and then averaged over them, so that an offset between
-laboratories is neither a pathway, nor a correlation, nor a tissue class.
+Everything is computed within sections and then averaged over them, so that an offset between
+laboratories does not appear as a pathway, a correlation or a tissue class.
 """
 
 from mvhlib.expression.structure.correlations import CoExpression, co_expression, mantel, varying

@@ -1,4 +1,4 @@
-"""Genes that go together, in truth and in prediction."""
+"""Co-expression of genes, measured and predicted."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -49,7 +49,7 @@ class CoExpression:
     left_out: list[str]
 
     def record(self) -> dict[str, Any]:
-        """The numbers, as a row of a table."""
+        """Return the numbers as a row of a table."""
         return {"n_genes": len(self.genes), "n_sections": self.n_sections,
                 "mantel_r": self.mantel_r, "mantel_p": self.mantel_p, "frobenius": self.frobenius,
                 "frobenius_share": self.frobenius_share, "inflation": self.inflation,
@@ -98,7 +98,7 @@ def mantel(a: np.ndarray, b: np.ndarray, *, n_permutations: int = 999,
 
 
 def cluster_order(correlation: np.ndarray) -> np.ndarray:
-    """Order of the rows that puts alike ones side by side.
+    """Order rows so that similar ones are neighbours.
 
     Leaves of an average-linkage tree on `1 - r`, in the optimal order (Bar-Joseph et al.,
     Bioinformatics 2001).

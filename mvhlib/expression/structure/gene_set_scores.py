@@ -1,4 +1,4 @@
-"""Gene sets: where they come from, their scores in every spot, how well those are predicted."""
+"""Gene sets: their sources, their scores in every spot, and how well these are predicted."""
 
 import gzip
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +16,7 @@ from mvhlib.expression.scores import is_constant, pearson
 if TYPE_CHECKING:
     from anndata import AnnData
 
-#: A gene set is scored from so many measured genes on.
+#: Fewest measured genes of a gene set that is scored.
 LEAST_GENES = 3
 
 SET_COLUMNS = ("section", "gene_set", "n_in_set", "n_genes", "n_spots", "pcc", "pcc_genes", "gain")
@@ -150,7 +150,7 @@ def set_scores(values: np.ndarray, genes: Sequence[str], sets: Mapping[str, Sequ
 def score_sets(predictions: Mapping[str, Any], sets: Mapping[str, Sequence[str]], *,
                signs: Mapping[str, float] | None = None,
                least_genes: int = LEAST_GENES) -> pd.DataFrame:
-    """How well the score of each gene set is predicted, beside its single genes.
+    """Measure how well the score of each gene set is predicted, and how well its single genes are.
 
     Averaging coherent genes removes counting noise from the truth, so a pathway is commonly
     predicted better than its genes; ``gain`` is by how much. It is 0 or less where the genes of a

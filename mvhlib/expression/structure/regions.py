@@ -1,4 +1,4 @@
-"""Where tissue lies: clusters against labels, and classes told by what is predicted."""
+"""Regions of tissue: clusters against labels, and classes predicted from expression."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -73,7 +73,7 @@ def _standard(values: np.ndarray) -> np.ndarray:
 def localise(sources: Mapping[str, Mapping[str, np.ndarray]],
              labels: Mapping[str, Sequence[Any]], *, n_clusters: int | None = None,
              seed: int = 0) -> pd.DataFrame:
-    """How well clusters of each source agree with labels, section by section.
+    """Measure how well clusters of each source agree with labels, section by section.
 
     Parameters
     ----------
@@ -122,7 +122,7 @@ def localise(sources: Mapping[str, Mapping[str, np.ndarray]],
 
 
 def _classes(section: str, labels: Sequence[Any], n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Labels as text, and which name a class."""
+    """Labels as text, and a mask of those that name a class."""
     values = np.asarray(labels, dtype=object).ravel()
     if len(values) != n:
         raise InputError(section, "labels", f"are {len(values)} for {n} spots",
@@ -260,7 +260,7 @@ def class_auroc(values: Mapping[str, np.ndarray], labels: Mapping[str, Sequence[
 def class_aurocs(sources: Mapping[str, Mapping[str, np.ndarray]],
                  labels: Mapping[str, Sequence[Any]], positive: str, *,
                  groups: Mapping[str, str] | None = None) -> pd.DataFrame:
-    """`class_auroc` of every source; what is predicted is read as measured expression is.
+    """`class_auroc` of every source; the classifier of measured expression scores the predicted.
 
     No row where no section has the class.
     """

@@ -1,4 +1,4 @@
-"""Kinds of image files, what to do with foreign ones, and the scale that is stated."""
+"""Formats of image files, advice for those that cannot be read, and the stated scale."""
 
 import math
 import os

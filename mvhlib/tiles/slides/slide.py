@@ -1,4 +1,4 @@
-"""One surface for all images: rectangles in level-0 coordinates."""
+"""One interface to all images: rectangles in level-0 coordinates."""
 
 import math
 import os
