@@ -19,6 +19,8 @@ BLANK = "?"
 _OF = ("section", "slide", "image")
 #: Columns that have to be filled in where they are there and rows are sections.
 _NEEDED = ("study", "patient")
+#: Words that people write into a cell that is still open, in lower case.
+_LATER = frozenset(("todo", "tbd", "tba", "fill in", "fixme", "xxx", "to be filled in"))
 
 
 def check_filled(path: str | os.PathLike) -> None:
@@ -50,8 +52,6 @@ def _is_open(cell: str) -> bool:
     return cell.strip("?. ") == "" or cell.lower() in tables.NOT_KNOWN | _LATER
 
 
-#: Words for that, in lower case.
-_LATER = frozenset(("todo", "tbd", "tba", "fill in", "fixme", "xxx", "to be filled in"))
 _FIXES = {
     "patient": "write who gave the tissue, alike for all rows of one person or animal",
     "study": "write which study it is of, alike for all rows of one laboratory's series",

@@ -7,7 +7,7 @@ import pytest
 from mvhlib import answers
 from mvhlib.dino import watch
 from mvhlib.downstream import findings as downstream
-from mvhlib.expression import evaluation, findings, ordered
+from mvhlib.expression import embeddings, evaluation, findings
 from mvhlib.expression.protocols import SUMMARY_COLUMNS
 from mvhlib.features import Features
 
@@ -147,28 +147,28 @@ def pool(gap):
 
 
 def test_what_orders_a_pool_is_the_study_where_studies_differ():
-    shares = {gap: ordered.of_pool(*pool(gap)).set_index("factor")["share"] for gap in (0, 9)}
+    shares = {gap: embeddings.of_pool(*pool(gap)).set_index("factor")["share"] for gap in (0, 9)}
     assert shares[0]["study"] < 0.05 and shares[9]["study"] > 0.9
-    both = pd.concat([ordered.of_pool(*pool(gap), encoder=name)
+    both = pd.concat([embeddings.of_pool(*pool(gap), encoder=name)
                       for name, gap in (("vit12", 0), ("handmade", 9))])
-    assert list(ordered.strongest(both)["encoder"]) == ["handmade", "vit12"]
-    text = said(ordered.sentence(both))
+    assert list(embeddings.strongest(both)["encoder"]) == ["handmade", "vit12"]
+    text = said(embeddings.sentence(both))
     high, low = (both[both["factor"] == "study"].set_index("encoder")["share"][name]
                  for name in ("handmade", "vit12"))
     assert text.index(f"{high:.0%} (") < text.index("in hand-made lies between the 2 studies")
     assert f"the most of 2 encoders, and {low:.0%} (" in text and "in ViT12, the least" in text
     given, owners = pool(0)
-    one = ordered.sentence(ordered.of_pool(given, owners.assign(study="A")))
+    one = embeddings.sentence(embeddings.of_pool(given, owners.assign(study="A")))
     assert "there is one study" in said(one)
     flat = {name: Features(features=np.ones((3, 2)), coords=np.zeros((3, 2)), barcodes=None)
             for name in given}
-    assert "do not vary" in said(ordered.sentence(ordered.of_pool(flat, owners)))
+    assert "do not vary" in said(embeddings.sentence(embeddings.of_pool(flat, owners)))
 
 
 def test_images_of_nobody_are_each_their_own():
     given, owners = pool(3)
-    shares = ordered.of_pool(given, owners.assign(patient=np.nan))
-    assert "2 classes" in said(ordered.sentence(shares, "class"))
+    shares = embeddings.of_pool(given, owners.assign(patient=np.nan))
+    assert "2 classes" in said(embeddings.sentence(shares, "class"))
 
 
 def test_a_log_of_pretraining_says_whether_its_loss_fell():

@@ -72,17 +72,9 @@ def strongest(shares: pd.DataFrame) -> pd.DataFrame:
 
 
 def sentence(shares: pd.DataFrame, called: str = "study") -> str:
-    """What the shares of several encoders say, in a sentence.
-
-    Parameters
-    ----------
-    shares
-        Tables of `of_pool`, one below the other.
-    called
-        What stands in the study's place: study, site or class.
-    """
+    """Summarise the shares of several encoders in one sentence; parameters as in `draw_shares`."""
     if shares.empty:
-        return "the features do not vary, so that nothing orders them."
+        return "the features do not vary, so that nothing explains them."
     many, order = phrases.plural(called), strongest(shares)
     if order["n_groups"].max() < 2:
         inside = shares.loc[shares["factor"] == "rest", "share"]
@@ -90,15 +82,15 @@ def sentence(shares: pd.DataFrame, called: str = "study") -> str:
                 f"{phrases.span(100 * inside)} % of the variance of the features lies within "
                 "sections.")
 
-    def told(row: pd.Series) -> str:
+    def in_encoder(row: pd.Series) -> str:
         chance = "" if np.isnan(row["by_chance"]) else f" ({row['by_chance']:.0%} by chance)"
         return f"{row['share']:.0%}{chance} in {plots.label(row['encoder'])}"
 
-    found = f"{told(order.iloc[0])} lies between the " \
+    found = f"{in_encoder(order.iloc[0])} lies between the " \
             f"{phrases.count(int(order['n_groups'].iloc[0]), called)}"
     if len(order) > 1:
         found += f", the most of {phrases.count(len(order), 'encoder')}, and " \
-                 f"{told(order.iloc[-1])}, the least"
+                 f"{in_encoder(order.iloc[-1])}, the least"
     return f"of the variance of the features, {found}."
 
 
