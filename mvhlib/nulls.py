@@ -198,7 +198,7 @@ def _shifted_scores(truth: np.ndarray, guess: np.ndarray, places: np.ndarray,
         height, width = 2 * height, 2 * width
     flat = places[:, 0] * width + places[:, 1]
     if len(np.unique(flat)) < len(flat):
-        raise InputError("toroidal null", "positions", "put two spots on one place",
+        raise InputError("toroidal null", "positions", "put two spots on one position",
                          "use array_positions of the spot centres")
 
     def spectrum(values):  # (T, G) -> (G, height, width // 2 + 1)

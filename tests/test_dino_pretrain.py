@@ -517,9 +517,9 @@ def test_bad_settings_and_tiles_are_refused(tiles, tmp_path):
     empty.mkdir()
     cases = [
         ({"tiles": str(empty)}, "holds no tile"), ({"tiles": str(tmp_path / "no")}, "not exist"),
-        ({"global_px": 48}, "less than the global crop"), ({"local_px": 20}, "no multiple"),
+        ({"global_px": 48}, "less than the global crop"), ({"local_px": 20}, "not a multiple"),
         ({"warmup": 1.2}, "warmup"), ({"base_lr": -1.0}, "base_lr"),
-        ({"batch": 15, "micro_batch": 4}, "no multiple"), ({"koleo_group": 5}, "koleo_group"),
+        ({"batch": 15, "micro_batch": 4}, "not a multiple"), ({"koleo_group": 5}, "koleo_group"),
         ({"exclude": ["a9"]}, "a9"), ({"tile_px": 64}, "tile size"),
         ({"exclude": ["a1", "a2", "b1"]}, "no tile is left")]
     for change, words in cases:

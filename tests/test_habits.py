@@ -174,7 +174,7 @@ def test_genes_called_by_dates_are_left_out_and_never_summed(tmp_path, caplog):
         adata = read_counts(tmp_path / "a.tsv", sum_doubled)
         assert list(adata.var_names) == ["ACTB", "G"]
         assert adata.layers["counts"].toarray().tolist() == [[3, 4], [5, 0]]
-    assert "2 genes are called by dates" in caplog.text and "1-Mar" in caplog.text
+    assert "2 genes have dates for names" in caplog.text and "1-Mar" in caplog.text
     adata = scanpys(tmp_path / "h/S.h5ad")
     adata.var_names = ["2-Sep", *adata.var_names[1:]]
     assert "2-Sep" not in read_one(adata, tmp_path / "h/S.h5ad").adata.var_names

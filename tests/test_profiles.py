@@ -142,7 +142,7 @@ def test_nothing_is_written_over_a_profile(tmp_path, params, capsys):
     (params / "mine/workflow.yaml").write_text("notebooks: []\n")
     assert profile(tmp_path / "data", params) == 2
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "is there already" in said
+    assert said.count("\n") == 1 and "exists already" in said
     assert (params / "mine/workflow.yaml").read_text() == "notebooks: []\n"
 
 
@@ -275,7 +275,7 @@ def test_libraries_that_nothing_tells_apart_are_refused(tmp_path):
         [{"section": "left", "study": "T", "patient": "P", "mpp": "1"}])
     both.obs["slide"] = both.obs["library_id"].astype(str).to_numpy()[::-1]
     both.write_h5ad(path)
-    with pytest.raises(InputError, match=r"both.h5ad: obs: .*'slide'.* not the same"):
+    with pytest.raises(InputError, match=r"both.h5ad: obs: .*'slide'.* different ones"):
         cohort.read("h5ad", tmp_path / "data", samples=told)
     both.obs = both.obs[[]]
     both.write_h5ad(path)

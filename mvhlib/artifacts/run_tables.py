@@ -130,7 +130,7 @@ def read_csv(path: str | os.PathLike, columns: tuple[str, ...] = (), **options):
             wrong = pd.to_numeric(frame[column], errors="coerce").isna() & frame[column].notna()
             if wrong.any():
                 raise InputError(path, str(column), f"row {int(wrong.to_numpy().argmax()) + 2} is "
-                                 f"{str(frame[column][wrong].iloc[0])[:60]!r} and no number",
+                                 f"{str(frame[column][wrong].iloc[0])[:60]!r}, not a number",
                                  "make the table again, or mend the cell")
     if b"'" in content:
         for at in range(frame.shape[1]):
@@ -146,16 +146,17 @@ def _header(path: Path, content: bytes) -> list[str]:
     import io
 
     if not content.strip():
-        raise InputError(path, "file", "is empty", "make it again")
+        raise InputError(path, "file", "is empty", "run again the notebook that writes it")
     if b"\0" in content:
-        raise InputError(path, "file", "holds a byte of zero: it is no text, or UTF-16",
-                         "save it as UTF-8, or make it again")
+        raise InputError(path, "file", "holds a byte of zero: it is not text, or it is UTF-16",
+                         "save it as UTF-8, or make the table again")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[:error.start].count(b"\n") + 1
         raise InputError(path, f"row {line}", f"holds the byte 0x{content[error.start]:02x}, which "
-                         "is no UTF-8", "save the table as UTF-8, or make it again") from error
+                         "is not UTF-8", "save the table as UTF-8, or make the table "
+                         "again") from error
     header: list[str] = []
     line = 0
     try:

@@ -526,7 +526,7 @@ class Backbone(nn.Module):
         again = "copy or train the model again"
         config = read_json(config_path)
         check_file(weights_path)
-        with reading(config_path, "content", "is no model configuration", again):
+        with reading(config_path, "content", "is not a model configuration", again):
             expected, args = config.pop("weights_sha256"), dict(config["model_args"])
         with reading(weights_path, "content", "is not readable", again):
             if sha256_file(weights_path) != expected:
@@ -601,7 +601,7 @@ def check_finite(tensors: Mapping[str, Tensor], where: str | Path) -> None:
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise InputError(where, name, "holds NaN or infinite weights",
-                             "use a checkpoint from before the training went wrong")
+                             "use a checkpoint from before the training diverged")
 
 
 def _build(kind: Callable[..., nn.Module], field: str, dim: int, **options: Any) -> nn.Module:

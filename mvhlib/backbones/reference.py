@@ -74,7 +74,7 @@ def load_reference_state_dict(model: nn.Module, path: str | os.PathLike | Mappin
     """
     where = "state dict" if isinstance(path, Mapping) else Path(path)
     content = path if isinstance(path, Mapping) else _read(Path(path))
-    with reading(where, "content", "names no numbers", "save the state dict alone"):
+    with reading(where, "content", "holds no tensors by name", "save the state dict alone"):
         flat = _select(_flatten(content), branch)
     check_finite(flat, where)
 

@@ -194,7 +194,7 @@ def _check_printed(names: Iterable[str], path: Path, field: str, fix: str) -> No
         if not name:
             raise InputError(path, field, f"is blank in row {row}", fix)
         if not name.isprintable():
-            raise InputError(path, field, f"is {name!r} in row {row}, which is no name", fix)
+            raise InputError(path, field, f"is {name!r} in row {row}, not a name", fix)
 
 
 def _symbols_first(features: pd.DataFrame, path: Path) -> pd.DataFrame:
@@ -427,7 +427,7 @@ def _mtx_counts(folder: Path, n_features: int) -> tuple[list[str], "csr_matrix",
     counts = matrix.T.tocsr()
     counts.sort_indices()
     if counts.nnz < n_values:
-        raise InputError(path, "matrix", "names an entry twice", _COPY)
+        raise InputError(path, "matrix", "gives two values for the same gene and barcode", _COPY)
     return barcodes, counts, {}
 
 

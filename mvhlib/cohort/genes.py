@@ -126,7 +126,7 @@ def panel(name: str, adatas: Sequence["AnnData"], n_genes: int = 50, *,
     if name not in COMPUTED:
         return _marker_panel(name, shared)
     if n_genes < 1:
-        raise InputError(f"panel {name}", "n_genes", f"is {n_genes}", "ask for at least one gene")
+        raise InputError(f"panel {name}", "n_genes", f"is {n_genes}", "choose at least one gene")
     statistics = [_remembered(adata, shared, {} if memory is None else memory)
                   for adata in adatas]
     found = np.min([table["found"].to_numpy() for table in statistics], axis=0)
@@ -246,8 +246,9 @@ def names(table: pd.DataFrame, column: str, path: str | os.PathLike, *, unique: 
     found = tables.names(table, column, path, unique=unique, none=("",))
     dates = found.map(dated_genes.is_date).astype(bool)
     if dates.any():
-        tables.refuse(path, found, dates, "a date, which a spreadsheet has made of a gene such as "
-                      "SEPTIN2 or MARCHF1", "write the gene's symbol, in a column of text")
+        tables.refuse(path, found, dates, "a date, into which a spreadsheet has turned a gene such "
+                      "as SEPTIN2 or MARCHF1", "write the gene's symbol, in a column that is "
+                      "formatted as text")
     return found
 
 
@@ -361,5 +362,6 @@ def _marker_panel(name: str, shared: pd.Index) -> Panel:
                          f"(which name genes like {list(shared[:3])})",
                          "use the sections' naming scheme")
     if absent:
-        log.warning("panel %s: absent from a section: %s", name, ", ".join(absent))
+        log.warning("panel %s: these genes are absent from at least one section and are left out: "
+                    "%s", name, ", ".join(absent))
     return Panel(present, str(name), absent)

@@ -64,7 +64,7 @@ def read(origins: Mapping[str, Sequence[Mapping[str, Any]]], data: str | os.Path
     for organ, sets in origins.items():
         where = f"origins: {organ}"
         if not (isinstance(organ, str) and organ.strip()):
-            raise InputError("origins", "organs", f"hold {organ!r}, which is no text",
+            raise InputError("origins", "organs", f"hold {organ!r}, not text",
                              "write the organ's name in quotes")
         if isinstance(sets, str | Mapping) or not isinstance(sets, Sequence) or not sets:
             raise InputError(where, "sets", f"are {sets!r}", "give a list of one data set or more")
@@ -86,7 +86,7 @@ def read(origins: Mapping[str, Sequence[Mapping[str, Any]]], data: str | os.Path
 def _study(where: str, given: Mapping[str, Any]) -> str:
     """Check the keys of one data set; the name of its study."""
     if not isinstance(given, Mapping):
-        raise InputError(where, "sets", f"hold {given!r}", f"write a mapping of {KEYS}")
+        raise InputError(where, "sets", f"hold {given!r}", f"write a mapping with the keys {KEYS}")
     unknown = [str(key) for key in given if key not in KEYS]
     missing = [key for key in KEYS[:2] if key not in given]
     if unknown or missing:
@@ -94,11 +94,11 @@ def _study(where: str, given: Mapping[str, Any]) -> str:
                          "is not a key" if unknown else "is missing", f"use {KEYS}")
     for key in KEYS[:2]:
         if not (isinstance(given[key], str) and given[key].strip()):
-            raise InputError(where, key, f"is {given[key]!r}, which is no text", "write a name")
+            raise InputError(where, key, f"is {given[key]!r}, not text", "write a name")
     check_mpp(given.get("mpp", 1.0), where)
     study = given.get("study", Path(given["folder"]).name)
     if isinstance(study, bool) or not isinstance(study, str | int):
-        raise InputError(where, "study", f"is {study!r}, which is no name", "write it in quotes")
+        raise InputError(where, "study", f"is {study!r}, not a name", "write it in quotes")
     return safe_name(str(study), where, "study")
 
 

@@ -97,8 +97,8 @@ def from_python(text: str, options: dict[str, Any], device: str = "cpu") -> Patc
     pool, depths = take_pool(own, where), take_depths(own, where)
     if not module and (mean or pool or depths):
         field = "mean" if mean else "pool" if pool else "depths"
-        raise InputError(path, name, f"returns an object with encode, and {field} is given",
-                         "an object gets the tiles as they are: do it in encode")
+        raise InputError(path, name, f"returns an object with encode, which does not use {field}",
+                         f"leave {field} out, and do in encode what it would do")
     with fence("it is no encoder"):
         inner = (ReadOut(made.eval().requires_grad_(False), pool, depths, where,
                          lambda: fence("it fails on images"))
@@ -136,7 +136,7 @@ class Fence:
             if lacks_memory(error):
                 raise TooLarge(self.path, self.function, "needs more memory than there is "
                                f"({said})", "take a smaller network, fewer input_px, or a machine "
-                               "with more") from error
+                               "with more memory") from error
             raise InputError(self.path, self.function, f"{doing}{self._line(error)} ({said})",
                              "mend it, or what it is given") from error
         finally:
@@ -163,7 +163,7 @@ def _load(path: Path, name: str, fence: Fence) -> Callable[..., Any]:
         exec(compile(tree, str(path), "exec"), module.__dict__)
     function = getattr(module, name, None)
     if not callable(function):
-        raise InputError(path, name, "is no function" if hasattr(module, name) else
+        raise InputError(path, name, "is not a function" if hasattr(module, name) else
                          "is not there after the file has run", "define it at the file's top level")
 
     def beside(**arguments: Any) -> Any:
@@ -223,7 +223,7 @@ def _arguments(function: Callable[..., Any], path: Path, name: str, options: dic
                if each.default is each.empty and key not in given
                and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
     if missing:
-        raise InputError(path, name, f"wants {missing[0]!r}, which nobody gives",
+        raise InputError(path, name, f"wants {missing[0]!r}, which is not given",
                          f"write options: {{{missing[0]}: ...}}, or give it a default")
     return given
 

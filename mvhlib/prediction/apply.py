@@ -114,12 +114,14 @@ def genes_of(text: str) -> tuple[str, ...] | None:
         path = artifacts.check_file(text, "GENES")
         if path.suffix.lower() in (".csv", ".tsv"):
             return tuple(tables.names(tables.read_table(path, ("gene",)), "gene", path))
-        with artifacts.reading(path, "GENES", "is no list of genes", "write a gene in each line"):
+        with artifacts.reading(path, "GENES", "is not a list of genes",
+                               "write a gene in each line"):
             found = path.read_text(encoding="utf-8").split()
     else:
         found = [name.strip() for name in text.split(",") if name.strip()]
     if not found:
-        raise InputError(text, "GENES", "names none", "write A,B or a file, a gene in each line")
+        raise InputError(text, "GENES", "names no gene",
+                         "write A,B, or a file with a gene in each line")
     return tuple(dict.fromkeys(found))
 
 
@@ -187,7 +189,8 @@ def one(asked: Asked, model: Model, folder: Path, wish: Wish,
     done = _done(asked.name, folder, key)
     if done is not None:
         return done
-    with artifacts.reading(folder, "OUT", "cannot be written", "name a folder of yours"):
+    with artifacts.reading(folder, "OUT", "cannot be written",
+                           "choose a folder that you may write to"):
         folder.mkdir(parents=True, exist_ok=True)
     with artifacts.lock(folder / ".lock", report or print):
         made, remarks = _make(asked, model, folder, key, wish, report)

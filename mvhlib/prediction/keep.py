@@ -137,7 +137,7 @@ def _named(place: Path, by_protocol: "Mapping[str, Evaluation]", folds: Sequence
         known = sorted({str(f) for f in by_protocol[protocol].job.folds["fold"]}
                        ) if protocol in by_protocol else []
         if fold not in known:
-            raise InputError("keep_folds", text, "is no fold that was scored",
+            raise InputError("keep_folds", text, "is not a fold that was scored",
                              f"name one of {[f'{protocol}/{f}' for f in known[:6]]}" if known else
                              f"write protocol/fold, with one of {sorted(by_protocol)}")
         artifacts.safe_name(fold, "keep_folds", text)

@@ -46,6 +46,6 @@ def section_list(sections: Iterable[str], where) -> list[str]:
         If it is one text and no list, or a name is no text (YAML reads 007 as a number).
     """
     if isinstance(sections, str) or not isinstance(sections, Iterable):
-        raise InputError(where, "sections", f"is {sections!r}, and no list",
+        raise InputError(where, "sections", f"is {sections!r}, not a list",
                          f"write a list, as in [{sections}]")
     return [safe_name(name, where, "sections") for name in sections]
