@@ -136,7 +136,7 @@ def test_any_csv(tmp_path):
         change.to_csv(path, index=False)
         with pytest.raises(InputError, match=message):
             clinical.read_table(path)
-    with pytest.raises(InputError, match="one of them"):
+    with pytest.raises(InputError, match="are both given, or neither"):
         clinical.read_table(path, event="a", censorship="b")
     with pytest.raises(InputError, match="unit"):
         clinical.read_table(path, unit="weeks")

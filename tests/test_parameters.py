@@ -83,7 +83,8 @@ MERGES = "\n".join(["a0: &a0 {x: 1}", *(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i 
     ("a: !!timestamp 2020-01-01\n", "tag"), ("[" * 5000, "levels"), ("a: &b [*b]\n", "levels"),
     ("a: " + "[" * 60 + "]" * 60, "levels"), ("5\n", "names and values"),
     ("- a\n", "names and values"),
-    ("a: " + "9" * 6000 + "\n", "limit"), ("? [a]\n: 1\n", "not a name"), (LAUGHS, "100,000 values"),
+    ("a: " + "9" * 6000 + "\n", "limit"), ("? [a]\n: 1\n", "not a name"),
+        (LAUGHS, "100,000 values"),
     (MERGES, "100,000 values"), ("a: " + "x" * 600_000, "over 200 kB"), ("%YAML 9\n", "YAML")])
 def test_what_is_no_file_of_parameters_is_one_line(tmp_path, content, said):
     with pytest.raises(InputError) as caught:

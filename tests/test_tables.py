@@ -206,7 +206,7 @@ def test_ordinary_tables_are_written_as_pandas_does(tmp_path):
     ("name,n\na,1,7\nb,2,7\n", "row 2: has 3 cells"), ("name,n\na,1\nb\n", "row 3: has 1 cells"),
     ('name,n\n"a",1\nb\n', "row 3: has 1 cells"), ("name,n,n\na,1,2\n", "n stands more than once"),
     ("Name,n\na,1\n", "lacks .'name'"),
-    ("name,pcc\na,1\nb,x\n", "pcc: row 3 is 'x' and not a number")])
+    ("name,pcc\na,1\nb,x\n", "pcc: row 3 is 'x', not a number")])
 def test_run_tables_are_read_strictly(tmp_path, content, said):
     refused(lambda path: artifacts.read_csv(path, ("name",)), put(tmp_path, content), said)
 
