@@ -140,7 +140,7 @@ def _cluster(given: Mapping[str, str]) -> list[str]:
         return []
     named = Path(_there(given, "CLUSTER"))
     if named.is_file():
-        read_yaml(named)  # refused here, before the engine finds words of its own
+        read_yaml(named)  # refused here in plain words, before Snakemake refuses it
         return ["--profile", str(home() / SLURM), "--workflow-profile", str(named)]
     if not (named / "config.yaml").is_file():
         raise InputError(f"CLUSTER={named}", "CLUSTER", "holds no config.yaml",

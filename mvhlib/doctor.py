@@ -38,7 +38,7 @@ def report() -> tuple[list[str], bool]:
     for question in questions:
         try:
             answers = question()
-        except Exception as error:  # a broken installation raises what it likes
+        except Exception as error:  # a broken installation may raise anything
             answers = [(False, f"{question.__name__[1:]}: {_said(error)}", "could not be checked",
                         True, INSTALL)]
         for ok, found, purpose, needed, advice in answers:
@@ -67,7 +67,7 @@ def _packages() -> list[tuple]:
             inside = "" if error.name == name else f", it needs {error.name}"
             answers.append((False, f"{name} missing{inside}", purpose, needed,
                             INSTALL if needed else ""))
-        except Exception as error:  # a broken binary raises what it likes
+        except Exception as error:  # a broken binary may raise anything
             answers.append((False, f"{name} broken ({type(error).__name__})", purpose, needed,
                             f"it said: {_said(error)}"))
     return answers

@@ -219,7 +219,7 @@ def read_code(path: Path, function: str) -> tuple[ast.Module, str]:
             names.add(node.id)
         elif isinstance(node, ast.alias):
             names.add(node.asname or node.name.partition(".")[0])
-    if function not in names and "*" not in names:  # "*": whatever another file holds
+    if function not in names and "*" not in names:  # "*": all names of another file
         raise InputError(path, function, "is not defined in this file", "define it, or name "
                          f"another: {[name for name in sorted(names) if name[0] != '_'][:8]}")
     return tree, text

@@ -166,7 +166,7 @@ def array_positions(coords: np.ndarray) -> np.ndarray:
     known = np.c_[coords[largest], np.ones(len(largest))]
     if np.linalg.matrix_rank(known - known.mean(axis=0)) >= 2:
         fit = np.linalg.lstsq(known, index[largest].astype(np.float64), rcond=None)[0]
-    else:  # one row of spots says nothing of the other direction
+    else:  # one row of spots says nothing about the other direction
         linear = np.linalg.inv(frame)
         fit = np.vstack([linear, -coords[largest[0]] @ linear])
     islands = piece != piece[largest[0]]

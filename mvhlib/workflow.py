@@ -328,7 +328,7 @@ def _check_encoder(path: Path, slug: str, options: Any) -> None:
             home() / "notebooks" / f"{name}.ipynb")).items() if key not in GIVEN}
         for name in ("04_embed", "03_pretrain"))
     check(f"{path}: {field}", embed | ENCODER, options, noun="key of an encoder")
-    for key in ("seed", "backbone"):  # said beside it: `seed`, `source`
+    for key in ("seed", "backbone"):  # an encoder states them as `seed` and `source`
         pretraining.pop(key)
     check(f"{path}: {field}: pretrain", pretraining, options.get("pretrain", {}),
           noun="parameter of 03_pretrain that an encoder sets")

@@ -147,7 +147,7 @@ def _in_child(work: Callable[[], Any]) -> int | None:
             import faulthandler
             import resource
 
-            faulthandler.disable()  # it would write of a crash that is reported in one line
+            faulthandler.disable()  # it would print a trace of a crash that is said in one line
             silent = os.open(os.devnull, os.O_WRONLY)
             os.dup2(silent, 1)
             os.dup2(silent, 2)
@@ -234,7 +234,7 @@ def _check_links(path: Path, stream: Any) -> None:
 
     links, elsewhere = [], []
 
-    def look(name: str, link: Any) -> None:  # h5py does not let an error of ours through
+    def look(name: str, link: Any) -> None:  # h5py hides what is raised in here
         if not isinstance(link, h5py.HardLink):
             links.append((name, link))
 
@@ -371,7 +371,7 @@ def _check_size(where: str, label: str, node: Any) -> None:
     if stored > os.path.getsize(where):
         raise InputError(where, label, f"takes {stored:,} bytes, more than the file has",
                          _MAKE_AGAIN)
-    if node.id.get_create_plist().get_layout() == 1:  # contiguous: its size is believed, not told
+    if node.id.get_create_plist().get_layout() == 1:  # contiguous: no size is checked
         offset = node.id.get_offset()
         end = os.path.getsize(where)
         stored = 0 if offset is None else max(0, min(stored, end - offset))

@@ -184,6 +184,6 @@ def _widths(text: str) -> Iterator[tuple[int, int]]:
     if '"' in text or "\r" in text:
         rows = csv.reader(io.StringIO(text, newline=""), strict=True)
         yield from ((rows.line_num, len(row)) for row in rows)
-    else:  # counting commas says the same, ten times as fast
+    else:  # counting commas finds the same, ten times as fast
         yield from ((line, row.count(",") + 1 if row else 0)
                     for line, row in enumerate(text.split("\n"), 1))

@@ -312,7 +312,7 @@ class Backbone(nn.Module):
                 options["dt_bias_count"] = dt_bias_count
             return _build(MIXERS[mixer], "mixer_options", embed_dim, **options)
 
-        with torch.random.fork_rng(devices=[]):  # what is drawn here is drawn again, by name
+        with torch.random.fork_rng(devices=[]):  # all weights are drawn again later, by name
             self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, embed_dim)
             self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
             self.mask_token = nn.Parameter(torch.zeros(1, embed_dim))

@@ -114,7 +114,7 @@ def _files(folder: Path, depth: int) -> Iterator[Path]:
 def _place(own: re.Match, prefix: str, file: Path) -> str:
     """Where a file stands in Space Ranger's layout."""
     if own["spatial"]:
-        packed_table = own["packed"] and own["spatial"].endswith(".csv")  # readers open these
+        packed_table = own["packed"] and own["spatial"].endswith(".csv")  # readers unpack these
         return f"spatial/{own['spatial']}{'.gz' if packed_table else ''}"
     if own["mtx"]:
         raw = "raw" in re.split(r"[_.-]", f"{own['kind'] or ''}_{prefix}_{file.parent.name}")

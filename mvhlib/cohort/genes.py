@@ -140,7 +140,7 @@ def panel(name: str, adatas: Sequence["AnnData"], n_genes: int = 50, *,
     if len(ranked) < n_genes and said not in (memory or ()):
         log.warning("panel %s: %d genes qualify, %d were asked for", *said)
         if memory is not None:
-            memory[said] = True  # folds of one cohort say it once
+            memory[said] = True  # said once for all folds of a cohort
     return Panel(ranked[:n_genes], name)
 
 
@@ -274,7 +274,7 @@ def targets(adata: "AnnData", genes: Sequence[str], how: str = "log1p_cp10k") ->
 def _remembered(adata: "AnnData", genes: pd.Index, memory: dict[Any, Any]) -> pd.DataFrame:
     key = (id(adata), tuple(genes))
     if key not in memory:
-        memory[key] = (adata, _statistics(adata, genes))  # holds adata, whose id is then its own
+        memory[key] = (adata, _statistics(adata, genes))  # adata lives on: its id stays its own
     return memory[key][1]
 
 
@@ -290,7 +290,7 @@ def _statistics(adata: "AnnData", genes: pd.Index) -> pd.DataFrame:
     values = normalize(counts, library=library)
     found = np.asarray((counts > 0).mean(axis=0)).ravel()
     work = anndata.AnnData(values, var=pd.DataFrame(index=genes))
-    with warnings.catch_warnings():  # bins of one gene and genes without a count
+    with warnings.catch_warnings():  # it warns of bins of one gene and of genes without a count
         warnings.simplefilter("ignore")
         table = sc.pp.highly_variable_genes(work, flavor="seurat", inplace=False)
     dispersion = np.nan_to_num(table["dispersions_norm"].to_numpy(float), nan=-np.inf)

@@ -496,7 +496,7 @@ def _lattice(sample: _Sample, technology: str, centers: np.ndarray, mpp: float |
         close = float(np.quantile(nearest, 0.1))
         if technology in PITCH_UM:
             usual = PITCH_UM[technology]
-            if technology == "Spatial Transcriptomics":  # arrays of other makers stand closer
+            if technology == "Spatial Transcriptomics":  # spots of other makers' arrays are closer
                 usual = _number(sample, "inter_spot_dist") or usual
             tolerance = PITCH_TOLERANCE[technology]
             if close <= 0 or abs(math.log(close / usual)) > math.log1p(tolerance):

@@ -58,7 +58,7 @@ def of_file(path: Path) -> list[str]:
     try:
         state = path.stat()
         return list(_of_file(path, state.st_mtime_ns, state.st_size))
-    except (InputError, OSError):  # who reads the file says what is wrong with it
+    except (InputError, OSError):  # the file's reader says what is wrong with it
         return []
 
 

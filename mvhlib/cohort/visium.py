@@ -245,7 +245,7 @@ def first_of(folder: Path, names: tuple[str, ...]) -> Path | None:
 
 def _is_visium(folder: Path) -> bool:
     spatial = folder / "spatial"
-    packed = spatial / "scalefactors_json.json.gz"  # one by one, as GEO does: mvhlib.cohort.flat
+    packed = spatial / "scalefactors_json.json.gz"  # packed singly, as on GEO: mvhlib.cohort.flat
     return first_of(folder, COUNT_FILES) is not None and spatial.is_dir() and not packed.exists()
 
 
@@ -1176,7 +1176,7 @@ def _columns(path: Path) -> list[str]:
             return list(pq.read_schema(path).names)
         with open_packed(path) as stream:
             first = pd.read_csv(stream, nrows=1, header=0)
-    if not isinstance(first.index, pd.RangeIndex):  # pandas takes what is too much for names
+    if not isinstance(first.index, pd.RangeIndex):  # pandas takes surplus cells for row names
         raise InputError(path, "rows", "have more cells than the header has columns",
                          "write the table without row names")
     return list(first.columns)

@@ -131,7 +131,7 @@ class Fence:
                 yield
         except (InputError, KeyboardInterrupt, GeneratorExit):
             raise
-        except BaseException as error:  # sys.exit() in it must not end the run without a word
+        except BaseException as error:  # sys.exit() of a user must not end a run silently
             said = f"{type(error).__name__}: {one_line(error, 160)}".removesuffix(": ")
             if lacks_memory(error):
                 raise TooLarge(self.path, self.function, "needs more memory than there is "

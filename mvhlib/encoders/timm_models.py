@@ -256,7 +256,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             isinstance(key, str) and isinstance(value, Tensor) for key, value in found.items()):
         raise InputError(path, "weights", "holds no names with tensors", fix)
     check_finite(found, path)
-    if all(key.startswith("module.") for key in found):  # of a training on several GPUs
+    if all(key.startswith("module.") for key in found):  # left by training on several GPUs
         found = {key.removeprefix("module."): value for key, value in found.items()}
     return found
 

@@ -39,7 +39,7 @@ def split_tokens(out: Any, model: nn.Module) -> tuple[Tensor | None, Tensor] | N
         for cls, patches in (("cls", "patch_tokens"), ("x_norm_clstoken", "x_norm_patchtokens")):
             if cls in out and patches in out:
                 return out[cls], out[patches]
-        out = out.get("last_hidden_state")  # of the transformers library
+        out = out.get("last_hidden_state")  # as the transformers library calls it
     if not isinstance(out, Tensor) or out.ndim != 3:
         return None
     # Models with forward_features state their number; a user's network has one, the class token.

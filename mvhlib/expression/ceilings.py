@@ -65,7 +65,7 @@ def dispersion(counts, library: np.ndarray, coords: np.ndarray) -> np.ndarray:
     if not filled.any():
         raise InputError("dispersion", "library", "is 0 for every spot", "give raw counts")
     i, j = (lattice.graph(coords) > 0).nonzero()
-    both = filled[i] & filled[j]  # of a spot without any count no rate is known
+    both = filled[i] & filled[j]  # a spot without any count has no known rate
     i, j = i[both], j[both]
     size = np.where(filled, size / size[filled].mean(), 1.0)[:, None]
     relative, noise = counts / size, counts / size**2

@@ -151,7 +151,7 @@ def predict(slides: Sequence[Asked], model: Model, out: Path, wish: Wish | None 
                           lambda line, title=title: report(f"{title}: {line}"))
         except InputError as error:
             outcome = Outcome(asked.name, out / asked.name, error=str(error))
-        except Exception as error:  # whatever it is, it is no reason to leave the other slides
+        except Exception as error:  # whatever fails in one slide must not stop the others
             outcome = Outcome(asked.name, out / asked.name,
                               error=_unforeseen(error, asked, out / asked.name))
         if report is not None:

@@ -126,7 +126,7 @@ def save(folder: str | os.PathLike, regressor: Any, domain: domains.Domain, enco
     from safetensors.numpy import save_file
 
     folder = Path(folder)
-    (folder / RECORD).unlink(missing_ok=True)  # what is half replaced is no model
+    (folder / RECORD).unlink(missing_ok=True)  # a half-replaced folder must not pass for a model
     written = _copy(Path(weights), folder / ENCODER) if weights else []
     tensors = regressor.tensors() | {f"domain.{key}": array
                                      for key, array in domain.tensors().items()}

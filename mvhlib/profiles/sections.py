@@ -216,7 +216,7 @@ def _each(source: str, root: Path, named: Sequence[dict[str, Any]], options: Map
         if not any(row.problem and "image" in row.cells for row in rows):
             return rows
     except InputError:
-        pass  # of one of them: whose it is shows when they are read one by one
+        pass  # one section is at fault: reading each alone shows which
     return [_one(source, root, row, cells[row["section"]], options) for row in stands]
 
 
@@ -235,7 +235,7 @@ def _one(source: str, root: Path, row: dict[str, Any], cells: dict[str, Any],
         except InputError as error:
             made = Row(row["section"], told, problem=str(error))
         if not made.problem:
-            if "mpp" in tried:  # at 1 um/px of the full image this one has as many as it is reduced
+            if "mpp" in tried:  # tried at 1 um/px: its mpp is then the reduction
                 made.facts["reduced"] = made.facts["mpp"]
                 made.cells["mpp"], made.facts["mpp"] = BLANK, BLANK
             return made

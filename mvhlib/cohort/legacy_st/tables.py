@@ -175,7 +175,7 @@ def read_counts(path: Path, sum_doubled: bool = False) -> "AnnData":
                          "give a table of numbers")
     names = body.index.to_series().fillna("").astype(str).str.strip()
     counts = sparse.csr_matrix(body.to_numpy())
-    lost = dated_genes.dated(genes)  # before they are summed, or refused for standing twice
+    lost = dated_genes.dated(genes)  # before they are summed, or refused as repeated
     if lost.any() and not lost.all():
         dated_genes.say(genes, lost, path)
         counts, genes = counts[:, ~lost], [gene for gene, out in zip(genes, lost, strict=True)

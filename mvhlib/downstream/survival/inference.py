@@ -128,7 +128,7 @@ def differences(result: Evaluation,
         gap = statistics.t_interval(wide[first] - wide[second])
         try:
             added = added_value(result.risks, first, second)["p"]
-        except TooFew:  # a few events that a risk separates: there is no likelihood to compare
+        except TooFew:  # a risk separates the few events: no likelihood can be compared
             added = float("nan")
         rows.append((*first, *second, metric, gap.n, gap.mean, gap.low, gap.high, added))
     found = pd.DataFrame(rows, columns=["model", "encoder", "than", "than_encoder", "metric",
