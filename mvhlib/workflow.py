@@ -516,8 +516,8 @@ def explain(executed: Path) -> str:
     log = Path(f"{executed}.txt")
     said = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
     if "No space left on device" in said or _free(executed.parent) < LEAST_FREE:
-        return (f"{executed.stem}: {executed.parent}: disk: is full. Fix: make room, and give the "
-                "command again; what is done stays.")
+        return (f"{executed.stem}: {executed.parent}: disk: is full. Fix: free some space, and "
+                "run the command again; what is done is kept.")
     if not executed.exists():
         return "\n".join([f"{executed.stem}: did not start", *said.strip().splitlines()[-3:]])
     with artifacts.reading(executed, "cells", "are not those of an executed notebook",

@@ -511,7 +511,7 @@ def test_h5_files_of_another_program_are_said(tmp_path, capsys):
     with h5py.File(tmp_path / "stamp/a.h5", "w") as stream:
         stream["feats"] = np.ones((3, 4))
     status, _, said = doctor(tmp_path, capsys)
-    assert status == 2 and "['feats']" in said and "called features" in said
+    assert status == 2 and "['feats']" in said and "with the dataset features" in said
 
 
 def test_segmented_cells_in_two_scales_are_refused(tmp_path):

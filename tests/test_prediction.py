@@ -196,7 +196,7 @@ def test_what_allows_no_model_is_said(kept):
         return keep.keep(kept.run, given["results"], kept.people, given["features"], kept.panels,
                          recipe=given["recipe"])
 
-    assert why(recipe=None)[1].startswith("nobody says how")
+    assert why(recipe=None)[1].startswith("it is not known how")
     assert "stain" in why(recipe=RECIPE | {"normalise_stain": "macenko"})[1]
     assert why(results=[])[1].startswith("none of the protocols")
     with pytest.raises(InputError, match=r"loso/S9: is not a fold.*loso/S1"):

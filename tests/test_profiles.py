@@ -165,7 +165,7 @@ def test_two_kinds_of_data_are_one_line(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("make, problem", [
-    (lambda d: (d / "a.docx").write_bytes(b"PK"), "holds nothing readable; seen ['a.docx']"),
+    (lambda d: (d / "a.docx").write_bytes(b"PK"), "holds nothing readable; it has ['a.docx']"),
     (lambda d: write_h5ad(d / "x/y/S1.h5ad") and None, "holds data sets in folders"),
     (lambda d: None, "seen nothing"),
     (lambda d: (d / "S.h5ad").write_bytes(b"\x89HDF\r\n\x1a\n"), "was recognised, but cannot be")])
@@ -193,7 +193,7 @@ def test_a_folder_per_class_without_patients_says_so_to_the_end(tmp_path, params
     write_classes(data, 12)
     assert profile(data, params) == 0
     said = capsys.readouterr().out
-    assert "24 images" in said and "images are the unit of every table" in said
+    assert "24 images" in said and "the image is the unit of every table" in said
     assert "fill in labelled_mpp" in said
     with pytest.raises(InputError, match="labelled_mpp: is '\\?'"):
         workflow.prepare(workflow.Call("mine", str(data), 0, str(params)))

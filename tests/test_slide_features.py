@@ -127,7 +127,7 @@ def test_a_table_by_slide_is_found_whatever_its_columns_are_called(tmp_path):
     assert [row.known("label") for row in found.rows] == list("ababab")
     (tmp_path / "task.csv").unlink()
     found = profiles.look(tmp_path)
-    assert found.blanks() == ["patient"] and "No table says label" in found.advice[-1]
+    assert found.blanks() == ["patient"] and "No table holds label" in found.advice[-1]
 
 
 @pytest.mark.slow

@@ -202,7 +202,7 @@ def test_a_failed_notebook_names_its_cell(tmp_path):
 def test_explain_says_that_a_disk_is_full(tmp_path, monkeypatch):
     """Whoever met it, in whatever words, and whatever could still be written."""
     path = tmp_path / "04_embed.a.ipynb"
-    full = f"04_embed.a: {tmp_path}: disk: is full. Fix: make room"
+    full = f"04_embed.a: {tmp_path}: disk: is full. Fix: free some space"
     path.with_name("04_embed.a.ipynb.txt").write_text(
         "RuntimeError: Can't decrement id ref count (error message = 'No space left on device')")
     assert workflow.explain(path).startswith(full)

@@ -836,7 +836,7 @@ def _image_ref(image: Path, root: Path, stated: bool, mpp: float) -> tuple[Image
         size = (slide.width, slide.height)
         if not stated:
             agree(slide.mpp, mpp, image, "mpp", "the positions say",
-                   "pass mpp= to say which one holds, or give the image that they speak of")
+                   "pass mpp= to say which one holds, or give the image that they describe")
     inside = image.absolute().is_relative_to(root.absolute())
     path = image.absolute().relative_to(root.absolute()) if inside else image.absolute()
     return ImageRef(str(path)), size
@@ -1103,7 +1103,7 @@ def _check_he(path: Path, mpp: float) -> None:
         px_per_um = float(np.linalg.norm(found[0], axis=1).mean())
         agree(mpp, 1 / px_per_um if px_per_um > 0 else None, path, "mpp",
                "he_x, he_y against x_location, y_location say",
-               "pass mpp= of the H&E image that he_x and he_y speak of")
+               "pass mpp= of the H&E image that he_x and he_y refer to")
 
 
 def xenium_image(name: str, folder: Path, root: Path, row: dict[str, Any]) -> tuple[

@@ -99,7 +99,7 @@ def from_python(text: str, options: dict[str, Any], device: str = "cpu") -> Patc
         field = "mean" if mean else "pool" if pool else "depths"
         raise InputError(path, name, f"returns an object with encode, which does not use {field}",
                          f"leave {field} out, and do in encode what it would do")
-    with fence("it is no encoder"):
+    with fence("it is not an encoder"):
         inner = (ReadOut(made.eval().requires_grad_(False), pool, depths, where,
                          lambda: fence("it fails on images"))
                  if module else TileObject(made, lambda: fence("encode fails")))

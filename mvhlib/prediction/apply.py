@@ -167,7 +167,7 @@ def _unforeseen(error: Exception, asked: Asked, folder: Path) -> str:
     try:
         told = f"send {artifacts.write_text(folder / TRACE, lines)} to the authors"
     except (OSError, InputError):
-        told = "look at OUT: it cannot be written"
+        told = "check OUT: it cannot be written to"
     return str(InputError(asked.path, "prediction", f"failed ({type(error).__name__}: "
                           f"{artifacts.one_line(error, 160)})", told))
 

@@ -119,9 +119,9 @@ def _obstacle(protocol: str, features: Mapping[str, Features],
     if not protocol:
         return f"none of the protocols {list(expected.PROTOCOLS)} was scored"
     if recipe is None:
-        return "nobody says how its features were made (04_embed did not write encoder.json)"
+        return "it is not known how its features were made (04_embed did not write encoder.json)"
     if recipe.get("normalise_stain"):
-        return "its stain normalisation looks at the whole cohort, which a new slide is no part of"
+        return "its stain normalisation uses the whole cohort, to which a new slide does not belong"
     scales = [each.attrs.get("tile_um") for each in features.values()]
     if None in scales or not all(scales):
         return "its features do not say how large a tile was"

@@ -162,9 +162,9 @@ def _reduced(rows: Sequence[Row]) -> list[str]:
     """Explain that a blank scale is that of the full image, where only a reduced one is at hand."""
     times = {row.name: row.facts.get("reduced") or 1.0 for row in rows}
     name = max(times, key=times.get, default="")
-    return [f"mpp in samples.csv is of the full image, whose pixels the positions count: the image "
-            f"of {name} is reduced {times[name]:.3g} times and has {times[name]:.3g} times its "
-            "um/px."] if times and times[name] > 1.01 else []
+    return [f"mpp in samples.csv is that of the full image, in whose pixels positions are given: "
+            f"the image of {name} is reduced {times[name]:.3g} times and has {times[name]:.3g} "
+            "times its um/px."] if times and times[name] > 1.01 else []
 
 
 def _named(outputs: Iterable[str], root: Path) -> list[dict[str, Any]]:

@@ -140,7 +140,7 @@ class Checkpoints:
             of a version that wrote none: nothing would vouch for them), or it was saved under
             another key (says which entries differ).
         """
-        fix = "delete this file; the one before it is used then"
+        fix = "delete this file: the checkpoint before it is then used"
         with reading(path, "content", "is not a readable state", fix):
             if not _is_sealed(path):
                 raise InputError(path, "sha256", "is not a readable state: its bytes are not those "

@@ -91,7 +91,7 @@ def check_inside(centers: np.ndarray, size: tuple[int, int], where, field: str =
     elif over > 1.5:
         reason = f"the image was reduced (about {over:.3g} times, or more) or cropped"
     elif (centers < 0).any():
-        reason = "the image was cropped, or the places are of another one"
+        reason = "the image was cropped, or the positions belong to another one"
     else:
         reason = "the image was cropped, turned or reduced"
     raise InputError(where, field, f"{n} of {len(centers)} spots ({n / len(centers):.0%}) lie "
