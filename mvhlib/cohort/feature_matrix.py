@@ -427,7 +427,7 @@ def _mtx_counts(folder: Path, n_features: int) -> tuple[list[str], "csr_matrix",
     counts = matrix.T.tocsr()
     counts.sort_indices()
     if counts.nnz < n_values:
-        raise InputError(path, "matrix", "gives two values for the same gene and barcode", _COPY)
+        raise InputError(path, "matrix", "names a gene twice within one barcode", _COPY)
     return barcodes, counts, {}
 
 
