@@ -590,7 +590,7 @@ def test_the_default_cohort(crc, caplog):
     caplog.set_level("INFO")
     cohort = read("hest", crc, corrections=CORRECTIONS, include="S")
     assert hest.label(cohort, "S") == "CRC-S (57)" and len(cohort.studies) == 7
-    assert "TENX128 is left out, it duplicates TENX155" in caplog.text
+    assert "TENX128 is left out: it duplicates TENX155" in caplog.text
     assert "CRC-S (57): 57 sections" in caplog.text and "colon-map 34, crc-cms 12" in caplog.text
     manifest = pd.DataFrame([{"section": s.name, "study": s.study, "patient": s.patient,
                               "specimen": s.specimen, "has_image": s.has_image, "n_spots": 12}
