@@ -559,6 +559,19 @@ def test_out_of_memory_names_a_batch_that_fits(tiles, tmp_path, monkeypatch):
     pretrain(settings(tiles, tmp_path / "enc", micro_batch=4, steps=2))
 
 
+@pytest.mark.parametrize(("world", "joined", "calls"), [
+    (None, False, []), ("1", False, []), ("2", False, ["gloo"]), ("2", True, [])])
+def test_only_what_torchrun_starts_joins_other_processes(monkeypatch, world, joined, calls):
+    made = []
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    if world:
+        monkeypatch.setenv("WORLD_SIZE", world)
+    monkeypatch.setattr(loop.dist, "is_initialized", lambda: joined)
+    monkeypatch.setattr(loop.dist, "init_process_group", made.append)
+    loop.start_processes(torch.device("cpu"))
+    assert made == calls
+
+
 def test_the_command_refuses_unknown_settings(capsys):
     assert loop.main(["stepz=3"]) == 2
     assert "did you mean 'steps'" in capsys.readouterr().err
