@@ -188,7 +188,7 @@ def read_features(path: str | os.PathLike) -> Features:
         found = [name for name in ("features", "embeddings") if name in stream]
         if not found:
             raise InputError(path, "features", f"is missing; the file has {sorted(stream)}",
-                             "make the file by 04_embed")
+                             "make the file with 04_embed")
         dataset = h5_array(stream, found[0], ndim=(1, 2, 3), read=False)
         shape = dataset.shape[1:] if len(dataset.shape) == 3 and dataset.shape[0] == 1 else (
             dataset.shape)  # (1, n, D) -> (n, D)

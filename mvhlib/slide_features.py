@@ -164,7 +164,7 @@ def take(data: str | Path, source: str, table: str, out: str | Path, encoder: st
         slides = [slide for slide in slides if slide.name not in empty]
     if not slides:
         raise InputError(root / name, "features", "of all slides hold no tile",
-                         "look at how their tissue was found")
+                         "check how tissue was found in them")
     if left := len(files) - len(slides) - len(empty):
         log.warning("%s: %d slides are not in the table and are not read", root / name, left)
     return [pools.write_manifest(target, rows), write_json(target / "pretrained_on.json", None),

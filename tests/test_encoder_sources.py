@@ -345,7 +345,7 @@ def test_an_edited_file_is_read_anew_and_folders_are_encoded_anew(file, tmp_path
     ("needs", {}, "is not a function"),
     ("net", {"widht": 3}, "takes no option 'widht'. Fix: did you mean width"),
     ("net", {"weights": "random"}, "takes no option 'weights'"),
-    ("wants", {}, "wants 'path'"),
+    ("wants", {}, "needs 'path'"),
     ("breaks", {}, r"in line \d+ \(KeyError"),
     ("leaves", {}, "SystemExit"),
     ("nothing", {}, "returns nothing"),

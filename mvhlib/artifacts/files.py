@@ -53,7 +53,7 @@ def check_file(path: str | os.PathLike, field: str = "file") -> Path:
         if isinstance(error, OSError) and path.is_symlink():
             way = "runs in a circle" if error.errno == errno.ELOOP else "does not exist"
             raise InputError(path, field, f"is a link to {os.readlink(path)}, which {way}",
-                             "mend the link, or put the file itself there") from None
+                             "correct the link, or put the file itself there") from None
         if isinstance(error, PermissionError):
             raise InputError(path, field, "may not be read by this user",
                              "change its permissions") from None

@@ -251,7 +251,7 @@ def _check_links(path: Path, stream: Any) -> None:
             stream[name]
         except (KeyError, OSError, RuntimeError):
             raise InputError(path, name, f"is a link to {link.path}, which leads nowhere",
-                             "mend the link, or copy the data to this name") from None
+                             "correct the link, or copy the data to this name") from None
     stream.visititems(inside)
     if elsewhere:
         raise InputError(path, elsewhere[0], "keeps its values in another file",

@@ -121,7 +121,7 @@ def read_csv(path: str | os.PathLike, columns: tuple[str, ...] = (), **options):
     kinds = options.pop("dtype", {})
     if isinstance(kinds, dict):
         kinds = {column: str for column in header if column in NAME_COLUMNS} | kinds
-    with reading(path, fix="make the table again, or mend the cell"):
+    with reading(path, fix="correct the cell, or make the table again"):
         frame = pd.read_csv(io.BytesIO(content), **{
             "keep_default_na": False, "na_values": [""], "dtype": kinds, "encoding": "utf-8-sig",
             "low_memory": False} | options)
@@ -131,7 +131,7 @@ def read_csv(path: str | os.PathLike, columns: tuple[str, ...] = (), **options):
             if wrong.any():
                 raise InputError(path, str(column), f"row {int(wrong.to_numpy().argmax()) + 2} is "
                                  f"{str(frame[column][wrong].iloc[0])[:60]!r}, not a number",
-                                 "make the table again, or mend the cell")
+                                 "correct the cell, or make the table again")
     if b"'" in content:
         for at in range(frame.shape[1]):
             if frame.dtypes.iloc[at].kind == "O":

@@ -420,7 +420,7 @@ def _mtx_counts(folder: Path, n_features: int) -> tuple[list[str], "csr_matrix",
         raise InputError(
             path, "matrix", f"is {shape[0]} x {shape[1]} for {n_features} features and "
             f"{len(barcodes)} barcodes", "write features x barcodes: transpose it" if turned
-            else "give the three files of one matrix, whole and without headers")
+            else "give the three files of one matrix, complete and without headers")
     with reading(path, "matrix", fix=_COPY), open_packed(path) as stream:
         matrix = scipy.io.mmread(stream)
     matrix.data = _counts(matrix.data, path)

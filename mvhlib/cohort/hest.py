@@ -563,7 +563,7 @@ def _open_patches(path: Path) -> Iterator[_Patches]:
             raise InputError(path, "img", f"is {img.dtype} of shape {img.shape}",
                              "patches are uint8, (n, S, S, 3): fetch the file again")
         if not len(img) == len(coords) == len(names) or len(img) == 0:
-            raise InputError(path, "img", f"of shape {img.shape} stands beside {len(coords)} "
+            raise InputError(path, "img", f"has shape {img.shape} for {len(coords)} "
                              f"coords and {len(names)} names", "fetch the file again")
         if len(set(names)) < len(names):
             raise InputError(path, key, "stands more than once", "fetch the file again")

@@ -72,7 +72,7 @@ def read(origins: Mapping[str, Sequence[Mapping[str, Any]]], data: str | os.Path
             study = _study(where, each)
             found = list(_images(organ, study, each, Path(data) / each["folder"]))
             if not found:
-                raise InputError(Path(data) / each["folder"], "images", "are none",
+                raise InputError(Path(data) / each["folder"], "images", "are missing",
                                  "give a data set with images")
             images += found
     twice = [name for name, n in Counter(image.name for image in images).items() if n > 1]

@@ -87,7 +87,7 @@ def rate_of_benchmark(path: Path, config: Config) -> float:
     rows = table[table["what"] == f"{config.backbone}: whole step"]
     found = [re.search(r"batch (\d+)", str(note)) for note in rows["note"]]
     if len(rows) != 1 or not found[0]:
-        raise InputError(path, "what", f"has no whole step of {config.backbone}",
+        raise InputError(path, "what", f"has no row '{config.backbone}: whole step'",
                          "give --rate or --log, or measure it by benchmarks/dino.py")
     return int(found[0][1]) / float(rows["candidate_s"].iloc[0])
 

@@ -162,7 +162,7 @@ class Bags:
                 found = h5_array(stream, name, read=False)
                 return _OnlyBag(found) if found.ndim == 3 and len(found) == 1 else found
         raise InputError(stream.filename, "features", f"is missing; the file has {sorted(stream)}",
-                         "make the file by 04_embed")
+                         "make the file with 04_embed")
 
 
 class _OnlyBag:

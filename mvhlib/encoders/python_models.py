@@ -138,7 +138,7 @@ class Fence:
                                f"({said})", "take a smaller network, fewer input_px, or a machine "
                                "with more memory") from error
             raise InputError(self.path, self.function, f"{doing}{self._line(error)} ({said})",
-                             "mend it, or what it is given") from error
+                             "correct it, or what it is given") from error
         finally:
             torch.set_default_dtype(kept)
 
@@ -223,7 +223,7 @@ def _arguments(function: Callable[..., Any], path: Path, name: str, options: dic
                if each.default is each.empty and key not in given
                and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
     if missing:
-        raise InputError(path, name, f"wants {missing[0]!r}, which is not given",
+        raise InputError(path, name, f"needs {missing[0]!r}, which is not given",
                          f"write options: {{{missing[0]}: ...}}, or give it a default")
     return given
 
@@ -344,7 +344,7 @@ def _try(checked: Checked, transform: EvalTransform, path: Path, name: str,
     except TooLarge:
         raise
     except InputError as error:
-        if input_px is None and error.fix.startswith("mend it"):
-            raise InputError(path, name, error.problem, f"mend it; it was tried on {px} px: where "
-                             "it wants another size, say input_px") from error
+        if input_px is None and error.fix.startswith("correct it"):
+            raise InputError(path, name, error.problem, f"correct it; it was tried on {px} px: if "
+                             "it needs another size, say input_px") from error
         raise

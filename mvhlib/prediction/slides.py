@@ -136,7 +136,8 @@ def read_spots(path: Path) -> tuple[np.ndarray, list[str]]:
             names = [str(name) for name in artifacts.h5_array(stream, f"obs/{key}", kind="text",
                                                               ndim=(1,))]
     if len(centres) == 0 or not np.isfinite(centres).all():
-        raise InputError(path, "spots", "are none, or not finite", "give one place (x, y) per spot")
+        raise InputError(path, "spots", "are none, or not finite",
+                         "give one position (x, y) per spot")
     if len(names) != len(centres) or len(set(names)) != len(names):
         raise InputError(path, "barcode", "stands more than once, or not for every spot",
                          "give every spot a name of its own")

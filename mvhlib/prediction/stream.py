@@ -131,7 +131,7 @@ def places(slide: Slide, model: Model, spots: tuple[np.ndarray, Sequence[str]] |
     if spots is None:
         if not mask.mask.any():
             raise InputError(slide.path, "tissue", "is none: nothing in it is coloured like "
-                             "tissue", "look at the slide; give spots beside it to predict anyway")
+                             "tissue", "check the slide, or give spots beside it to predict anyway")
         corners = cut.grid_corners(slide, step_um=stride_um, mask=mask, min_tissue=MIN_TISSUE,
                                    **size)
         centres = corners + side / 2
@@ -215,7 +215,7 @@ def check_genes(model: Model, genes: Sequence[str] | None) -> tuple[list[str], n
     lacking = [gene for gene in chosen if gene not in place]
     if lacking:
         raise InputError(f"model {model.name}", "GENES", f"{', '.join(lacking[:5])} are not among "
-                         f"its {len(known)} genes", "ask for genes in its model.json, or fit a "
+                         f"its {len(known)} genes", "choose genes of its model.json, or fit a "
                          "model on a panel that has them")
     return chosen, np.array([place[gene] for gene in chosen], dtype=np.int64)
 

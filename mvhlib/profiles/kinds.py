@@ -170,7 +170,7 @@ def look(data: str | Path) -> Found:
     if not seen.readable and seen.source:
         problem, _, fix = (seen.rows[0].problem if seen.rows else "").partition(". Fix: ")
         raise InputError(root, name, "was recognised, but cannot be read: "
-                         f"{problem or 'it is empty'}", fix.rstrip(".") or "look at the files")
+                         f"{problem or 'it is empty'}", fix.rstrip(".") or "check the files")
     if seen.of == "section":
         shared.keep_alike(seen)
     return seen

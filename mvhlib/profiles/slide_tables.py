@@ -56,7 +56,7 @@ def look(root: Path) -> Found:
     found.advice = [f"Encoders: {', '.join(found.options['encoders'])}."]
     if not slides:
         raise InputError(root, "features", f"of {list(folders)[:3]} are of different slides",
-                         "name the folder of one encoder by DATA")
+                         "name the folder of one encoder with DATA=")
     held = slide_features.sizes({name: first[name] for name in slides[:MOST_LINES]})
     broken = slide_features.faults(folders, slides[:MOST_LINES])
     if (root / "slides.csv").is_file():

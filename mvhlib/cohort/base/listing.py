@@ -17,7 +17,7 @@ def entries(folder: Path) -> list[Path]:
     if not folder.is_dir():
         if folder.is_symlink() or folder.exists():
             raise InputError(folder, "folder", "is a link that leads nowhere" if folder.is_symlink()
-                             else "is a file", "mend the link, or put the folder itself there")
+                             else "is a file", "correct the link, or put the folder itself there")
         return []
     with reading(folder, "folder", fix="change its permissions"):
         return sorted(path for path in folder.iterdir() if not path.name.startswith("."))

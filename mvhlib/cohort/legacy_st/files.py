@@ -76,7 +76,7 @@ def find_images(root: Path, names: Iterable[str], depth: int = 3) -> dict[str, P
                 and path.suffix.lower() in ("", *IMAGE_SUFFIXES)]
         if lost:
             raise InputError(lost[0], "link", "leads nowhere, and images may lie behind it",
-                             "mend the link, or delete it")
+                             "correct the link, or delete it")
         files += [path for path in found if path.suffix.lower() in IMAGE_SUFFIXES
                   and not path.is_dir()]
     owner = {path: max((name for name in names

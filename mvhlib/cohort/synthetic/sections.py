@@ -67,7 +67,7 @@ class _Recipe:
 
         if self.version != VERSION:
             refuse("version", f"{self.version!r} is not {VERSION!r}, the one that this code makes",
-                   f"ask for version {VERSION!r}, or install the release that made the other")
+                   f"use version {VERSION!r}, or install the release that made the other")
         if self.role not in ROLES:
             refuse("role", f"{self.role!r} is unknown", f"use one of {sorted(ROLES)}")
         for name in ("n_studies", "patients_per_study", "sections_per_patient"):

@@ -54,7 +54,7 @@ def image_rows(features: "Mapping[str, Features]", labels: pd.DataFrame,
                          "add them, or name the label that it has")
     names = labels["image"].astype(str)
     if names.duplicated().any():
-        raise InputError(where, "image", f"{names[names.duplicated()].iloc[0]!r} stands twice",
+        raise InputError(where, "image", f"{names[names.duplicated()].iloc[0]!r} occurs twice",
                          "give every image one row")
     for column in ("patient", label):
         if column == "patient" and labels[column].isna().all():

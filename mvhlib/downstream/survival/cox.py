@@ -48,7 +48,7 @@ class _Design:
             keep = deviation > 0.01 * deviation[0]
             if deviation[0] < 1e-12:
                 raise TooFew("cox", "image", "does not vary among the training patients",
-                                 "look at the embedding")
+                                 "check the embedding: it is the same for all patients")
             design.components = fitted.mean_, fitted.components_[keep]
             design.deviation = deviation[keep]
         return design

@@ -58,7 +58,7 @@ def read_gmt(path: str | Path) -> dict[str, list[str]]:
             raise InputError(path, f"line {number}", f"{line[:40]!r} has no name or no gene",
                              "give name, description and genes, separated by tabs")
         if name in sets:
-            raise InputError(path, f"line {number}", f"the set {name!r} stands twice",
+            raise InputError(path, f"line {number}", f"the set {name!r} occurs twice",
                              "give every set its own name")
         sets[name] = genes
     if not sets:
