@@ -375,7 +375,7 @@ def test_an_edited_file_is_read_anew_and_folders_are_encoded_anew(file, tmp_path
     ("tokens", {"depths": [3]}, "none of its 3 layers"),
     ("tokens", {"depths": ["block"]}, "did you mean 'blocks'"),
     ("maps", {"depths": [0], "pool": "cls"}, "no class token"),
-    ("Object", {"pool": "cls"}, "pool is given")])
+    ("Object", {"pool": "cls"}, "does not use pool")])
 def test_every_fault_is_one_line_with_file_and_function(file, function, options, said):
     with pytest.raises(InputError) as caught:
         mine(file, function, **options)

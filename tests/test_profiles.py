@@ -167,7 +167,7 @@ def test_two_kinds_of_data_are_one_line(tmp_path, capsys):
 @pytest.mark.parametrize("make, problem", [
     (lambda d: (d / "a.docx").write_bytes(b"PK"), "holds nothing readable; it has ['a.docx']"),
     (lambda d: write_h5ad(d / "x/y/S1.h5ad") and None, "holds data sets in folders"),
-    (lambda d: None, "seen nothing"),
+    (lambda d: None, "it has nothing"),
     (lambda d: (d / "S.h5ad").write_bytes(b"\x89HDF\r\n\x1a\n"), "was recognised, but cannot be")])
 def test_what_cannot_be_read_is_one_line(tmp_path, capsys, make, problem):
     data = tmp_path / "data"
