@@ -58,7 +58,15 @@ import numpy as np
 import pandas as pd
 
 from mvhlib import lattice, tables
-from mvhlib.artifacts import InputError, h5_array, h5_attr, h5_reader, h5_sizes, reading
+from mvhlib.artifacts import (
+    InputError,
+    check_sayable,
+    h5_array,
+    h5_attr,
+    h5_reader,
+    h5_sizes,
+    reading,
+)
 from mvhlib.cohort.base import (
     Cohort,
     ImageRef,
@@ -816,7 +824,8 @@ def bench_folds(path: str | Path) -> pd.DataFrame:
             if file is None:
                 raise InputError(folder, f"{role}_{number}.csv", "does not exist",
                                  "fetch the task again")
-            samples = tables.names(tables.read_table(file, ("sample_id",)), "sample_id", file)
+            samples = tables.names(tables.read_table(file, ("sample_id",)), "sample_id", file,
+                                   safe=True)
             rows += [(str(number), name, role) for name in dict.fromkeys(samples)]
     frame = pd.DataFrame(rows, columns=["fold", "section", "role"])
     for fold, part in frame.groupby("fold"):
@@ -847,6 +856,7 @@ def bench_genes(path: str | Path, name: str = "var_50genes") -> list[str]:
         raise InputError(file, "genes", f"is not a list of names ({genes!r:.60})", "fetch it again")
     if len(set(genes)) < len(genes):
         raise InputError(file, "genes", "names a gene more than once", "fetch it again")
+    check_sayable(genes, file, "gene")
     return genes
 
 

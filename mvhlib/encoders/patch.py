@@ -243,7 +243,7 @@ class PatchEncoder(nn.Module):
         ------
         InputError
             If the tiles are not uint8 RGB, smaller than one patch, or coarser than the working
-            resolution.
+            resolution, or a feature is not finite.
         """
         shape = tuple(tiles.shape)
         if len(shape) != 4 or shape[3] != 3 or tiles.dtype != np.uint8:
@@ -274,6 +274,9 @@ class PatchEncoder(nn.Module):
                     continue
                 start += len(pixels)
                 bar.update(len(pixels))
+        if bad := int((~np.isfinite(out)).any(axis=1).sum()):
+            raise InputError(self.enc_name, "features", f"are NaN or infinite for {bad} of "
+                             f"{len(out)} tiles", "look at its weights and its precision")
         return out
 
     def _encode_batch(self, pixels: np.ndarray, working: int | None) -> np.ndarray:
