@@ -303,6 +303,21 @@ def test_probe_is_a_scikit_learn_estimator():
         1 - ((single.predict(x) - y[:, 0])**2).sum() / ((y[:, 0] - y[:, 0].mean())**2).sum())
 
 
+def test_probe_leaves_out_groups_whole_and_scores_by_section():
+    groups = make_groups(seed=7, sizes=(40, 50, 60, 45))
+    study, alphas = {"s0": "a", "s1": "a", "s2": "b", "s3": "c"}, (0.1, 10.0, 1e3)
+    x, y = stack(groups, groups)
+    sections = np.repeat(list(groups), [len(g[0]) for g in groups.values()])
+    probe = RidgeProbe(alphas=alphas).fit(x, y, groups=[study[name] for name in sections],
+                                          sections=sections)
+    expected = choose_alpha(gather(groups), study, alphas)
+    np.testing.assert_allclose(probe.choice_.curve, expected.curve, rtol=1e-6)
+    assert probe.choice_.n_inner == 3
+    runs = np.repeat(range(5), len(x) // 5)  # without groups: five runs of neighbours
+    np.testing.assert_array_equal(RidgeProbe(alphas=alphas).fit(x, y).choice_.curve,
+                                  RidgeProbe(alphas=alphas).fit(x, y, groups=runs).choice_.curve)
+
+
 def _bad(groups, change):
     x, y = groups["s1"]
     groups["s1"] = change(x.copy(), y.copy())
