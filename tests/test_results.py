@@ -141,7 +141,7 @@ def test_an_answer_is_quoted(tables):
     ("table", "file: t.csv\ncolumns: {a: nowhere}", "nowhere"),
     ("table", "file: t.csv\nwhere: mean > 9\ncolumns: {a: encoder}", "selects no row"),
     ("table", "fil: t.csv", "fil"), ("table", "- 1", "is not a mapping"),
-    ("say", "file: t.csv\ntext: x", "leaves 3 rows"), ("answer", "file: t.csv", "t.csv")])
+    ("say", "file: t.csv\ntext: x", "selects 3 rows"), ("answer", "file: t.csv", "t.csv")])
 def test_a_broken_block_is_one_line(tables, kind, body, said, capsys):
     (tables / "page.md").write_text(page(kind, body, "kept\n"))
     assert results.main([str(tables / "page.md")]) == 1
