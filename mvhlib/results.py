@@ -138,7 +138,7 @@ def _say(block: Mapping[str, Any], root: Path) -> str:
         row = _rows(each, root)
         if len(row) > 1:
             raise InputError(root / each["file"], "where", f"{each.get('where')} selects "
-                             f"{len(row)} rows, and a sentence needs one", "narrow it")
+                             f"{len(row)} rows, and a sentence needs one", "narrow `where`")
         found[name] = row.iloc[0].to_dict()
     values = found[""] if "file" in block else {
         name: SimpleNamespace(**row) for name, row in found.items()}
