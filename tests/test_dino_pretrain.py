@@ -435,7 +435,7 @@ def test_folders_of_images_are_searched_and_cut(tmp_path):
 def test_sections_are_named_by_pattern(tiles):
     assert TileSource(tiles, sections=["a*"]).saw["sections"] == ["a1", "a2"]
     assert TileSource(tiles, sections=["a*"], exclude=["*2"]).saw["sections"] == ["a1"]
-    with pytest.raises(InputError, match=r"c\*.*are not there"):
+    with pytest.raises(InputError, match=r"c\*.*do not exist"):
         TileSource(tiles, sections=["a1", "c*"])
 
 
