@@ -411,6 +411,8 @@ def _read_attrs(path: Any, stream: Any, dataset: Any) -> dict[str, Any]:
         attrs["encoder"] = h5_attr(dataset, "encoder", kind="text")
     if "encoder" in attrs:
         check_sayable([attrs["encoder"]], path, "encoder")
+        if not attrs["encoder"].strip():
+            raise InputError(path, "encoder", "is blank", "name the encoder that made the features")
     places = stream["coords"] if "coords" in stream else None
     trident = {} if places is None else {
         name: h5_attr(places, name, above=0, field=f"coords: {name}")

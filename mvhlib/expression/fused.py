@@ -37,6 +37,8 @@ from mvhlib.expression.mmap import MMAP, SpotModel, adapted_copies, crop_views
 
 #: Says in ``config.json`` what kind of encoder a folder holds.
 KIND = "mmap"
+#: A view is no smaller a part of its tile, and has no more fields a side.
+_MOST_ZOOM, _MOST_GRID = 64, 64
 
 
 class FusedToken(nn.Module):
@@ -52,19 +54,25 @@ class FusedToken(nn.Module):
         The trained stage 1. Where it holds encoders of its own, `backbone` is not asked.
     zooms, grid
         Views, and fields that patch tokens are averaged over, as in training.
+    where
+        The file that says so, for errors.
     """
 
     def __init__(self, backbone: nn.Module, transform: EvalTransform, spots: SpotModel,
-                 zooms: tuple[int, ...], grid: int):
+                 zooms: tuple[int, ...], grid: int, where: Any = "FusedToken"):
         super().__init__()
+        if not all(type(zoom) is int and 0 < zoom <= _MOST_ZOOM for zoom in zooms):
+            raise ValueError(f"zooms are {zooms}")
+        if type(grid) is not int or not 0 <= grid <= _MOST_GRID:
+            raise ValueError(f"grid is {grid!r}")
         self.backbone, self.transform, self.spots = backbone, transform, spots
-        self.zooms, self.grid = zooms, grid
+        self.zooms, self.grid, self.where = zooms, grid, where
 
     def forward(self, x: Tensor) -> Tensor:
         """Tiles `(B, 3, S, S)` in 0-1 to features `(B, D)`."""
         views = [self.transform.batch(view) for view in crop_views(x, self.zooms)]
         if self.spots.encoders is None:
-            views = [pool_tokens(model_tokens(self.backbone, view), self.grid).float()
+            views = [pool_tokens(model_tokens(self.backbone, view), self.grid, self.where).float()
                      for view in views]
         return self.spots(views)[1]
 
@@ -146,11 +154,8 @@ def load(folder: Path, config: dict[str, Any], name: str, **options: Any) -> Pat
         spots = SpotModel(base.model.embed_dim, config["n_genes"], len(zooms), copies,
                           **config["attention"])
         spots.load_state_dict(weights)
-        if not all(type(zoom) is int and zoom > 0 for zoom in zooms):
-            raise ValueError(f"zooms are {zooms}")
-        if type(config["grid"]) is not int or config["grid"] < 0:
-            raise ValueError(f"grid is {config['grid']!r}")
-    model = FusedToken(base.model, base.eval_transforms, spots, zooms, config["grid"])
+        model = FusedToken(base.model, base.eval_transforms, spots, zooms, config["grid"],
+                           folder / CONFIG)
     # The views are resized behind the crop, so that the tile itself is taken as it is.
     return PatchEncoder(
         name, model, EvalTransform(None), base.model.embed_dim, precision=base.precision,

@@ -1100,8 +1100,6 @@ def text_encoding(path: Path, rng: np.random.Generator) -> Change:
 #: Kind of a file -> the changes of its structure.
 KINDS: dict[str, list[Mutator]] = {
     "csv": TABLE,
-    # A log whose last row has no line end was cut there: another spelling is no neutral change.
-    "log": [mutator for mutator in TABLE if mutator is not written_otherwise],
     "json": [json_tree, json_tree, json_tree, json_text],
     "yaml": [yaml_tree, yaml_tree, yaml_text], "h5": H5, "parquet": [parquet_table],
     "image": IMAGE, "tiff": TIFF, "torch": [torch_tree],

@@ -46,6 +46,9 @@ class Reader:
         True where a hash stands beside the file: altered bytes must never be believed.
     seal
         Makes the hashes fit what was changed, so that mutants come past them.
+    own
+        True where nobody but the collection writes the files: that another spelling of them is
+        taken for a broken file, and the file made again, is right.
     """
 
     name: str
@@ -55,6 +58,7 @@ class Reader:
     names_file: bool = True
     guarded: bool = False
     seal: Callable[[Path], None] | None = None
+    own: bool = False
 
 
 def digest(value: Any) -> str:
@@ -1490,7 +1494,7 @@ READERS: dict[str, Reader] = {reader.name: reader for reader in (
     Reader("settings", build_settings, {"03_pretrain.yaml": "yaml"}, call_settings),
     Reader("parameters_cell", build_parameters_cell, {"*.ipynb": "json"}, call_parameters_cell,
            names_file=False),
-    Reader("executed", build_executed, {"runs/toy/*/*.*": "json"}, call_executed),
+    Reader("executed", build_executed, {"runs/toy/*/*.*": "json"}, call_executed, own=True),
     Reader("features", build_features("mvhlib"), {"a.h5": "h5"}, call_features),
     Reader("features_trident", build_features("trident"), {"a.h5": "h5"}, call_features),
     Reader("features_hest", build_features("hest"), {"a.h5": "h5"}, call_features),
@@ -1500,7 +1504,7 @@ READERS: dict[str, Reader] = {reader.name: reader for reader in (
     Reader("tile_source", build_source, {"tiles/*.h5": "h5", "tiles/*.png": "image",
                                          "manifest.csv": "csv"}, call_source),
     Reader("checkpoint", build_checkpoint, {"step_*.pt": "torch"}, call_checkpoint, guarded=True),
-    Reader("log", build_log, {"log.csv": "log"}, call_log),
+    Reader("log", build_log, {"log.csv": "csv"}, call_log, own=True),
     Reader("encoder_config", build_encoder, {"vit/config.json": "json"}, call_encoder,
            seal=seal_encoder),
     Reader("encoder_weights", build_encoder, {"vit/model.safetensors": "safetensors"},
