@@ -336,6 +336,8 @@ def raw_counts(stored: "AnnData", path: Path, obsm: str = "") -> "AnnData":
     from anndata import AnnData
     from scipy import sparse
 
+    with reading(path, "obs", "is no table of plain columns", "save it again"):
+        stored.obs[list(stored.obs)]  # a column of records raises here
     _place(stored, path)
     check_places(stored, path)
     raw = stored.raw

@@ -222,7 +222,7 @@ def read_corrections(path: str | Path) -> pd.DataFrame:
     table = tables.read_table(found, CORRECTION_COLUMNS)
     named = ["group"] if "group" in table else []
     for column in ("section", "study", "substudy", "donor", "specimen", *named):
-        tables.names(table, column, found, unique=column == "section")
+        tables.names(table, column, found, unique=column == "section", safe=column == "section")
     table = table.reset_index(drop=True)
     for column in ("duplicate_of", "note"):
         table[column] = table[column].where(table[column] != "", np.nan)
@@ -411,7 +411,10 @@ def _number(sample: _Sample, name: str) -> float | None:
     number = math.nan
     if _NUMBER.fullmatch(said):
         # pandas' own parser: it ends one step of the last digit off, and runs were keyed by that.
-        number = float(pd.to_numeric(said) if isinstance(value, str) else value)
+        try:
+            number = float(pd.to_numeric(said) if isinstance(value, str) else value)
+        except ValueError:  # a whole number beyond 64 bits
+            number = float(said)
     if not 0 < number < math.inf:
         raise InputError(sample.told_by, name, f"of {sample.name} is {value!r}",
                          "state a positive number, with a decimal point")
@@ -442,8 +445,10 @@ def _load(sample: _Sample, mpp: float | None, ref: ImageRef | None,
     if hasattr(stored.X, "indptr"):
         check_sparse(stored.X, path, "X")
     check_places(stored, path)
-    obs = stored.obs[[c for c in ("array_row", "array_col") if c in stored.obs]]
-    adata = anndata.AnnData(obs=obs.copy(), var=pd.DataFrame(index=stored.var_names.astype(str)))
+    with reading(path, "obs", "is no table of places", "fetch it again"):
+        obs = stored.obs[[c for c in ("array_row", "array_col") if c in stored.obs]]
+        adata = anndata.AnnData(obs=obs.copy(),
+                                var=pd.DataFrame(index=stored.var_names.astype(str)))
     adata.obs_names = adata.obs_names.astype(str)
     # Two Ensembl ids may share a symbol.
     adata.var_names = told_apart(adata.var_names, stored.var.get("gene_ids"))

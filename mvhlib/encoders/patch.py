@@ -143,6 +143,8 @@ class PatchEncoder(nn.Module):
         if mpp is not None and not (math.isfinite(mpp) and mpp > 0):
             raise InputError(enc_name, "mpp", f"is {mpp}", "give micrometres per pixel, above 0")
         self.enc_name = enc_name
+        #: Where its weights came from, for errors about what they compute.
+        self.where: Any = enc_name
         self.model = model.eval().requires_grad_(False)
         self.eval_transforms = eval_transforms
         self.embedding_dim = int(embedding_dim)
@@ -275,7 +277,7 @@ class PatchEncoder(nn.Module):
                 start += len(pixels)
                 bar.update(len(pixels))
         if bad := int((~np.isfinite(out)).any(axis=1).sum()):
-            raise InputError(self.enc_name, "features", f"are NaN or infinite for {bad} of "
+            raise InputError(self.where, "features", f"are NaN or infinite for {bad} of "
                              f"{len(out)} tiles", "look at its weights and its precision")
         return out
 
