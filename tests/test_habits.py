@@ -150,7 +150,7 @@ def test_a_file_without_spots_is_left_out_and_the_others_are_read(tmp_path, caps
     for name, n in (("A", 36), ("one", 1), ("empty", 0)):
         adata[:n].copy().write_h5ad(tmp_path / f"{name}.h5ad")
     status, said, _ = doctor(tmp_path, capsys)
-    assert status == 0 and "left out:" in said and "empty: empty: spots: no spot lies" in said
+    assert status == 0 and "left out:" in said and "empty.h5ad: spots: no spot lies" in said
     assert "1 section," in said or "2 sections," in said
 
 
