@@ -47,10 +47,10 @@ class Answer:
         for field in ("found", "limits"):
             text = getattr(self, field)
             if not text.strip() or "\n\n" in text or (said := NO_NUMBER.search(text)):
-                problem = "is no sentence" if not text.strip() or "\n\n" in text else \
+                problem = "is not one paragraph" if not text.strip() or "\n\n" in text else \
                     f"says {said[0]!r}: {artifacts.one_line(text, 200)}"
                 raise InputError(self.notebook, f"answer: {field}", problem,
-                                 "write one paragraph, and in words what was not measured")
+                                 "write one paragraph, and say in words what was not measured")
 
     def markdown(self) -> str:
         """The two paragraphs, as the notebook shows them."""
@@ -76,7 +76,8 @@ def read(path: Path) -> Answer:
         If the file is none.
     """
     name = FILE.fullmatch(path.name)
-    with artifacts.reading(path, "answer", "is none", "delete it and run make figures again"):
+    with artifacts.reading(path, "answer", "cannot be read as an answer",
+                           "delete the file and run make figures again"):
         found, limits = path.read_text(encoding="utf-8").strip().split("\n\n")
         return Answer(path.parent.name, name["which"] or "",
                       found.removeprefix("**Answer.** "), limits.removeprefix("**Not shown.** "))

@@ -106,7 +106,7 @@ def write_book(run: str | Path, out: str | Path) -> list[Path]:
     contents, links = [], []
     for source in sources:
         content = read_json(source)
-        with reading(source, "content", "is no notebook", AGAIN):
+        with reading(source, "content", "is not a notebook", AGAIN):
             title, _ = question(content)
             contents.append(nbformat.reads(json.dumps(content), as_version=4))
         wildcard = source.stem.partition(".")[2]
@@ -114,7 +114,7 @@ def write_book(run: str | Path, out: str | Path) -> list[Path]:
                       html.escape(title + (f" ({wildcard})" if wildcard else ""))))
     pages, entries = [], []
     for i, (source, content) in enumerate(zip(sources, contents, strict=True)):
-        with reading(source, "content", "is no notebook", AGAIN):
+        with reading(source, "content", "is not a notebook", AGAIN):
             body, _ = exporter.from_notebook_node(content)
             entries.append(_entry(content, *links[i]))
         text = _page(body, links[i][1], _navigation(links, i))

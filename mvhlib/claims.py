@@ -258,7 +258,7 @@ def measure(lookup: Lookup, figures: Path) -> Measured | None:
 def _row(path: Path, lookup: Lookup) -> list[dict[str, Any]]:
     """The numbers of the row that a lookup means, if it is there."""
     frame = artifacts.read_csv(path, columns=(lookup.value, lookup.low, lookup.high))
-    with artifacts.reading(path, lookup.where, "is no row of numbers", AGAIN):
+    with artifacts.reading(path, lookup.where, "is not a row of numbers", AGAIN):
         rows = frame.query(lookup.where).head(1).to_dict("records")
         names = {lookup.value, lookup.low, lookup.high, "seed_low", "seed_high", "n_seeds"}
         if ("seed_low" in frame) != ("seed_high" in frame):
@@ -371,14 +371,14 @@ def _read_claims(path: Path) -> pd.DataFrame:
     frame = artifacts.read_csv(path, columns=COLUMNS, dtype=str).fillna("")
     torn = (frame["ci_low"] == "") != (frame["ci_high"] == "")
     if torn.any():
-        raise artifacts.InputError(path, "ci_low, ci_high", f"row {torn.idxmax() + 2} holds one of "
-                                   "them", AGAIN)
+        raise artifacts.InputError(path, "ci_low, ci_high", f"row {torn.idxmax() + 2} holds only "
+                                   "one of them", AGAIN)
     for column in ("measured", "ci_low", "ci_high"):
         given = frame.loc[frame[column] != "", column]
         wrong = given[~(pd.to_numeric(given, errors="coerce").astype(float).abs() <= LARGEST)]
         if len(wrong):
             raise artifacts.InputError(path, column, f"row {wrong.index[0] + 2} holds "
-                                       f"{wrong.iloc[0]!r}, no number", AGAIN)
+                                       f"{wrong.iloc[0]!r}, not a number", AGAIN)
     return frame
 
 

@@ -69,11 +69,12 @@ def out_folder(given: Mapping[str, str]) -> Path:
         If it is blank, the root of the file system, or cannot be written.
     """
     text = artifacts.safe_path(given.get("OUT", ""), "make", "OUT")
-    with artifacts.reading(f"OUT={text}", "OUT", "cannot be written", "name a folder of yours"):
+    with artifacts.reading(f"OUT={text}", "OUT", "cannot be written",
+                           "choose a folder that you may write to"):
         out = Path(os.path.realpath(text))
         if out == Path(out.anchor):
             raise InputError(f"OUT={text}", "OUT", "is the root of the file system",
-                             "name a folder of yours")
+                             "choose a folder that you may write to")
         out.mkdir(parents=True, exist_ok=True)
         (out / ".cache" / "tmp").mkdir(parents=True, exist_ok=True)
         if not os.access(out, os.W_OK | os.X_OK):
@@ -139,7 +140,7 @@ def _cluster(given: Mapping[str, str]) -> list[str]:
         return []
     named = Path(_there(given, "CLUSTER"))
     if named.is_file():
-        read_yaml(named)  # refused here, before the engine finds words of its own
+        read_yaml(named)  # refused here in plain words, before Snakemake refuses it
         return ["--profile", str(home() / SLURM), "--workflow-profile", str(named)]
     if not (named / "config.yaml").is_file():
         raise InputError(f"CLUSTER={named}", "CLUSTER", "holds no config.yaml",
@@ -203,7 +204,8 @@ def _wait_for_others(run: Path) -> None:
     Two workflows in one folder delete each other's files.
     """
     path = run / ".locks" / "workflow"
-    with artifacts.reading(path, "OUT", "cannot be written", "name a folder of yours"):
+    with artifacts.reading(path, "OUT", "cannot be written",
+                           "choose a folder that you may write to"):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -280,7 +282,8 @@ def _there(given: Mapping[str, str], name: str) -> str:
 def _above_zero(given: Mapping[str, str], name: str) -> float:
     """A variable that holds a number above 0; 0 where it is empty."""
     text = (given.get(name) or "").strip()
-    with artifacts.reading(f"{name}={text}", name, "is no number", "write it with a decimal point"):
+    with artifacts.reading(f"{name}={text}", name, "is not a number",
+                           "write it with a decimal point"):
         value = float(text or 0.0)
     if text and not 0 < value < float("inf"):
         raise InputError(f"{name}={text}", name, "is not above 0", "give micrometres")

@@ -61,7 +61,7 @@ def draw(out: Path):
     ax = right.subplots()
     dots.rows(rows, ax, names=names, joined=True, xlabel="mean Pearson r")
     right.suptitle("open: random; filled: unseen study", fontsize=8)
-    fig.canvas.draw()  # colour bars have taken height from the maps, and none from the tissue
+    fig.canvas.draw()  # colour bars take height from the maps, not from the tissue
     fig.set_layout_engine("none")
     tissue, first = (ax.get_position() for ax in axes[0, :2])
     axes[0, 0].set_position([tissue.x0, first.y0, tissue.width, first.height])

@@ -38,7 +38,7 @@ def report() -> tuple[list[str], bool]:
     for question in questions:
         try:
             answers = question()
-        except Exception as error:  # a broken installation raises what it likes
+        except Exception as error:  # a broken installation may raise anything
             answers = [(False, f"{question.__name__[1:]}: {_said(error)}", "could not be checked",
                         True, INSTALL)]
         for ok, found, purpose, needed, advice in answers:
@@ -52,7 +52,7 @@ def report() -> tuple[list[str], bool]:
 def _python() -> list[tuple]:
     version = sys.version_info
     return [((3, 11) <= version[:2] < (3, 13), f"Python {version[0]}.{version[1]}", "3.11 or 3.12",
-             True, "name one by make PYTHON=python3.11")]
+             True, "choose one: make PYTHON=python3.11")]
 
 
 def _packages() -> list[tuple]:
@@ -67,7 +67,7 @@ def _packages() -> list[tuple]:
             inside = "" if error.name == name else f", it needs {error.name}"
             answers.append((False, f"{name} missing{inside}", purpose, needed,
                             INSTALL if needed else ""))
-        except Exception as error:  # a broken binary raises what it likes
+        except Exception as error:  # a broken binary may raise anything
             answers.append((False, f"{name} broken ({type(error).__name__})", purpose, needed,
                             f"it said: {_said(error)}"))
     return answers
@@ -124,14 +124,14 @@ def _places() -> list[tuple]:
         (bool(notebooks), f"{len(notebooks)} notebooks in {clone}", "the clone", True,
          "set MVH_HOME to the clone, or unset it"),
         (own == clone, f"mvhlib of {own}", "the clone's own library", False,
-         f"another clone's library would run: call make in {own}, or reinstall by make here"),
+         f"another library would run: run make in {own}, or reinstall by running make here"),
         (_can_write(clone), f"{'can' if _can_write(clone) else 'cannot'} write in {clone}",
-         "runs and figures", False, "name a folder of yours by make OUT=..."),
+         "runs and figures", False, "choose a folder that you may write to: make OUT=..."),
     ]
     free = shutil.disk_usage(clone if clone.exists() else own).free / 1e9
     answers.append((free > LEAST_GB["disk"], f"{free:.0f} GB free",
                     f"{LEAST_GB['disk']} GB for the environment and the demo", False,
-                    "name a folder on another disk by make OUT=..."))
+                    "choose a folder on another disk: make OUT=..."))
     return answers
 
 

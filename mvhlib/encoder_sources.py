@@ -202,15 +202,15 @@ def read_code(path: Path, function: str) -> tuple[ast.Module, str]:
     InputError
         If it is no Python, or nothing in it has that name.
     """
-    with reading(path, function, "stands in a file that cannot be read", "save it as UTF-8"):
+    with reading(path, function, "is in a file that cannot be read", "save it as UTF-8"):
         text = path.read_bytes().decode("utf-8-sig")
     try:
         tree = ast.parse(text, str(path))
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         line = f"line {error.lineno}: " if isinstance(error, SyntaxError) else ""
         said = error.msg if isinstance(error, SyntaxError) else one_line(error, 160)
-        raise InputError(path, function, f"stands in a file that is no Python ({line}{said})",
-                         "mend the file") from error
+        raise InputError(path, function, f"is in a file that is not Python ({line}{said})",
+                         "correct the file") from error
     names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
@@ -219,7 +219,7 @@ def read_code(path: Path, function: str) -> tuple[ast.Module, str]:
             names.add(node.id)
         elif isinstance(node, ast.alias):
             names.add(node.asname or node.name.partition(".")[0])
-    if function not in names and "*" not in names:  # "*": whatever another file holds
+    if function not in names and "*" not in names:  # "*": all names of another file
         raise InputError(path, function, "is not defined in this file", "define it, or name "
                          f"another: {[name for name in sorted(names) if name[0] != '_'][:8]}")
     return tree, text

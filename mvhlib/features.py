@@ -133,7 +133,7 @@ def write_features(path: str | os.PathLike, feats: Features, layout: str = "mvhl
     if layout not in LAYOUTS:
         raise InputError(path, "layout", f"{layout!r} is not among {list(LAYOUTS)}",
                          "use one of these names")
-    with reading(path, "features", "are no numbers", "give an array (n, D)"):
+    with reading(path, "features", "are not numbers", "give an array (n, D)"):
         values = np.ascontiguousarray(feats.features, dtype=np.float32)
     if values.ndim != 2 or np.shape(feats.coords) != (len(values), 2):
         raise InputError(path, "features", f"have shape {values.shape}, coords "
@@ -142,7 +142,7 @@ def write_features(path: str | os.PathLike, feats: Features, layout: str = "mvhl
     if not np.isfinite(values).all():
         rows = int((~np.isfinite(values)).any(axis=1).sum())
         raise InputError(path, "features", f"are not finite in {rows} of {len(values)} rows",
-                         "look at the encoder: its weights or its precision overflow")
+                         "check the encoder: its weights or its precision overflow")
     barcodes = list(feats.barcodes)
     barcodes, padded = pad_places(barcodes) if layout == "hest" else (barcodes, False)
     names = encode_names(path, barcodes, len(values))
@@ -189,7 +189,7 @@ def read_features(path: str | os.PathLike) -> Features:
         found = [name for name in ("features", "embeddings") if name in stream]
         if not found:
             raise InputError(path, "features", f"is missing; the file has {sorted(stream)}",
-                             "make the file by 04_embed")
+                             "make the file with 04_embed")
         dataset = h5_array(stream, found[0], ndim=(1, 2, 3), read=False)
         shape = dataset.shape[1:] if len(dataset.shape) == 3 and dataset.shape[0] == 1 else (
             dataset.shape)  # (1, n, D) -> (n, D)
@@ -223,7 +223,7 @@ def _float32(path: Any, name: str, values: np.ndarray) -> np.ndarray:
         small = values.astype(np.float32)
     if not np.isfinite(small).all():
         raise InputError(path, name, "holds numbers too large for float32",
-                         "look at the encoder: its weights or its precision overflow")
+                         "check the encoder: its weights or its precision overflow")
     return small
 
 
@@ -340,7 +340,7 @@ def _manifest(path: Path) -> dict[str, tuple[int, int]]:
     if twice:
         raise InputError(path, "section", f"{twice[0]!r} stands more than once",
                          "run 04_embed again")
-    with reading(path, "n_tiles, width", "are no whole numbers", "run 04_embed again"):
+    with reading(path, "n_tiles, width", "are not whole numbers", "run 04_embed again"):
         return {name: (int(n), int(width)) for name, n, width in
                 zip(frame["section"], frame["n_tiles"], frame["width"], strict=True)}
 
@@ -443,8 +443,8 @@ def _check_level0(path: Any, trident: dict[str, Any]) -> None:
     wanted = trident["patch_size"] * trident["level0_magnification"] / (
         trident["target_magnification"])
     if abs(side - wanted) > max(1.0, 0.02 * wanted):
-        raise InputError(path, "coords: patch_size_level0", f"is {side:g} px, the magnifications "
-                         f"make it {wanted:.4g}", "correct the one that is wrong")
+        raise InputError(path, "coords: patch_size_level0", f"is {side:g} px, but the "
+                         f"magnifications give {wanted:.4g}", "correct the one that is wrong")
 
 
 def _plain(value: Any) -> Any:

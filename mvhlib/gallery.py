@@ -49,7 +49,8 @@ def gallery(run: Path, page: Path) -> str:
     left_out = []
     folder = page.parent
     if not folder.is_dir():
-        raise InputError(folder, "figures", "is no folder", f"run make figures PROFILE={profile}")
+        raise InputError(folder, "figures", "is not a folder",
+                         f"run make figures PROFILE={profile}")
     for notebook in sorted(path for path in folder.iterdir()
                            if path.is_dir() and not path.name.startswith(".")):
         lines += [f"## {plain(notebook.name)}", ""]

@@ -67,7 +67,7 @@ def neighbours_on(coords: np.ndarray) -> int:
     pitch = np.median(distance[:, 0])
     if distance[:, 0].min() <= 1e-9 * max(pitch, 1e-300):
         raise InputError("lattice", "coordinates", "several spots lie on one point",
-                         "give one place per spot")
+                         "give one position per spot")
     step = coords[index] - coords[:, None]
     angle = np.arctan2(step[..., 1], step[..., 0])
     near = distance <= 1.25 * pitch
@@ -166,7 +166,7 @@ def array_positions(coords: np.ndarray) -> np.ndarray:
     known = np.c_[coords[largest], np.ones(len(largest))]
     if np.linalg.matrix_rank(known - known.mean(axis=0)) >= 2:
         fit = np.linalg.lstsq(known, index[largest].astype(np.float64), rcond=None)[0]
-    else:  # one row of spots says nothing of the other direction
+    else:  # one row of spots says nothing about the other direction
         linear = np.linalg.inv(frame)
         fit = np.vstack([linear, -coords[largest[0]] @ linear])
     islands = piece != piece[largest[0]]
@@ -176,7 +176,7 @@ def array_positions(coords: np.ndarray) -> np.ndarray:
     if order == 6:
         places[:, 1] += places[0].sum() % 2  # the parity that the walk's start was given
     if len(np.unique(places, axis=0)) < n:
-        raise InputError("array positions", "coordinates", "put two spots on one place of the "
+        raise InputError("array positions", "coordinates", "put two spots on one position of the "
                          "array", "give the array's own rows and columns")
     return places
 
@@ -206,7 +206,7 @@ def spatial_blocks(coords: np.ndarray, side_spots: int = BLOCK_SPOTS,
     distance = pitch(coords)
     if distance == 0:
         raise InputError("spatial blocks", "coordinates", "several spots lie on one point",
-                         "give one place per spot")
+                         "give one position per spot")
     start = coords.min(axis=0) - distance / 2
     for side in range(side_spots, 0, -1):
         cell = np.floor((coords - start) / (side * distance)).astype(np.int64)

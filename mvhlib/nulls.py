@@ -194,11 +194,11 @@ def _shifted_scores(truth: np.ndarray, guess: np.ndarray, places: np.ndarray,
     hexagonal = len(places) > 3 and (parity == parity[0]).all()
     if hexagonal:  # an odd torus would break the rows' alternation
         height, width = height + height % 2, width + width % 2
-    if not wrap:  # so much glass around that nothing meets itself
+    if not wrap:  # enough empty glass around the tissue that it never overlaps itself
         height, width = 2 * height, 2 * width
     flat = places[:, 0] * width + places[:, 1]
     if len(np.unique(flat)) < len(flat):
-        raise InputError("toroidal null", "positions", "put two spots on one place",
+        raise InputError("toroidal null", "positions", "put two spots on one position",
                          "use array_positions of the spot centres")
 
     def spectrum(values):  # (T, G) -> (G, height, width // 2 + 1)

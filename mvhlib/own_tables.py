@@ -53,9 +53,9 @@ def _is_open(cell: str) -> bool:
 
 
 _FIXES = {
-    "patient": "write who gave the tissue, alike for all rows of one person or animal",
-    "study": "write which study it is of, alike for all rows of one laboratory's series",
-    "mpp": "write micrometres per pixel of the full image, the one that positions speak of, "
+    "patient": "write the donor, the same in all rows of one person or animal",
+    "study": "write the study, the same in all rows of one laboratory's series",
+    "mpp": "write micrometres per pixel of the full image, to which positions refer, "
            "such as 0.5"}
 
 

@@ -66,7 +66,7 @@ def _loader() -> type:
             seen: dict[str, int] = {}
             for key, _ in node.value:
                 if not isinstance(key, yaml.ScalarNode):
-                    raise refusal("a list or a mapping is no name", key)
+                    raise refusal("a list or a mapping is not a name", key)
                 if key.tag == f"{_TAG}merge":
                     continue
                 if key.value in seen:
@@ -113,9 +113,9 @@ def parse_yaml(text: str | bytes, where: str | os.PathLike, field: str = "conten
         except UnicodeDecodeError as error:
             kind = "UTF-16" if text[:2] in (b"\xff\xfe", b"\xfe\xff") else (
                 f"byte {error.start + 1} is {text[error.start]:#04x}")
-            raise InputError(where, field, f"is no YAML in UTF-8 ({kind})",
+            raise InputError(where, field, f"is not YAML in UTF-8 ({kind})",
                              "save the file as UTF-8") from error
-    with reading(where, field, "is no YAML", "mend it"):
+    with reading(where, field, "is not YAML", "correct it"):
         try:
             loader = _loader()(text)
             try:
@@ -133,8 +133,8 @@ def parse_yaml(text: str | bytes, where: str | os.PathLike, field: str = "conten
             mark = getattr(error, "problem_mark", None)
             line = f"line {mark.line + 1}: " if mark is not None else ""
             said = getattr(error, "problem", None) or one_line(error, 160)
-            raise InputError(where, field, f"is no YAML ({line}{said})",
-                             "mend it: write `name: value`, with blanks and no tabs") from error
+            raise InputError(where, field, f"is not YAML ({line}{said})",
+                             "correct it: write `name: value`, with blanks and no tabs") from error
 
 
 def _measure(node: "yaml.Node", where: str | os.PathLike, field: str) -> None:
@@ -186,7 +186,7 @@ def read_yaml(path: str | os.PathLike) -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise InputError(path, "content", "is no list of names and values",
+        raise InputError(path, "content", "is not a list of names and values",
                          "write `name: value`, one per line")
     return values
 
@@ -233,7 +233,7 @@ def fits(value: Any, annotation: Any) -> bool:
     types = {"str": str, "bool": bool, "list": list, "dict": dict}
     if kind not in types:
         raise InputError("parameters cell", type_name(annotation),
-                         "is no type that a parameter can have",
+                         "is not a type that a parameter can have",
                          f"use one of int, float, {', '.join(types)}")
     if not isinstance(value, types[kind]):
         return False

@@ -54,11 +54,11 @@ def choose_device(wanted: str | None = "auto", *, where: str = "parameters") -> 
     try:
         kind = torch.device(wanted).type
     except RuntimeError as error:
-        raise InputError(where, "device", f"{wanted!r} is no device", "use auto, cpu, cuda or mps"
-                         ) from error
+        raise InputError(where, "device", f"{wanted!r} is not a device",
+                         "use auto, cpu, cuda or mps") from error
     present = {"cpu": True, "cuda": torch.cuda.is_available(),
                "mps": torch.backends.mps.is_available()}
     if not present.get(kind, False):
-        raise InputError(where, "device", f"{wanted} is wanted and none is seen",
+        raise InputError(where, "device", f"is {wanted}, but PyTorch sees no such device",
                          "use device auto or cpu")
     return wanted

@@ -112,7 +112,7 @@ def studies_needed(gap: float, sd: float, *, power: float = 0.8, alpha: float = 
 
     if not alpha < power < 1:
         raise InputError("power", "power", f"is {power} at level {alpha}",
-                         "ask for more than the level and less than 1")
+                         "choose a power above the level and below 1")
     if gap == 0 or paired_power(gap, sd, most, alpha) < power:
         return float("inf")
     if paired_power(gap, sd, 2, alpha) >= power:

@@ -78,14 +78,14 @@ def _filled(found: re.Match, root: Path, where: str) -> str:
     kind, body = found["kind"], found["body"]
     field = f"block {kind!r}"
     if kind not in KEYS:
-        raise InputError(where, field, "is no kind of block", f"use {', '.join(KEYS)}")
+        raise InputError(where, field, "is not a kind of block", f"use {', '.join(KEYS)}")
     block = parameters.parse_yaml(body, where, field)
     if not isinstance(block, dict):
-        raise InputError(where, field, "is no mapping", "write `file: ...` and what it shows")
+        raise InputError(where, field, "is not a mapping", "write `file: ...` and what it shows")
     parameters.check(f"{where}: {field}", KEYS[kind], block)
     shown = {"table": _table, "say": _say, "answer": _answer, "stale": _stale}[kind]
     file = block.get("file", "")
-    with artifacts.reading(where, f"{field} {file}", "cannot be made", "mend the block"):
+    with artifacts.reading(where, f"{field} {file}", "cannot be made", "correct the block"):
         made = shown(block, root)
     return f"<!-- {kind}\n{body}\n-->\n{made.rstrip()}\n<!-- end -->"
 
@@ -103,7 +103,7 @@ def _rows(block: Mapping[str, Any], root: Path) -> pd.DataFrame:
         rows = statistics.unit_table(rows.dropna(subset=[means["value"]]), means["unit"],
                                      by=means.get("by", []), value=means["value"])
     if rows.empty:
-        raise InputError(path, "where", f"{where} leaves no row", "mend the block, or make the "
+        raise InputError(path, "where", f"{where} selects no row", "correct the block, or make the "
                          "table again")
     if block.get("sort"):
         rows = rows.sort_values(block["sort"], ascending=False, kind="stable")
@@ -137,8 +137,8 @@ def _say(block: Mapping[str, Any], root: Path) -> str:
     for name, each in one.items():
         row = _rows(each, root)
         if len(row) > 1:
-            raise InputError(root / each["file"], "where", f"{each.get('where')} leaves {len(row)} "
-                             "rows for one sentence", "narrow it")
+            raise InputError(root / each["file"], "where", f"{each.get('where')} selects "
+                             f"{len(row)} rows, and a sentence needs one", "narrow `where`")
         found[name] = row.iloc[0].to_dict()
     values = found[""] if "file" in block else {
         name: SimpleNamespace(**row) for name, row in found.items()}

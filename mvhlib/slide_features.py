@@ -76,7 +76,7 @@ def faults(folders: Mapping[str, Mapping[str, Path]], slides: Sequence[str]) -> 
                 if held is None or 0 in held:
                     raise InputError(files[name], "features", "hold no tile" if held else
                                      "are missing, or one vector for the whole slide",
-                                     "look at the slide's tissue, or leave it out")
+                                     "check the slide's tissue mask, or leave the slide out")
             except InputError as error:
                 found[name] = str(error)
     return found
@@ -164,7 +164,7 @@ def take(data: str | Path, source: str, table: str, out: str | Path, encoder: st
         slides = [slide for slide in slides if slide.name not in empty]
     if not slides:
         raise InputError(root / name, "features", "of all slides hold no tile",
-                         "look at how their tissue was found")
+                         "check how tissue was found in them")
     if left := len(files) - len(slides) - len(empty):
         log.warning("%s: %d slides are not in the table and are not read", root / name, left)
     return [pools.write_manifest(target, rows), write_json(target / "pretrained_on.json", None),
@@ -177,7 +177,7 @@ def _read(path: Path) -> Features:
         return read_features(path)
     import torch
 
-    with reading(path, "features", "are no tensor that can be read without running code",
+    with reading(path, "features", "are not a tensor that can be read without running code",
                  "give the h5 file of the same slide"):
         values = torch.load(path, map_location="cpu", weights_only=True).float().numpy()
     if values.ndim == 3 and values.shape[0] == 1:

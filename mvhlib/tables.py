@@ -191,10 +191,10 @@ def names(frame: "pd.DataFrame", column: str, path: str | os.PathLike, *, unique
     values = _column(frame, column, path)
     blank = values.str.lower().isin(set(none) | {""})
     if blank.any():
-        refuse(path, values, blank, "where a name must stand", "fill it in, or delete the row")
+        refuse(path, values, blank, "where a name is needed", "fill it in, or delete the row")
     unseen = ~values.map(str.isprintable).astype(bool)
     if unseen.any():
-        refuse(path, values, unseen, "with a character that is not seen", "type the name again")
+        refuse(path, values, unseen, "with an invisible character", "type the name again")
     for line, name in values.items() if safe else ():
         safe_name(name, path, f"{column}, row {line}")
     if unique and values.duplicated().any():
@@ -202,8 +202,8 @@ def names(frame: "pd.DataFrame", column: str, path: str | os.PathLike, *, unique
     distinct = values.drop_duplicates()
     spelt = distinct.map(lambda name: unicodedata.normalize("NFC", name))
     if spelt.duplicated().any():
-        refuse(path, distinct, spelt.duplicated(), "which stands in another row as well, with its "
-               "accents encoded otherwise", "copy the name from one row to the other")
+        refuse(path, distinct, spelt.duplicated(), "which another row holds as well, with its "
+               "accents encoded differently", "copy the name from one row to the other")
     return values
 
 
@@ -236,7 +236,7 @@ def numbers(frame: "pd.DataFrame", column: str, path: str | os.PathLike, *,
     unknown = values.str.lower().isin(NOT_KNOWN)
     unit = f" [{unit}]" if unit else ""
     if unknown.any() and not missing:
-        refuse(path, values, unknown, f"where a number must stand{unit}",
+        refuse(path, values, unknown, f"where a number is needed{unit}",
                "fill it in, or delete the row")
     found = pd.Series(np.nan, index=values.index, dtype=np.float64, name=values.name)
     written = values[~unknown]
@@ -245,7 +245,7 @@ def numbers(frame: "pd.DataFrame", column: str, path: str | os.PathLike, *,
     if frame.attrs.get("separator", ",") != ",":
         if commas.any() and written.str.contains(".", regex=False).any():
             refuse(path, written, commas, "beside numbers with a decimal point",
-                   "write one kind of decimal sign")
+                   "write one kind of decimal separator")
         decimal = frame.attrs.get("decimal", ".")
         doubtful = thousands & ((commas & (decimal != ",")) | (~commas & (decimal == ",")))
         # 12,5 in another row of this column: then 1,234 is no thousand either.
@@ -256,22 +256,22 @@ def numbers(frame: "pd.DataFrame", column: str, path: str | os.PathLike, *,
         doubtful, plain = thousands & commas, written
     if doubtful.any():
         refuse(path, written, doubtful, "which may mean thousands", "write 1234 or 1.234, without "
-               "a sign between thousands")
+               "a separator between thousands")
     odd = ~plain.map(lambda cell: bool(_NUMBER.fullmatch(cell))).astype(bool)
     if odd.any():
-        refuse(path, written, odd, f"and no number{unit}", "write digits with a decimal point"
+        refuse(path, written, odd, f"and not a number{unit}", "write digits with a decimal point"
                + (", or leave it blank where it is not known" if missing else ""))
     found[~unknown] = plain.astype(np.float64)
     limits = [(np.isinf(found), "which is infinite", "write a number that was measured")]
     if whole:
-        limits.append((found.notna() & (found != np.floor(found)), "and no whole number",
+        limits.append((found.notna() & (found != np.floor(found)), "and not a whole number",
                        "write a whole number"))
     for limit, wrong, said in ((above, lambda x: found <= x, "above"),
                                (low, lambda x: found < x, "or more"),
                                (high, lambda x: found > x, "or less")):
         if limit is not None:
             bounds = f"{said} {limit:g}" if said == "above" else f"{limit:g} {said}"
-            limits.append((wrong(limit), f"and must be {bounds}{unit}", "mend the number"))
+            limits.append((wrong(limit), f"and must be {bounds}{unit}", "correct the number"))
     for wrong, problem, fix in limits:
         if wrong.any():
             refuse(path, values, wrong, problem, fix)
@@ -330,12 +330,12 @@ def _plain(name: str) -> str:
 def _bytes(path: Path, largest: int) -> bytes:
     """Content of a table, unpacked where its name ends with ``.gz``."""
     check_file(path)
-    with reading(path, fix="look whether the file is whole and may be read"):
+    with reading(path, fix="check that the file is complete and that you may read it"):
         with open(path, "rb") as stream:
             content = stream.read(largest + 1)
         if path.suffix.lower() == ".gz":
             if content[:2] != b"\x1f\x8b":
-                raise InputError(path, "file", "ends with .gz and is not packed",
+                raise InputError(path, "file", "ends with .gz and is not a gzip file",
                                  "rename it without .gz")
             try:
                 with gzip.open(io.BytesIO(content)) as stream:
@@ -369,8 +369,8 @@ def _text(path: Path, content: bytes) -> str:
         raise InputError(path, "encoding", "is UTF-16", _UTF8)
     if b"\0" in content:
         line = content[:content.index(b"\0")].count(b"\n") + 1
-        raise InputError(path, f"row {line}", "holds a byte of zero: it is no text, or UTF-16",
-                         _UTF8)
+        raise InputError(path, f"row {line}", "holds a byte of zero: it is not text, or it is "
+                         "UTF-16", _UTF8)
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -378,7 +378,7 @@ def _text(path: Path, content: bytes) -> str:
         with_accents = _windows(content)
         if with_accents is None:
             raise InputError(path, f"row {line}", f"holds the byte 0x{content[error.start]:02x}, "
-                             "which is no UTF-8", _UTF8) from error
+                             "which is not UTF-8", _UTF8) from error
         return with_accents
 
 
@@ -448,6 +448,6 @@ def _separator(path: Path, text: str, columns: Sequence[str]) -> str:
         cells = [cell.strip() for cell in header]
         found[separator] = (len(set(columns) & set(cells)), len(cells))
     if not found:
-        raise InputError(path, "row 1", "is no header of a csv",
+        raise InputError(path, "row 1", "is not a header of a csv",
                          "name the columns in the first row")
     return max(found, key=lambda separator: found[separator])

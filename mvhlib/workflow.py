@@ -175,7 +175,7 @@ def given_to_snakemake(config: Mapping[str, Any], entries: Sequence[str] | None)
         values[key] = text
     for key in values:
         if key not in CONFIG:
-            raise InputError("--config", str(key), "is nothing that the workflow takes",
+            raise InputError("--config", str(key), "is not a setting of the workflow",
                              nearest(key, CONFIG))
     return read_call(values, "--config")
 
@@ -297,11 +297,12 @@ def _check_notebooks(path: Path, plan: dict[str, Any]) -> None:
     for field, names in (("notebooks", plan["notebooks"]), ("threads", plan["threads"])):
         for name in names:
             if name not in known:
-                raise InputError(path, f"{field}: {name}", "is no notebook", nearest(name, known))
+                raise InputError(path, f"{field}: {name}", "is not a notebook",
+                                 nearest(name, known))
     check(f"{path}: threads", dict.fromkeys(known, "int"), plan["threads"])
     for name, n in {"gpus": plan["gpus"] + 1, **plan["threads"]}.items():
         if n < 1:
-            raise InputError(path, name, "is less than one can have", "give a whole number")
+            raise InputError(path, name, "is too small", "give at least 1, for gpus at least 0")
     for other in sorted(path.parent.iterdir()):
         if other.suffix not in (".yaml", ".yml") or other.name.startswith("."):
             continue
@@ -314,8 +315,8 @@ def _check_encoder(path: Path, slug: str, options: Any) -> None:
     """Refuse an encoder that is misnamed, lacks a source, or has options that nothing reads."""
     field = f"encoders: {slug}"
     if not SLUG.fullmatch(slug):
-        raise InputError(path, field, "is no slug", "use lower-case letters, digits, dot, hyphen, "
-                         "underscore, and begin with a letter or digit")
+        raise InputError(path, field, "is not a slug", "use lower-case letters, digits, dot, "
+                         "hyphen, underscore, and begin with a letter or digit")
     artifacts.safe_name(slug, path, field)
     if not isinstance(options, dict):
         raise InputError(path, field, f"is {options!r}", f"write `{slug}: {{source: ...}}`")
@@ -328,7 +329,7 @@ def _check_encoder(path: Path, slug: str, options: Any) -> None:
             home() / "notebooks" / f"{name}.ipynb")).items() if key not in GIVEN}
         for name in ("04_embed", "03_pretrain"))
     check(f"{path}: {field}", embed | ENCODER, options, noun="key of an encoder")
-    for key in ("seed", "backbone"):  # said beside it: `seed`, `source`
+    for key in ("seed", "backbone"):  # an encoder states them as `seed` and `source`
         pretraining.pop(key)
     check(f"{path}: {field}: pretrain", pretraining, options.get("pretrain", {}),
           noun="parameter of 03_pretrain that an encoder sets")
@@ -338,8 +339,8 @@ def _check_encoder(path: Path, slug: str, options: Any) -> None:
             raise InputError(path, field, f"is {options['source']!r}, which 03_pretrain cannot "
                              "train", "leave `pretrain` out, or name a backbone of mvhlib")
     elif ("pretrain" in options) != (options.get("weights") == "pretrained"):
-        raise InputError(path, field, "is pretrained in one place only",
-                         "write `weights: pretrained` and `pretrain: {...}` together")
+        raise InputError(path, field, "has only one of `weights: pretrained` and `pretrain`",
+                         "write `weights: pretrained` and `pretrain: {...}` together, or neither")
 
 
 def _each_seed(path: Path, encoders: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -386,8 +387,9 @@ def _each_held_out(path: Path, encoders: dict[str, dict[str, Any]]
         for section in sections:
             name = f"{slug}.no-{section.lower()}"
             if not SLUG.fullmatch(name) or name in each or name in encoders:
-                raise InputError(path, f"encoders: {slug}: held_out", f"{section!r} makes no slug "
-                                 "of its own", "name sections of letters, digits, dot, hyphen")
+                raise InputError(path, f"encoders: {slug}: held_out",
+                                 f"{section!r} cannot be part of a folder's name",
+                                 "rename it: letters, digits, dot, hyphen")
             exclude = [*options["pretrain"].get("exclude", []), section]
             each[name] = options | {"pretrain": options["pretrain"] | {"exclude": exclude}}
             members.setdefault(slug, []).append(name)
@@ -403,8 +405,8 @@ def _each_read_out(path: Path, encoders: dict[str, dict[str, Any]], members: dic
     for slug, options in encoders.items():
         asked = read_outs.check(path, f"encoders: {slug}: read_outs", options.get("read_outs", []))
         if asked and {"pool", "depths"} & set(options.get("options", {})):
-            raise InputError(path, f"encoders: {slug}: read_outs", "stands beside options of a "
-                             "read-out", "leave `pool` and `depths` out")
+            raise InputError(path, f"encoders: {slug}: read_outs", "is given together with options "
+                             "of a read-out", "leave `pool` and `depths` out")
         for each in asked or [""]:
             name = read_outs.slug(slug, each) if each else slug
             scored.append(name)
@@ -415,7 +417,7 @@ def _each_read_out(path: Path, encoders: dict[str, dict[str, Any]], members: dic
             kinds[slug] = read_outs.names(slug, asked)
     if len(set(scored)) < len(scored):
         twice = next(name for name in scored if scored.count(name) > 1)
-        raise InputError(path, "encoders", f"{twice!r} is the name of two", "rename one of them")
+        raise InputError(path, "encoders", f"{twice!r} names two encoders", "rename one of them")
     return scored, grouped, kinds
 
 
@@ -522,11 +524,12 @@ def explain(executed: Path) -> str:
     log = Path(f"{executed}.txt")
     said = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
     if "No space left on device" in said or _free(executed.parent) < LEAST_FREE:
-        return (f"{executed.stem}: {executed.parent}: disk: is full. Fix: make room, and give the "
-                "command again; what is done stays.")
+        return (f"{executed.stem}: {executed.parent}: disk: is full. Fix: free some space, and "
+                "run the command again; what is done is kept.")
     if not executed.exists():
         return "\n".join([f"{executed.stem}: did not start", *said.strip().splitlines()[-3:]])
-    with artifacts.reading(executed, "cells", "are no executed notebook", f"see {log}"):
+    with artifacts.reading(executed, "cells", "are not those of an executed notebook",
+                           f"see {log}"):
         for cell in artifacts.read_json(executed)["cells"]:
             for output in cell.get("outputs", []):
                 if output.get("output_type") == "error":

@@ -71,7 +71,7 @@ def test_images_of_nobody_are_drawn_and_split_at_random(tmp_path, out):
                 **given)
     absent.walk("04_embed", out, **given)
     said = absent.walk("07_classification", out, datasets=["labelled"], **given)
-    assert "Nobody says whose the images are" in said
+    assert "No file says which patient each image is of" in said
     assert set(tables(out, "07_classification")["summary"]["split"]) == {"random"}
 
 

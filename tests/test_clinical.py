@@ -89,7 +89,7 @@ def faults():
         return part
 
     return {"disagrees between rows or folds": disagree, "on both sides of fold 0": leak,
-            "take part in one of the folds": lacking, "site: .*on both sides": site,
+            "are in one of the folds": lacking, "site: .*on both sides": site,
             "zero or negative": time, "competing risks": competing,
             "all 30 patients are censored": lambda f, n, part: part.assign(os_censorship=1)}
 
@@ -136,7 +136,7 @@ def test_any_csv(tmp_path):
         change.to_csv(path, index=False)
         with pytest.raises(InputError, match=message):
             clinical.read_table(path)
-    with pytest.raises(InputError, match="one of them"):
+    with pytest.raises(InputError, match="are both given, or neither"):
         clinical.read_table(path, event="a", censorship="b")
     with pytest.raises(InputError, match="unit"):
         clinical.read_table(path, unit="weeks")
@@ -226,23 +226,23 @@ def test_slides_csv_keeps_names_and_reads_whole_words(tmp_path):
     ("d,NA,5,1,X,50,male,1", "patient: row 5 is 'NA'"),
     (",P4,5,1,X,50,male,1", "slide: row 5 is blank"),
     ("d,P4,5,1,,50,male,1", "site: row 5 is blank"),
-    ("a,P4,5,1,X,50,male,1", r"slide: \['a'\] stand under more than one patient"),
+    ("a,P4,5,1,X,50,male,1", r"slide: \['a'\] belong to more than one patient"),
     ("a,007,10,1,X,50,male,II", "slide: row 5 is 'a' a second time"),
-    ("d,P4,inf,1,X,50,male,1", "time_months: row 5 is 'inf' and no number"),
+    ("d,P4,inf,1,X,50,male,1", "time_months: row 5 is 'inf' and not a number"),
     ("d,P4,-5,1,X,50,male,1", "zero or negative for 1 patients, for example .'P4'"),
-    ("d,P4,soon,1,X,50,male,1", "time_months: row 5 is 'soon' and no number"),
-    ('d,P4,"5,5",1,X,50,male,1', "time_months: row 5 is '5,5' and no number"),
+    ("d,P4,soon,1,X,50,male,1", "time_months: row 5 is 'soon' and not a number"),
+    ('d,P4,"5,5",1,X,50,male,1', "time_months: row 5 is '5,5' and not a number"),
     ("d,P4,5,0.9,X,50,male,1", "event: has values .*'0.9' in row 5"),
     ("d,P4,5,deadly,X,50,male,1", "event: has values .*'deadly' in row 5"),
     ("d,P4,5,1,X,500,male,1", "age: row 5 is '500' and must be 120 or less .years"),
     ("d,P4,5,1,X,old,male,1", "age: row 5 is 'old'"),
     ("d,P4,5,1,X,50,malignant,1", "sex: row 5 is 'malignant' which is not understood"),
     ("d,P4,5,1,X,50,h,1", "sex: row 5 is 'h'"),
-    ("d,P4,5,1,X,50,M,1", "sex: row 5 is 'M' beside 'mujer'"),
-    ("d,P4,5,1,X,50,male,3.5", "stage: row 5 is '3.5' and no stage"),
+    ("d,P4,5,1,X,50,M,1", "sex: row 5 is 'M' in a column with 'mujer'"),
+    ("d,P4,5,1,X,50,male,3.5", "stage: row 5 is '3.5' and not a stage"),
     ("d,../P4,5,1,X,50,male,1", "patient, row 5: "), ("d/e,P4,5,1,X,50,male,1", "slide, row 5: "),
     ("d,P4,3650,1,X,50,male,1", "time: is 304 years for patient P4.*unit"),
-    ("d,P4,5,1,X,50,male,T3", "stage: row 5 is 'T3' and no stage"),
+    ("d,P4,5,1,X,50,male,T3", "stage: row 5 is 'T3' and not a stage"),
     ("d,007,11,1,X,50,male,II", r"time_months: disagrees .*'007'\] \(rows \[2, 5\]\)")])
 def test_what_slides_csv_must_not_hold(tmp_path, row, said):
     with pytest.raises(InputError, match=said) as error:
@@ -302,7 +302,7 @@ def test_a_second_cancer_is_not_merged(tmp_path):
     only = {"type": ["COAD", "READ"]}
     assert clinical.read_table(tmp_path / "own.csv", only=only).table["patient"].tolist() == [
         "a", "b"]
-    with pytest.raises(InputError, match="never is .'STAD'"):
+    with pytest.raises(InputError, match="never holds .'STAD'"):
         clinical.read_table(tmp_path / "own.csv", only={"type": "STAD"})
     frame[:2].to_csv(tmp_path / "own.csv", index=False)
     assert len(clinical.read_table(tmp_path / "own.csv").table) == 2

@@ -248,7 +248,7 @@ def test_any_table_of_the_training_spots_can_be_asked_for():
     predicted = model.predict(samples[3])
     np.testing.assert_allclose(found[:, :6], predicted, rtol=1e-5)
     np.testing.assert_allclose(found[:, 6], predicted[:, 0] * 2 + 1, rtol=1e-4)
-    with pytest.raises(InputError, match="nothing of s0"):
+    with pytest.raises(InputError, match="lack s0"):
         model.predict_genes(samples[3].X, {"s1": tables["s1"]})
     with pytest.raises(InputError, match="29 rows for 30 spots"):
         model.predict_genes(samples[3].X, tables | {"s2": tables["s2"][1:]})

@@ -1749,7 +1749,7 @@ def test_transcripts_with_names_of_rows_are_refused(tmp_path):
     table = write_xenium(tmp_path)
     text = table.to_csv(index=True)
     (tmp_path / "transcripts.csv.gz").write_text(text.removeprefix(","))  # as R writes it
-    refuses(lambda: cohort.read("xenium", tmp_path), "names of rows")
+    refuses(lambda: cohort.read("xenium", tmp_path), "without row names")
 
 
 def test_blanks_around_a_transcripts_gene_are_no_part_of_it(tmp_path):

@@ -35,7 +35,7 @@ def test_a_log_counts_from_its_second_row_and_its_last_sitting(tmp_path):
     log = write_log(tmp_path, config, rows)
     assert cost.rate_of_log(log, config, 1) == pytest.approx(4.0)
     assert cost.rate_of_log(log, config, 2) == pytest.approx(2.0)
-    with pytest.raises(InputError, match="20 steps or more go through at once"):
+    with pytest.raises(InputError, match="20 steps or more that was not interrupted"):
         cost.rate_of_log(write_log(tmp_path, config, rows[:1]), config, 1)
 
 
@@ -47,7 +47,7 @@ def test_a_rate_of_another_run_is_refused(tmp_path, change):
     with pytest.raises(InputError, match="measure a short run of the planned settings"):
         cost.rate_of_log(log, config, 1)
     (tmp_path / "recipe.json").unlink()
-    with pytest.raises(InputError, match="the run is not over"):
+    with pytest.raises(InputError, match="the run has not ended"):
         cost.rate_of_log(log, config, 1)
 
 

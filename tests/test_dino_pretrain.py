@@ -435,7 +435,7 @@ def test_folders_of_images_are_searched_and_cut(tmp_path):
 def test_sections_are_named_by_pattern(tiles):
     assert TileSource(tiles, sections=["a*"]).saw["sections"] == ["a1", "a2"]
     assert TileSource(tiles, sections=["a*"], exclude=["*2"]).saw["sections"] == ["a1"]
-    with pytest.raises(InputError, match=r"c\*.*are not there"):
+    with pytest.raises(InputError, match=r"c\*.*do not exist"):
         TileSource(tiles, sections=["a1", "c*"])
 
 
@@ -517,9 +517,9 @@ def test_bad_settings_and_tiles_are_refused(tiles, tmp_path):
     empty.mkdir()
     cases = [
         ({"tiles": str(empty)}, "holds no tile"), ({"tiles": str(tmp_path / "no")}, "not exist"),
-        ({"global_px": 48}, "less than the global crop"), ({"local_px": 20}, "no multiple"),
+        ({"global_px": 48}, "less than the global crop"), ({"local_px": 20}, "not a multiple"),
         ({"warmup": 1.2}, "warmup"), ({"base_lr": -1.0}, "base_lr"),
-        ({"batch": 15, "micro_batch": 4}, "no multiple"), ({"koleo_group": 5}, "koleo_group"),
+        ({"batch": 15, "micro_batch": 4}, "not a multiple"), ({"koleo_group": 5}, "koleo_group"),
         ({"exclude": ["a9"]}, "a9"), ({"tile_px": 64}, "tile size"),
         ({"exclude": ["a1", "a2", "b1"]}, "no tile is left")]
     for change, words in cases:
@@ -557,6 +557,19 @@ def test_out_of_memory_names_a_batch_that_fits(tiles, tmp_path, monkeypatch):
         pretrain(settings(tiles, tmp_path / "enc"))
     monkeypatch.undo()
     pretrain(settings(tiles, tmp_path / "enc", micro_batch=4, steps=2))
+
+
+@pytest.mark.parametrize(("world", "joined", "calls"), [
+    (None, False, []), ("1", False, []), ("2", False, ["gloo"]), ("2", True, [])])
+def test_only_what_torchrun_starts_joins_other_processes(monkeypatch, world, joined, calls):
+    made = []
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    if world:
+        monkeypatch.setenv("WORLD_SIZE", world)
+    monkeypatch.setattr(loop.dist, "is_initialized", lambda: joined)
+    monkeypatch.setattr(loop.dist, "init_process_group", made.append)
+    loop.start_processes(torch.device("cpu"))
+    assert made == calls
 
 
 def test_the_command_refuses_unknown_settings(capsys):

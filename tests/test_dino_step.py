@@ -112,3 +112,18 @@ def test_a_step_asks_at_the_temperature_of_its_schedule(loop, monkeypatch):
         loop.step(images, step)
     assert asked == [loop.schedules.at(step)["teacher_temperature"] for step in (0, 7)]
     assert asked[0] != asked[1]
+
+
+def test_a_row_of_the_log_against_numpy(loop):
+    rng = np.random.default_rng(6)
+    p = rng.dirichlet(np.ones(K), size=2 * B)
+    p[0] = np.eye(K)[0]  # sure of one prototype: 0 log 0 counts as 0
+    cls = rng.normal(size=(7, D))
+    side = loop.config.global_px
+    loop.last = {"cls": torch.from_numpy(cls), "views": torch.zeros(5, 3, side, side),
+                 "targets": [{"dino": torch.from_numpy(part)} for part in (p[:5], p[5:])]}
+    row = loop._row(7, {"loss": torch.tensor(2.5)})
+    assert row["loss"] == 2.5 and row["lr"] == loop.schedules.at(7)["lr"]
+    expected = np.mean([-sum(x * np.log(x) for x in one if x > 0) for one in p])
+    assert row["target_entropy"] == pytest.approx(expected, rel=1e-9)
+    assert row["feature_std"] == pytest.approx(cls.std(axis=0, ddof=1).mean(), rel=1e-9)

@@ -342,10 +342,10 @@ def test_an_edited_file_is_read_anew_and_folders_are_encoded_anew(file, tmp_path
 
 @pytest.mark.parametrize("function, options, said", [
     ("absent", {}, "is not defined in this file"),
-    ("needs", {}, "is no function"),
+    ("needs", {}, "is not a function"),
     ("net", {"widht": 3}, "takes no option 'widht'. Fix: did you mean width"),
     ("net", {"weights": "random"}, "takes no option 'weights'"),
-    ("wants", {}, "wants 'path'"),
+    ("wants", {}, "needs 'path'"),
     ("breaks", {}, r"in line \d+ \(KeyError"),
     ("leaves", {}, "SystemExit"),
     ("nothing", {}, "returns nothing"),
@@ -365,7 +365,7 @@ def test_an_edited_file_is_read_anew_and_folders_are_encoded_anew(file, tmp_path
     ("Texts", {}, "gives a ndarray"),
     ("net", {"input_px": 0}, "input_px: is 0"),
     ("net", {"mean": [1, 2], "std": [1, 2]}, "three numbers"),
-    ("net", {"mean": [0, 0, 0]}, "by half"),
+    ("net", {"mean": [0, 0, 0]}, "not both given"),
     ("net", {"std": [0, 0, 0], "mean": [0, 0, 0]}, "three numbers"),
     ("net", {"mpp": -1}, "mpp: is -1"),
     ("net", {"pool": "max"}, "use one of cls, mean"),
@@ -375,7 +375,7 @@ def test_an_edited_file_is_read_anew_and_folders_are_encoded_anew(file, tmp_path
     ("tokens", {"depths": [3]}, "none of its 3 layers"),
     ("tokens", {"depths": ["block"]}, "did you mean 'blocks'"),
     ("maps", {"depths": [0], "pool": "cls"}, "no class token"),
-    ("Object", {"pool": "cls"}, "pool is given")])
+    ("Object", {"pool": "cls"}, "does not use pool")])
 def test_every_fault_is_one_line_with_file_and_function(file, function, options, said):
     with pytest.raises(InputError) as caught:
         mine(file, function, **options)
@@ -391,10 +391,10 @@ def test_faults_of_the_file_itself(file, tmp_path):
                          (f"python:{tmp_path}:f", "is a folder|is a directory")]:
         with pytest.raises(InputError, match=said):
             create_encoder(source, device="cpu")
-    for content, said in [(b"def f(:\n", "no Python .line 1"), (b"\xff\xfe\x00", "cannot be read"),
+    for content, said in [(b"def f(:\n", "not Python .line 1"), (b"\xff\xfe\x00", "cannot be read"),
                           (b"import nothing_of_this_name\ndef f(): pass\n", "ModuleNotFoundError"),
                           (b"def f(): pass\ndel f\n", "not there after the file has run"),
-                          (b"f = " + b"(" * 3000 + b")" * 3000, "no Python")]:
+                          (b"f = " + b"(" * 3000 + b")" * 3000, "not Python")]:
         file.write_bytes(content)
         with pytest.raises(InputError, match=said) as caught:
             mine(file, "f")
@@ -865,7 +865,7 @@ def test_a_model_of_transformers_is_asked_for_its_tokens(monkeypatch, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     create_encoder("midnight", device="cpu", weights=str(tmp_path))
     assert asked["place"] == str(tmp_path)
-    for weights, said in (("random", "cannot be random"), ("/no/where", "no folder with config")):
+    for weights, said in (("random", "cannot be random"), ("/no/where", "a folder with config")):
         with pytest.raises(InputError, match=said):
             create_encoder("midnight", device="cpu", weights=weights)
     with pytest.raises(InputError, match="width: is 1536, published is 768"):
@@ -998,7 +998,7 @@ def test_apples_gpu_is_asked_for_by_name(monkeypatch):
 
     assert Config(device="mps").device == "mps"
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    with pytest.raises(InputError, match="mps is wanted and none is seen"):
+    with pytest.raises(InputError, match="is mps, but PyTorch sees no such device"):
         create_encoder("handmade", device="mps")
 
 

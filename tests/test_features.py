@@ -206,7 +206,7 @@ NAN = np.array([[1, np.nan, 1]] * 4, np.float32)
     ({"attrs": {"mpp": np.nan}}, "mpp: is nan"),
     ({"attrs": {"mpp": 0.0}}, "mpp: is 0.0"),
     ({"attrs": {"tile_um": -1.0}}, "tile_um: is -1.0"),
-    ({"attrs": {"source_mpp": "0,5"}}, "source_mpp: is '0,5', which is no number"),
+    ({"attrs": {"source_mpp": "0,5"}}, "source_mpp: is '0,5', not a number"),
     ({"attrs": {"mpp": [0.5, 0.5]}}, "mpp: is an attribute of 2 values"),
     ({"attrs": {"width": 7}}, "width: is 7, the features have 3"),
     ({"attrs": {"tile_px": 224, "tile_um": 112.0, "mpp": 1.0}}, "mpp: is 1, but"),
@@ -264,7 +264,7 @@ def test_a_file_that_hangs_the_library_is_found_out(tmp_path, monkeypatch):
             pass
 
     monkeypatch.setattr(h5, "_walk_h5", hang)
-    with pytest.raises(InputError, match="a.h5: file: .*does not come to an end"):
+    with pytest.raises(InputError, match="a.h5: file: .*does not finish reading"):
         read_features(path)
     assert read_attr(path, "key") is None
 
@@ -275,7 +275,7 @@ def test_a_file_that_hangs_the_library_is_found_out(tmp_path, monkeypatch):
         os.kill(os.getpid(), signal.SIGSEGV)
 
     monkeypatch.setattr(h5, "_walk_h5", crash)
-    with pytest.raises(InputError, match="crashes over it .SIGSEGV"):
+    with pytest.raises(InputError, match="crashes on it .SIGSEGV"):
         read_features(path)
     monkeypatch.undo()
     assert len(read_features(path)) == 4

@@ -84,7 +84,7 @@ def test_what_cannot_be_written_or_read_is_refused(tmp_path, base):
     with pytest.raises(InputError, match="no backbone of mvhlib"):
         fused.save(model, tmp_path, create_encoder("handmade", device="cpu"))
     place = fused.save(model, tmp_path / "whole", base)
-    with pytest.raises(InputError, match="colour: is no option"):
+    with pytest.raises(InputError, match="colour: is not an option"):
         create_encoder(place, colour=1)
     (place / "model.safetensors").write_bytes(b"cut")
     with pytest.raises(InputError, match="model.safetensors: sha256"):

@@ -204,7 +204,7 @@ def test_scales_of_no_slide(tmp_path, value):
 @pytest.mark.parametrize("row", ["0.5,1", "-1,1", "1,2,3", "1", "x,1"])
 def test_a_log_of_no_whole_steps(tmp_path, row):
     (tmp_path / "log.csv").write_text(f"step,loss\n0,3.5\n{row}\n")
-    refused("log.csv: log: is no log", read_log, tmp_path / "log.csv")
+    refused("log.csv: log: is not a log", read_log, tmp_path / "log.csv")
 
 
 def test_half_an_interval(tmp_path):
@@ -272,7 +272,7 @@ def test_a_finished_fit_vouches_for_its_weights(tmp_path):
     path.write_bytes(whole)
     report = json.loads((tmp_path / "fit.json").read_text())
     (tmp_path / "fit.json").write_text(json.dumps(report | {"best_epoch": 0}))
-    refused("is no finished fit", reader.call, tmp_path)
+    refused("is not a finished fit", reader.call, tmp_path)
 
 
 @pytest.mark.parametrize("reader", ["slide_ome", "slide_svs", "slide_tiff"])

@@ -168,7 +168,7 @@ def test_what_cannot_be_scored_is_one_line(world, tmp_path):
     with pytest.raises(InputError, match="PREDICTIONS: holds no file that is named after a sec"):
         given.score(world.run, folder)
     (folder / "S1P1A.csv").write_text("barcode,gland-01\nnobody,1\n")
-    with pytest.raises(InputError, match=r"S1P1A.csv: barcode: 'nobody' and so on are no spots"):
+    with pytest.raises(InputError, match=r"S1P1A.csv: barcode: 'nobody' and the others are not"):
         given.score(world.run, folder)
     (folder / "S1P1A.csv").write_text("spot,gland-01\nnobody,1\n")
     with pytest.raises(InputError, match="columns: are .*give barcode, or x and y"):
@@ -184,5 +184,5 @@ def test_what_cannot_be_scored_is_one_line(world, tmp_path):
     (folder / "predictor.yaml").write_text("saw: everything\n")
     with pytest.raises(InputError, match="predictor.yaml: saw: is 'everything'"):
         given.score(world.run, folder)
-    with pytest.raises(InputError, match="PROFILE: was not run yet"):
+    with pytest.raises(InputError, match="PROFILE: has not been run yet"):
         given.score(tmp_path, folder)

@@ -150,7 +150,7 @@ def test_a_file_without_spots_is_left_out_and_the_others_are_read(tmp_path, caps
     for name, n in (("A", 36), ("one", 1), ("empty", 0)):
         adata[:n].copy().write_h5ad(tmp_path / f"{name}.h5ad")
     status, said, _ = doctor(tmp_path, capsys)
-    assert status == 0 and "left out:" in said and "empty: empty: spots: no spot lies" in said
+    assert status == 0 and "left out:" in said and "empty.h5ad: spots: no spot lies" in said
     assert "1 section," in said or "2 sections," in said
 
 
@@ -174,7 +174,7 @@ def test_genes_called_by_dates_are_left_out_and_never_summed(tmp_path, caplog):
         adata = read_counts(tmp_path / "a.tsv", sum_doubled)
         assert list(adata.var_names) == ["ACTB", "G"]
         assert adata.layers["counts"].toarray().tolist() == [[3, 4], [5, 0]]
-    assert "2 genes are called by dates" in caplog.text and "1-Mar" in caplog.text
+    assert "2 genes have dates for names" in caplog.text and "1-Mar" in caplog.text
     adata = scanpys(tmp_path / "h/S.h5ad")
     adata.var_names = ["2-Sep", *adata.var_names[1:]]
     assert "2-Sep" not in read_one(adata, tmp_path / "h/S.h5ad").adata.var_names
@@ -511,7 +511,7 @@ def test_h5_files_of_another_program_are_said(tmp_path, capsys):
     with h5py.File(tmp_path / "stamp/a.h5", "w") as stream:
         stream["feats"] = np.ones((3, 4))
     status, _, said = doctor(tmp_path, capsys)
-    assert status == 2 and "['feats']" in said and "called features" in said
+    assert status == 2 and "['feats']" in said and "with the dataset features" in said
 
 
 def test_segmented_cells_in_two_scales_are_refused(tmp_path):

@@ -83,7 +83,7 @@ def test_transcripts_and_spots_do_not_make_one_cohort(tmp_path):
     loosen(tmp_path / "a", tmp_path / "data", "GSM_a_")
     write_xenium(tmp_path / "b")
     loosen(tmp_path / "b", tmp_path / "data", "GSM_b_")
-    with pytest.raises(InputError, match="holds spots and transcripts"):
+    with pytest.raises(InputError, match="holds sections of Visium and of Xenium"):
         cohort.read("flat", tmp_path / "data")
     (tmp_path / "data/samples.csv").write_text("section,study,patient\nGSM_b,S,P\n")
     assert cohort.read("flat", tmp_path / "data")["GSM_b"].adata.n_vars == 2
@@ -177,7 +177,7 @@ def test_places_in_obs_are_taken_where_they_leave_no_doubt(tmp_path):
     alter(tmp_path / "A.h5ad", rename("imagecol", "imagerow"))
     np.testing.assert_allclose(read_one(tmp_path).centers, wanted)
     alter(tmp_path / "A.h5ad", rename("x_pixel", "y_pixel"))
-    with pytest.raises(InputError, match=r"obs has \['x_pixel', 'y_pixel'\], of which nobody"):
+    with pytest.raises(InputError, match=r"obs has \['x_pixel', 'y_pixel'\], but nothing says"):
         read_one(tmp_path)
 
 

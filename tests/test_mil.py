@@ -239,7 +239,7 @@ def test_equal_seeds_give_equal_answers_and_other_recipes_other_folders(tmp_path
 
 def test_bad_bags_are_refused(tmp_path):
     write_bags(tmp_path, [5, 0, 4])
-    with pytest.raises(InputError, match="without a tile: \\['b001'\\]"):
+    with pytest.raises(InputError, match="have no tile in \\['b001'\\]"):
         mil.Bags(tmp_path, ["b000", "b001", "b002"])
     with pytest.raises(InputError, match="does not exist"):
         mil.Bags(tmp_path, ["b000", "absent"])

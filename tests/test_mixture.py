@@ -181,7 +181,7 @@ def test_bad_bags_are_named():
     slides = pd.DataFrame({"slide": ["a", "b"], "patient": ["p", "q"]})
     with pytest.raises(InputError, match="missing for 1 of 2 slides"):
         mx.gather({"a": bags[0]}, slides)
-    with pytest.raises(InputError, match="have features and no row"):
+    with pytest.raises(InputError, match="have features but no row"):
         mx.gather({"a": bags[0], "b": bags[1], "c": bags[2]}, slides)
     with pytest.raises(InputError, match="q: bag: has shape"):
         mx.gather({"a": bags[0], "b": bags[1][:0]}, slides)

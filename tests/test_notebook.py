@@ -62,8 +62,8 @@ def test_rerun_in_jupyter_after_papermill_is_not_refused(tmp_path):
 
 
 @pytest.mark.parametrize("source, problem", [
-    ('a: str = "x=1"', 'holds "="'), ("a = 1", "no annotated literal"),
-    ("a: int = 1 + b", "not a literal"), ("import os", "no annotated literal")])
+    ('a: str = "x=1"', 'holds "="'), ("a = 1", "not an annotated literal"),
+    ("a: int = 1 + b", "not a literal"), ("import os", "not an annotated literal")])
 def test_parameters_cell_holds_annotated_literals_only(source, problem):
     with pytest.raises(InputError, match=problem):
         notebook.declared_parameters(source)

@@ -84,7 +84,7 @@ def test_wrong_sets_are_refused(sets, tmp_path, change, said):
     ({"mpp": 1e19}, "mpp: is 1e.19"),
     ({"mpp": float("nan")}, "mpp: is nan"), ({"study": "../../x"}, "study: "),
     ({"study": "colon-a"}, "study: gives two images the name colon-a-1"),
-    ({"study": None}, "study: is None"), ({"folder": 7}, "folder: is 7, which is no text"),
+    ({"study": None}, "study: is None"), ({"folder": 7}, "folder: is 7, not text"),
     ({"folder": "colon-a", "study": "c"}, "label: is colon, liver for one file")])
 def test_a_data_set_that_cannot_be_meant_is_refused(sets, tmp_path, change, said):
     sets["liver"] = [sets["liver"][0] | change]

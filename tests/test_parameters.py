@@ -78,12 +78,13 @@ MERGES = "\n".join(["a0: &a0 {x: 1}", *(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i 
 @pytest.mark.parametrize(("content", "said"), [
     ("a:\n\tb: 1\n", "line 2"), ("a: [1, 2\n", "line 2"), ("a: 1\nb: 2\na: 3\n", "line 3: 'a'"),
     ("a: {b: 1, b: 2}\n", "'b' stands in line 1 already"), ("a: 1\n---\nb: 2\n", "document"),
-    (b"a: 1 # \xe9\n", "UTF-8"), ("a: 1\n".encode("utf-16"), "UTF-16"), (b"\x00\x01", "no YAML"),
+    (b"a: 1 # \xe9\n", "UTF-8"), ("a: 1\n".encode("utf-16"), "UTF-16"), (b"\x00\x01", "not YAML"),
     ("a: !!python/object/apply:os.system ['true']\n", "constructor"), ("a: !!set {b}\n", "tag"),
     ("a: !!timestamp 2020-01-01\n", "tag"), ("[" * 5000, "levels"), ("a: &b [*b]\n", "levels"),
     ("a: " + "[" * 60 + "]" * 60, "levels"), ("5\n", "names and values"),
     ("- a\n", "names and values"),
-    ("a: " + "9" * 6000 + "\n", "limit"), ("? [a]\n: 1\n", "no name"), (LAUGHS, "100,000 values"),
+    ("a: " + "9" * 6000 + "\n", "limit"), ("? [a]\n: 1\n", "not a name"),
+        (LAUGHS, "100,000 values"),
     (MERGES, "100,000 values"), ("a: " + "x" * 600_000, "over 200 kB"), ("%YAML 9\n", "YAML")])
 def test_what_is_no_file_of_parameters_is_one_line(tmp_path, content, said):
     with pytest.raises(InputError) as caught:

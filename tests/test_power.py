@@ -147,7 +147,7 @@ def test_array_positions_place_islands_and_refuse_doubles():
     steps = found - found[0], places[keep] - places[keep][0]
     assert np.linalg.norm(steps[0], axis=1) == pytest.approx(np.linalg.norm(steps[1], axis=1))
     twice = np.r_[100.0 * square(6), [[210.0, 210.0]]]
-    with pytest.raises(InputError, match="one place"):
+    with pytest.raises(InputError, match="one position"):
         lattice.array_positions(twice)
 
 
@@ -246,7 +246,7 @@ def test_null_refuses():
         nulls.permutation_null([values], [], rng=rng)
     with pytest.raises(InputError, match="one order"):
         nulls.toroidal_null([values], [values], [square(3)], rng=rng)
-    with pytest.raises(InputError, match="one place"):
+    with pytest.raises(InputError, match="one position"):
         nulls.toroidal_null([values], [values], [square(4) // 2], rng=rng)
     with pytest.raises(InputError, match="whole numbers"):
         nulls.toroidal_null([values], [values], [square(4) * 1.5], rng=rng)

@@ -196,10 +196,10 @@ def test_what_allows_no_model_is_said(kept):
         return keep.keep(kept.run, given["results"], kept.people, given["features"], kept.panels,
                          recipe=given["recipe"])
 
-    assert why(recipe=None)[1].startswith("nobody says how")
+    assert why(recipe=None)[1].startswith("it is not known how")
     assert "stain" in why(recipe=RECIPE | {"normalise_stain": "macenko"})[1]
     assert why(results=[])[1].startswith("none of the protocols")
-    with pytest.raises(InputError, match=r"loso/S9: is no fold.*loso/S1"):
+    with pytest.raises(InputError, match=r"loso/S9: is not a fold.*loso/S1"):
         keep.keep(kept.run, [kept.result], kept.people, kept.features, kept.panels,
                   recipe=RECIPE, folds=["loso/S9"])
 
@@ -302,7 +302,7 @@ def test_slides_are_found_with_what_is_said_of_them(kept, tmp_path):
     assert (b.name, b.mpp) == ("b", 2.0) and b.spots.name == "b.spots.csv"
     np.testing.assert_array_equal(slides.read_spots(b.spots)[0], [[1, 2]])
     (tmp_path / "slides.csv").write_text("slide,mpp\nc,0.5\n")
-    with pytest.raises(InputError, match="slides.csv: slide: 'c' is no slide"):
+    with pytest.raises(InputError, match="slides.csv: slide: 'c' is not a slide"):
         slides.find(tmp_path)
     Image.new("RGB", (4, 4)).save(tmp_path / "b.bmp")
     with pytest.raises(InputError, match="'b' is the name of two slides"):

@@ -170,7 +170,7 @@ def test_bad_input_is_refused():
         probe.evaluate(X, labels, groups, fold=np.where(labels == "class0", 0, -1))
     with pytest.raises(InputError, match="logistic or knn"):
         probe.evaluate(X, labels, groups, classifier="forest")
-    with pytest.raises(InputError, match="no classes of the classifier"):
+    with pytest.raises(InputError, match="the classifier was not trained"):
         probe.score(["a", "c"], np.eye(2), ["a", "b"], [0, 1])
 
 

@@ -142,7 +142,7 @@ def test_nothing_is_written_over_a_profile(tmp_path, params, capsys):
     (params / "mine/workflow.yaml").write_text("notebooks: []\n")
     assert profile(tmp_path / "data", params) == 2
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "is there already" in said
+    assert said.count("\n") == 1 and "exists already" in said
     assert (params / "mine/workflow.yaml").read_text() == "notebooks: []\n"
 
 
@@ -165,9 +165,9 @@ def test_two_kinds_of_data_are_one_line(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("make, problem", [
-    (lambda d: (d / "a.docx").write_bytes(b"PK"), "holds nothing readable; seen ['a.docx']"),
+    (lambda d: (d / "a.docx").write_bytes(b"PK"), "holds nothing readable; it has ['a.docx']"),
     (lambda d: write_h5ad(d / "x/y/S1.h5ad") and None, "holds data sets in folders"),
-    (lambda d: None, "seen nothing"),
+    (lambda d: None, "it has nothing"),
     (lambda d: (d / "S.h5ad").write_bytes(b"\x89HDF\r\n\x1a\n"), "was recognised, but cannot be")])
 def test_what_cannot_be_read_is_one_line(tmp_path, capsys, make, problem):
     data = tmp_path / "data"
@@ -193,7 +193,7 @@ def test_a_folder_per_class_without_patients_says_so_to_the_end(tmp_path, params
     write_classes(data, 12)
     assert profile(data, params) == 0
     said = capsys.readouterr().out
-    assert "24 images" in said and "images are the unit of every table" in said
+    assert "24 images" in said and "the image is the unit of every table" in said
     assert "fill in labelled_mpp" in said
     with pytest.raises(InputError, match="labelled_mpp: is '\\?'"):
         workflow.prepare(workflow.Call("mine", str(data), 0, str(params)))
@@ -275,7 +275,7 @@ def test_libraries_that_nothing_tells_apart_are_refused(tmp_path):
         [{"section": "left", "study": "T", "patient": "P", "mpp": "1"}])
     both.obs["slide"] = both.obs["library_id"].astype(str).to_numpy()[::-1]
     both.write_h5ad(path)
-    with pytest.raises(InputError, match=r"both.h5ad: obs: .*'slide'.* not the same"):
+    with pytest.raises(InputError, match=r"both.h5ad: obs: .*'slide'.* different ones"):
         cohort.read("h5ad", tmp_path / "data", samples=told)
     both.obs = both.obs[[]]
     both.write_h5ad(path)

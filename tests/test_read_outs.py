@@ -56,8 +56,8 @@ def test_the_plan_scores_each_read_out(tmp_path):
 
 @pytest.mark.parametrize(("written", "field"), [
     ("read_outs: [cls, max]", "read_outs"), ("read_outs: [cls, cls]", "read_outs"),
-    ("read_outs: [cls], options: {pool: mean}", "stands beside"),
-    ("read_outs: [cls]}\n  one.cls.s0: {source: handmade", "the name of two")])
+    ("read_outs: [cls], options: {pool: mean}", "given together with"),
+    ("read_outs: [cls]}\n  one.cls.s0: {source: handmade", "names two encoders")])
 def test_what_cannot_be_read_out_is_refused(written, field, tmp_path):
     (tmp_path / "workflow.yaml").write_text(PLAN.replace("read_outs: [cls, mean+std]", written))
     with pytest.raises(InputError, match=field):

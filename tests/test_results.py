@@ -136,12 +136,12 @@ def test_an_answer_is_quoted(tables):
 
 
 @pytest.mark.parametrize("kind, body, said", [
-    ("chart", "file: t.csv", "is no kind of block"),
+    ("chart", "file: t.csv", "is not a kind of block"),
     ("table", "file: gone.csv\ncolumns: {a: encoder}", "gone.csv"),
     ("table", "file: t.csv\ncolumns: {a: nowhere}", "nowhere"),
-    ("table", "file: t.csv\nwhere: mean > 9\ncolumns: {a: encoder}", "leaves no row"),
-    ("table", "fil: t.csv", "fil"), ("table", "- 1", "is no mapping"),
-    ("say", "file: t.csv\ntext: x", "leaves 3 rows"), ("answer", "file: t.csv", "t.csv")])
+    ("table", "file: t.csv\nwhere: mean > 9\ncolumns: {a: encoder}", "selects no row"),
+    ("table", "fil: t.csv", "fil"), ("table", "- 1", "is not a mapping"),
+    ("say", "file: t.csv\ntext: x", "selects 3 rows"), ("answer", "file: t.csv", "t.csv")])
 def test_a_broken_block_is_one_line(tables, kind, body, said, capsys):
     (tables / "page.md").write_text(page(kind, body, "kept\n"))
     assert results.main([str(tables / "page.md")]) == 1

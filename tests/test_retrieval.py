@@ -269,7 +269,7 @@ def test_an_image_is_the_mean_of_its_tiles():
 @pytest.mark.parametrize("change, message", [
     (lambda t: t[t["image"] != "u"], "have features and no label"),
     (lambda t: pd.concat([t, t.assign(image="w").iloc[:1]]), "have a label and no features"),
-    (lambda t: pd.concat([t, t.iloc[:1]]), "stands twice"),
+    (lambda t: pd.concat([t, t.iloc[:1]]), "occurs twice"),
     (lambda t: t.assign(label=["x", None]), "is empty for v"),
     (lambda t: t.drop(columns="patient"), "lacks"),
 ])

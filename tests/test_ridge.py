@@ -209,6 +209,67 @@ def test_ties_go_to_the_larger_penalty_and_one_unit_to_the_middle():
     assert alone.alpha == 10.0 and alone.n_inner == 0
 
 
+def test_the_edge_and_the_middle_of_the_penalties_are_said():
+    np.testing.assert_allclose(DEFAULT_ALPHAS, [  # half a decade apart
+        *(scale * step for scale in (0.1, 1, 10, 100, 1e3, 1e4) for step in (1, 10**0.5)), 1e5])
+    x = np.random.default_rng(2).standard_normal((90, 2))
+    groups = {f"s{n}": (x[n::3], x[n::3] @ [[1.0, 2.0], [3.0, -1.0]]) for n in range(3)}
+    exact = choose_alpha(gather(groups), {n: n for n in groups}, (0.1, 1.0, 10.0), criterion="mse")
+    assert exact.alpha == 0.1 and exact.at_edge  # without noise nothing should be shrunk
+    for alphas, middle in (((5.0,), 5.0), ((7.0, 1.0, 6.0, 2.0, 5.0, 3.0, 4.0), 4.0)):
+        alone = choose_alpha(gather(groups), {"s0": 0}, alphas)
+        assert alone.alpha == middle and alone.n_inner == 0 and not alone.at_edge
+        assert alone.curve.shape == (len(alphas),) and np.isnan(alone.curve).all()
+
+
+def test_a_section_of_constant_genes_takes_no_part_in_the_choice():
+    groups = make_groups(seed=4)
+    groups["s4"] = (groups["s4"][0], np.full_like(groups["s4"][1], 0.7))
+    moments, alphas = gather(groups), (0.1, 10.0, 1e3)
+    curves = []
+    for held in ("s0", "s1", "s2", "s3"):
+        fit = moments.decompose([name for name in groups if name != held]).fit()
+        curves.append(fit.score(moments.groups[held], alphas)[0].mean(axis=1))
+    found = choose_alpha(moments, {name: name for name in groups}, alphas)
+    np.testing.assert_allclose(found.curve, np.mean(curves, axis=0), rtol=1e-12)
+
+
+@pytest.mark.parametrize(("x_unit", "y_unit"), [
+    (2.0**60, 1.0), (2.0**-60, 1.0), (1.0, 2.0**-40), (1.0, 2.0**40)])
+def test_units_of_features_and_of_expression_change_no_correlation(x_unit, y_unit):
+    groups = {name: tuple(side.astype(np.float64) for side in both)
+              for name, both in make_groups(seed=5).items()}
+    scaled = {name: (x * x_unit, y * y_unit) for name, (x, y) in groups.items()}
+    plain, found = (m.decompose(["s0", "s1", "s2"]).fit().score(m.groups["s3"], [0.1, 100.0])
+                    for m in (gather(groups), gather(scaled)))
+    np.testing.assert_allclose(found[0], plain[0], rtol=1e-9)
+    np.testing.assert_allclose(found[1], plain[1] * y_unit**2, rtol=1e-9)
+
+
+def test_no_correlation_is_beyond_one():
+    rng = np.random.default_rng(6)
+    x, beta = rng.standard_normal((60, 3)), rng.standard_normal((3, 400))
+    beta[:, 200:] = 0  # predictions of these would be constant
+    groups = {"s0": (x[:30], x[:30] @ beta), "s1": (x[30:], x[30:] @ beta),
+              "s2": (x[30:], -(x[30:] @ beta))}
+    moments = gather(groups)
+    fit = moments.decompose(["s0"]).fit()
+    for name, sign in (("s1", 1.0), ("s2", -1.0)):
+        pcc = fit.score(moments.groups[name], [1e-9])[0][0]
+        np.testing.assert_allclose(pcc[:200], sign, rtol=1e-12)
+        assert np.abs(pcc[:200]).max() <= 1 and np.isnan(pcc[200:]).all()
+
+
+def test_the_decomposition_that_was_not_used_longest_makes_room(monkeypatch):
+    moments = gather(make_groups())
+    first, second = (moments.decompose(names) for names in (["s0", "s1"], ["s0", "s2"]))
+    monkeypatch.setattr("mvhlib.expression.ridge.moments.CACHE_BYTES", 2 * first.nbytes)
+    assert moments.decompose(["s0", "s1"]) is first
+    third = moments.decompose(["s1", "s2"])
+    assert moments.decompose(["s1", "s2"]) is third and moments.decompose(["s0", "s1"]) is first
+    assert moments.decompose(["s0", "s2"]) is not second
+
+
 def test_memory_does_not_grow_with_spots():
     def peak(n_chunks):
         rng = np.random.default_rng(0)
@@ -240,6 +301,21 @@ def test_probe_is_a_scikit_learn_estimator():
     # R squared comes from scikit-learn's own mixin.
     assert single.score(x, y[:, 0]) == pytest.approx(
         1 - ((single.predict(x) - y[:, 0])**2).sum() / ((y[:, 0] - y[:, 0].mean())**2).sum())
+
+
+def test_probe_leaves_out_groups_whole_and_scores_by_section():
+    groups = make_groups(seed=7, sizes=(40, 50, 60, 45))
+    study, alphas = {"s0": "a", "s1": "a", "s2": "b", "s3": "c"}, (0.1, 10.0, 1e3)
+    x, y = stack(groups, groups)
+    sections = np.repeat(list(groups), [len(g[0]) for g in groups.values()])
+    probe = RidgeProbe(alphas=alphas).fit(x, y, groups=[study[name] for name in sections],
+                                          sections=sections)
+    expected = choose_alpha(gather(groups), study, alphas)
+    np.testing.assert_allclose(probe.choice_.curve, expected.curve, rtol=1e-6)
+    assert probe.choice_.n_inner == 3
+    runs = np.repeat(range(5), len(x) // 5)  # without groups: five runs of neighbours
+    np.testing.assert_array_equal(RidgeProbe(alphas=alphas).fit(x, y).choice_.curve,
+                                  RidgeProbe(alphas=alphas).fit(x, y, groups=runs).choice_.curve)
 
 
 def _bad(groups, change):

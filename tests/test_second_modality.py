@@ -63,7 +63,7 @@ def _scaled(adata):
 
 
 @pytest.mark.parametrize("change, problem", [
-    (_unnamed, "no names"), (_doubled, "two of one name"), (_scaled, "whole numbers"),
+    (_unnamed, "no names"), (_doubled, "two columns of one name"), (_scaled, "whole numbers"),
     (lambda adata: adata.obsm.pop("protein"), r"there are \['spatial'\]")])
 def test_what_is_no_table_of_counts_is_refused_by_its_key(tmp_path, change, problem):
     write(tmp_path, "S1", 0, change=change)

@@ -109,7 +109,7 @@ def test_tensors_of_clam_are_read_without_running_code(tmp_path):
     kept = features.read_folder(run / "features/clam")
     np.testing.assert_array_equal(kept["s2"].features, bag(2))
     torch.save(print, folder / "s1.pt")
-    with pytest.raises(InputError, match="s1.pt: features: are no tensor that can be read without"):
+    with pytest.raises(InputError, match="s1.pt: features: are not a tensor that can be read"):
         slide_features.take(tmp_path, "features:pt_files", "", run, "clam")
     (tmp_path / "h5_files").mkdir()
     write_h5(tmp_path / "h5_files/s0.h5", bag(0))  # with h5 beside them tensors are passed over
@@ -127,7 +127,7 @@ def test_a_table_by_slide_is_found_whatever_its_columns_are_called(tmp_path):
     assert [row.known("label") for row in found.rows] == list("ababab")
     (tmp_path / "task.csv").unlink()
     found = profiles.look(tmp_path)
-    assert found.blanks() == ["patient"] and "No table says label" in found.advice[-1]
+    assert found.blanks() == ["patient"] and "No table holds label" in found.advice[-1]
 
 
 @pytest.mark.slow

@@ -382,7 +382,7 @@ def test_groups_and_pairs_are_the_users(tmp_path, caplog):
     chosen = {"groups": str(tmp_path / "groups.csv"), "pairs": [["gut", "liver"], ["skin", "gut"]]}
     folds = splits.make(manifest, "transfer", **chosen)
     assert set(folds["fold"]) == {"gut->liver"}
-    assert "no section of ['skin'] is there, skin->gut is left out" in caplog.text
+    assert "there is no section of ['skin'], so skin->gut is left out" in caplog.text
     # The one group that is tested has one patient: it has no diagonal.
     with pytest.raises(InputError, match="two patients"):
         splits.make(manifest, "within", **chosen)
@@ -396,13 +396,14 @@ def test_groups_and_pairs_are_the_users(tmp_path, caplog):
 
 
 @pytest.mark.parametrize(("options", "field", "problem"), [
-    ({"groups": "organ"}, "groups", "no column"),
+    ({"groups": "organ"}, "groups", "neither a column"),
     ({"groups": {"x0": "a"}}, "group", "is not stated"),
     ({"groups": "specimen_kind.csv"}, "file", "does not exist"),
     ({"groups": {n: "a->b" for n in organs()["section"]}}, "group", "holds '->'"),
     ({"groups": {n: "a" for n in organs()["section"]}}, "groups", "only"),
-    ({"pairs": [["x", "q"]]}, "pairs", "is no pair"),
-    ({"pairs": [["x"]]}, "pairs", "is no pair"), ({"pairs": [["x", "x"]]}, "pairs", "is no pair"),
+    ({"pairs": [["x", "q"]]}, "pairs", "is not a pair"),
+    ({"pairs": [["x"]]}, "pairs", "is not a pair"),
+    ({"pairs": [["x", "x"]]}, "pairs", "is not a pair"),
     # A study in both groups is a leak of the laboratory, whatever the organ.
     ({"groups": {n: n[1] for n in organs()["section"]}}, "study", "on both sides")])
 def test_groups_that_cannot_be_compared(options, field, problem):

@@ -39,8 +39,9 @@ def test_a_grid_is_the_union_of_its_blocks():
 
 
 @pytest.mark.parametrize(("blocks", "said"), [
-    ([], "at least one"), ([{"rate": [1]}], "no axis"), ([{"trunk": ["attention"]}], "state_space"),
-    ([{"clip": [-1]}], "not negative"), ([{"depth": ["deep"]}], "not negative")])
+    ([], "at least one"), ([{"rate": [1]}], "not an axis"),
+    ([{"trunk": ["attention"]}], "state_space"), ([{"clip": [-1]}], "not negative"),
+    ([{"depth": ["deep"]}], "not negative")])
 def test_a_grid_that_names_nothing_is_refused(blocks, said):
     with pytest.raises(InputError, match=said):
         stability.grid(blocks)

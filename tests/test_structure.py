@@ -39,7 +39,7 @@ def test_gmt_is_read_plain_and_gzipped(tmp_path):
 
 
 @pytest.mark.parametrize("text, says", [
-    ("A\tx\n", "no gene"), ("", "there is none"), ("A\tx\tg\nA\tx\th\n", "stands twice"),
+    ("A\tx\n", "no gene"), ("", "there is none"), ("A\tx\tg\nA\tx\th\n", "occurs twice"),
     ("\tx\tg\n", "no name")])
 def test_broken_gmt_names_its_line(tmp_path, text, says):
     (tmp_path / "a.gmt").write_text(text)

@@ -91,7 +91,7 @@ def test_what_is_no_file(tmp_path):
         refused(read, tmp_path / "loop.csv", "runs in a circle")
         refused(read, tmp_path / "absent.csv", "does not exist")
     refused(tables.read_table, cut, "cannot be unpacked")
-    refused(tables.read_table, put(tmp_path, PLAIN, "plain.csv.gz"), "is not packed")
+    refused(tables.read_table, put(tmp_path, PLAIN, "plain.csv.gz"), "is not a gzip file")
 
 
 def test_latin_letters_of_an_old_file_are_read_where_there_is_one_way(tmp_path):
@@ -120,16 +120,16 @@ def test_numbers(tmp_path, cells, sep, given):
 
 
 @pytest.mark.parametrize(("cells", "sep", "said"), [
-    (["1", "0,5"], ",", "x: row 3 is '0,5' and no number"),
+    (["1", "0,5"], ",", "x: row 3 is '0,5' and not a number"),
     (["1,234"], ",", "row 2 is '1,234' which may mean thousands"),
     (["1,234"], ";", "row 2 is '1,234' which may mean thousands"),
     (["1,5", "2.5"], ";", "row 2 is '1,5' beside numbers with a decimal point"),
-    (["1.234.567"], ";", "row 2 is '1.234.567' and no number"),
-    (["nan"], ",", "row 2 is 'nan' where a number must stand"), ([""], ",", "row 2 is blank"),
-    *[([cell], ",", "and no number") for cell in ("inf", "-inf", "0x10", "1_0", "1e", "5 mm", "٣",
+    (["1.234.567"], ";", "row 2 is '1.234.567' and not a number"),
+    (["nan"], ",", "row 2 is 'nan' where a number is needed"), ([""], ",", "row 2 is blank"),
+    *[([cell], ",", "not a number") for cell in ("inf", "-inf", "0x10", "1_0", "1e", "5 mm", "٣",
                                                   "#DIV/0!", "TRUE", "−1", "1 2", "--5")],
     (["1e999"], ",", "infinite"), (["-1"], ",", "must be 0 or more"),
-    (["9"], ",", "must be 8 or less .mm."), (["1.5"], ",", "no whole number")])
+    (["9"], ",", "must be 8 or less .mm."), (["1.5"], ",", "not a whole number")])
 def test_what_is_no_number(tmp_path, cells, sep, said):
     frame, path = column(tmp_path, cells, sep)
     refused(lambda p: tables.numbers(frame, "x", p, low=0, high=8, whole=True, unit="mm"), path,
@@ -157,8 +157,8 @@ def test_names(tmp_path):
     assert tables.names(frame, "x", path, unique=True).tolist() == ["007", "1e5", "Müller"]
     for cells, said in ((["a", ""], "row 3 is blank"), (["NA"], "row 2 is 'NA'"),
                         (["a", "a"], "row 3 is 'a' a second time"),
-                        (["a\u200b"], "character that is not seen"),
-                        (["e\u0301", "é"], "accents encoded otherwise")):
+                        (["a\u200b"], "an invisible character"),
+                        (["e\u0301", "é"], "accents encoded differently")):
         frame, path = column(tmp_path, cells)
         refused(lambda p, frame=frame: tables.names(frame, "x", p, unique=True), path, said)
     frame, path = column(tmp_path, ["NA"])
@@ -206,7 +206,7 @@ def test_ordinary_tables_are_written_as_pandas_does(tmp_path):
     ("name,n\na,1,7\nb,2,7\n", "row 2: has 3 cells"), ("name,n\na,1\nb\n", "row 3: has 1 cells"),
     ('name,n\n"a",1\nb\n', "row 3: has 1 cells"), ("name,n,n\na,1,2\n", "n stands more than once"),
     ("Name,n\na,1\n", "lacks .'name'"),
-    ("name,pcc\na,1\nb,x\n", "pcc: row 3 is 'x' and no number")])
+    ("name,pcc\na,1\nb,x\n", "pcc: row 3 is 'x', not a number")])
 def test_run_tables_are_read_strictly(tmp_path, content, said):
     refused(lambda path: artifacts.read_csv(path, ("name",)), put(tmp_path, content), said)
 

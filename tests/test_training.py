@@ -146,7 +146,7 @@ def test_states_of_something_else_are_refused(tmp_path):
             LoopState(net=nn.Linear(3, 2)))
     path = tmp_path / "step_00000000.pt"
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(InputError, match="no readable state"):
+    with pytest.raises(InputError, match="a readable state"):
         Checkpoints(tmp_path, key={"width": 3, "seed": 0}).resume(state)
 
 
@@ -178,7 +178,7 @@ def test_an_edited_state_is_refused(tmp_path, change):
     state, path = saved(tmp_path)
     content = torch.load(path, weights_only=True) | change
     torch.save(content, path)  # nothing vouches for it
-    with pytest.raises(InputError, match="step_00000005.pt: sha256: is no readable state"):
+    with pytest.raises(InputError, match="step_00000005.pt: sha256: is not a readable state"):
         Checkpoints(tmp_path).resume(state)
     training.checkpoints._seal(path)  # somebody vouches for it
     with pytest.raises(InputError, match="step_00000005.pt: (step|parts|content): "):
@@ -196,7 +196,7 @@ def test_one_rotten_byte_anywhere_is_noticed(tmp_path):
             Checkpoints(tmp_path).resume(state)
     for length in (0, 1, 70, 71, 72, len(whole) - 1):
         path.write_bytes(whole[:length])
-        with pytest.raises(InputError, match="no readable state"):
+        with pytest.raises(InputError, match="a readable state"):
             Checkpoints(tmp_path).resume(state)
     path.write_bytes(whole)
     assert Checkpoints(tmp_path).resume(state)
@@ -205,7 +205,7 @@ def test_one_rotten_byte_anywhere_is_noticed(tmp_path):
 def test_a_broken_log_is_one_line(tmp_path):
     for content in (b"step,loss\n0,abc\n", b"step\n\xff\n"):
         (tmp_path / "log.csv").write_bytes(content)
-        with pytest.raises(InputError, match="log.csv: log: is no log of numbers"):
+        with pytest.raises(InputError, match="log.csv: log: is not a log of numbers"):
             read_log(tmp_path / "log.csv")
 
 
@@ -215,7 +215,7 @@ def test_a_state_cannot_run_code(tmp_path):
             return os.system, ("touch " + str(tmp_path / "ran"),)
 
     torch.save({"key": None, "step": 0, "parts": {"a": Evil()}}, tmp_path / "step_00000000.pt")
-    with pytest.raises(InputError, match="no readable state"):
+    with pytest.raises(InputError, match="a readable state"):
         Checkpoints(tmp_path).resume(LoopState(a=nn.Linear(1, 1)))
     assert not (tmp_path / "ran").exists()
 

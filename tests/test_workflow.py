@@ -44,7 +44,7 @@ def test_profile_with_real_data_wants_data():
 
 @pytest.mark.parametrize("plan, problem", [
     ({"encoder": {}}, "encoder: is not a key"),
-    ({"encoders": {"Hand Made": {"source": "handmade"}}}, "is no slug"),
+    ({"encoders": {"Hand Made": {"source": "handmade"}}}, "not a slug"),
     ({"encoders": {"a": {}}}, "has no source"),
     ({"methods": {"mmap": ["a"]}}, "methods: mmap: ['a']"),
     ({"encoders": {"a": {"source": "b", "weights": "cmrcnet:c"}}}, "add it to methods: cmrcnet"),
@@ -52,7 +52,7 @@ def test_profile_with_real_data_wants_data():
     ({"methods": {"mmap": "a"}}, "list encoders by name"), ({"methods": ["mmap"]}, "type dict"),
     ({"methods": {"mmap": [False]}}, "list encoders by name"),
     ({"encoders": ["a"]}, "type dict"), ({"encoders": {"a": 5}}, "encoders: a: is 5"),
-    *(({"encoders": {slug: {"source": "x"}}}, "is no slug") for slug in ("..", "-rf", ".a", "a/b")),
+    *(({"encoders": {slug: {"source": "x"}}}, "not a slug") for slug in ("..", "-rf", ".a", "a/b")),
     ({"encoders": {"a" * 201: {"source": "x"}}}, "longer than 200 bytes"),
     ({"encoders": {"a": {"source": 5}}}, "source: is 5"),
     ({"encoders": {"a": {"source": "x", "wieghts": "random"}}}, "did you mean 'weights'"),
@@ -65,10 +65,10 @@ def test_profile_with_real_data_wants_data():
      "out: is not a parameter"),
     ({"encoders": {"a": {"source": "x", "seeds": 2}, "a.s1": {"source": "y"}}}, "another encoder"),
     ({"notebooks": ["05_expresion"]}, "did you mean '05_expression'"),
-    ({"notebooks": "05_expression"}, "type list[str]"), ({"threads": {"05": 1}}, "is no notebook"),
-    ({"threads": {"05_expression": 0}}, "less than"), ({"threads": {"05_expression": "2"}}, "int"),
-    ({"gpus": -1}, "less than"), ({"needs_data": "maybe"}, "type bool"),
-    ({"encoders": {"a": {"source": "b", "weights": "pretrained"}}}, "in one place only")])
+    ({"notebooks": "05_expression"}, "type list[str]"), ({"threads": {"05": 1}}, "not a notebook"),
+    ({"threads": {"05_expression": 0}}, "too small"), ({"threads": {"05_expression": "2"}}, "int"),
+    ({"gpus": -1}, "too small"), ({"needs_data": "maybe"}, "type bool"),
+    ({"encoders": {"a": {"source": "b", "weights": "pretrained"}}}, "has only one of")])
 def test_wrong_plan_is_refused(tmp_path, plan, problem):
     (tmp_path / "workflow.yaml").write_text(yaml.safe_dump(plan))
     with pytest.raises(InputError, match=re.escape(problem)):
@@ -202,7 +202,7 @@ def test_a_failed_notebook_names_its_cell(tmp_path):
 def test_explain_says_that_a_disk_is_full(tmp_path, monkeypatch):
     """Whoever met it, in whatever words, and whatever could still be written."""
     path = tmp_path / "04_embed.a.ipynb"
-    full = f"04_embed.a: {tmp_path}: disk: is full. Fix: make room"
+    full = f"04_embed.a: {tmp_path}: disk: is full. Fix: free some space"
     path.with_name("04_embed.a.ipynb.txt").write_text(
         "RuntimeError: Can't decrement id ref count (error message = 'No space left on device')")
     assert workflow.explain(path).startswith(full)

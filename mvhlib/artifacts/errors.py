@@ -63,7 +63,7 @@ def one_line(text: Any, longest: int = 400) -> str:
 
 @contextlib.contextmanager
 def reading(path: str | os.PathLike, field: str = "file", problem: str = "cannot be read",
-            fix: str = "replace it by a whole file of this kind") -> Iterator[None]:
+            fix: str = "replace it with a complete file of this kind") -> Iterator[None]:
     """Turn what a library raises over a broken file into one `InputError` that names the file.
 
     A reader wraps the lines that parse a user's file, no more: an error of our own code behind

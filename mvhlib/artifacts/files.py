@@ -17,6 +17,8 @@ from typing import Any
 from mvhlib.artifacts.errors import InputError, reading
 from mvhlib.artifacts.hashes import as_json
 
+_WRITE_AGAIN = "delete it, and run again what wrote it"
+
 #: Folders of an OUT that hold what a run made.
 OUTPUTS = ("runs", "figures", "predictions")
 
@@ -51,7 +53,7 @@ def check_file(path: str | os.PathLike, field: str = "file") -> Path:
         if isinstance(error, OSError) and os.path.islink(path):
             way = "runs in a circle" if error.errno == errno.ELOOP else "does not exist"
             raise InputError(path, field, f"is a link to {os.readlink(path)}, which {way}",
-                             "mend the link, or put the file itself there") from None
+                             "correct the link, or put the file itself there") from None
         if isinstance(error, PermissionError):
             raise InputError(path, field, "may not be read by this user",
                              "change its permissions") from None
@@ -110,14 +112,14 @@ def read_json(path: str | os.PathLike, kind: type = dict) -> Any:
         If it is no file, no JSON in UTF-8, too large, nested too deeply, or another kind.
     """
     path = check_file(path)
-    with reading(path, "content", "is no readable JSON", "delete it and make it again"):
+    with reading(path, "content", "is not readable JSON", _WRITE_AGAIN):
         if path.stat().st_size > LARGEST_JSON:
             raise InputError(path, "size", f"is over {LARGEST_JSON // 10**6} MB",
-                             "delete it and make it again")
+                             _WRITE_AGAIN)
         content = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(content, kind):
         raise InputError(path, "content", f"is a {type(content).__name__}, not a {kind.__name__}",
-                         "delete it and make it again")
+                         _WRITE_AGAIN)
     return content
 
 

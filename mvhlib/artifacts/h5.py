@@ -26,8 +26,8 @@ def h5_writer(path: str | os.PathLike) -> Iterator[Any]:
 
 
 #: Advice about a file that is not a complete h5 file.
-_MAKE_AGAIN = ("it is probably truncated or damaged: delete it and make it again, or copy it again "
-               "from its source")
+_MAKE_AGAIN = ("it is probably truncated or damaged: copy it again from its "
+               "source, or delete it and run again what wrote it")
 
 
 @contextlib.contextmanager
@@ -99,12 +99,12 @@ def check_h5(path: str | os.PathLike) -> Path:
     ended = _in_child(lambda: _walk_h5(path))
     if ended is not None and os.WIFEXITED(ended) and os.WEXITSTATUS(ended) == _GREEDY:
         raise InputError(path, "file", "is damaged: the h5 library asks for more than "
-                         f"{_WALK_BYTES / 2**30:g} GB over it", _MAKE_AGAIN)
+                         f"{_WALK_BYTES / 2**30:g} GB to read it", _MAKE_AGAIN)
     if ended is not None and os.WIFSIGNALED(ended):
         how = os.WTERMSIG(ended)
-        raise InputError(path, "file", "is damaged: the h5 library does not come to an end over it"
+        raise InputError(path, "file", "is damaged: the h5 library does not finish reading it"
                          if how in (signal.SIGXCPU, signal.SIGKILL) else
-                         f"is damaged: the h5 library crashes over it ({signal.Signals(how).name})",
+                         f"is damaged: the h5 library crashes on it ({signal.Signals(how).name})",
                          _MAKE_AGAIN)
     _WALKED.add(_key(facts))
     return path
@@ -147,7 +147,7 @@ def _in_child(work: Callable[[], Any]) -> int | None:
             import faulthandler
             import resource
 
-            faulthandler.disable()  # it would write of a crash that is reported in one line
+            faulthandler.disable()  # it would print a trace of a crash that is said in one line
             silent = os.open(os.devnull, os.O_WRONLY)
             os.dup2(silent, 1)
             os.dup2(silent, 2)
@@ -234,7 +234,7 @@ def _check_links(path: Path, stream: Any) -> None:
 
     links, elsewhere = [], []
 
-    def look(name: str, link: Any) -> None:  # h5py does not let an error of ours through
+    def look(name: str, link: Any) -> None:  # h5py hides what is raised in here
         if not isinstance(link, h5py.HardLink):
             links.append((name, link))
 
@@ -251,7 +251,7 @@ def _check_links(path: Path, stream: Any) -> None:
             stream[name]
         except (KeyError, OSError, RuntimeError):
             raise InputError(path, name, f"is a link to {link.path}, which leads nowhere",
-                             "mend the link, or copy the data to this name") from None
+                             "correct the link, or copy the data to this name") from None
     stream.visititems(inside)
     if elsewhere:
         raise InputError(path, elsewhere[0], "keeps its values in another file",
@@ -301,8 +301,8 @@ def h5_array(stream: Any, name: str, *, kind: str = "number", ndim: int | tuple[
     with reading(where, label, fix=_MAKE_AGAIN):
         node = stream.get(name)
         if node is None:
-            raise InputError(where, label, f"is missing; here are {sorted(stream)[:12]}",
-                             "take a file that has it")
+            raise InputError(where, label, f"is missing; the file has {sorted(stream)[:12]}",
+                             "give a file that has it")
         if not isinstance(node, h5py.Dataset):
             raise InputError(where, label, "is a group", "store an array under this name")
         if h5py.h5o.get_info(node.id).fileno != h5py.h5o.get_info(stream.id).fileno:
@@ -323,8 +323,8 @@ def h5_array(stream: Any, name: str, *, kind: str = "number", ndim: int | tuple[
             raise InputError(where, label, f"has shape {shape}",
                              f"store an array of {dimensions} dimensions")
         if rows is not None and (not shape or shape[0] != rows):
-            raise InputError(where, label, f"has {shape[0] if shape else 'no'} rows for {rows}",
-                             _MAKE_AGAIN)
+            raise InputError(where, label, f"has {shape[0] if shape else 'no'} rows and needs "
+                             f"{rows}", _MAKE_AGAIN)
         _check_size(where, label, node)
         if not read:
             return node
@@ -371,7 +371,7 @@ def _check_size(where: str, label: str, node: Any) -> None:
     if stored > os.path.getsize(where):
         raise InputError(where, label, f"takes {stored:,} bytes, more than the file has",
                          _MAKE_AGAIN)
-    if node.id.get_create_plist().get_layout() == 1:  # contiguous: its size is believed, not told
+    if node.id.get_create_plist().get_layout() == 1:  # contiguous: no size is checked
         offset = node.id.get_offset()
         end = os.path.getsize(where)
         stored = 0 if offset is None else max(0, min(stored, end - offset))
@@ -460,13 +460,13 @@ def h5_attr(node: Any, name: str, *, kind: str = "number", above: float | None =
             value = str(_decoded(where, field, np.array([value], dtype=object))[0])
         if kind == "text":
             if not isinstance(value, str):
-                raise InputError(where, field, f"is {value!r}, which is no text", "store text")
+                raise InputError(where, field, f"is {value!r}, not text", "store text")
             return value
         if isinstance(value, str):
             try:
                 value = float(value)
             except ValueError:
-                raise InputError(where, field, f"is {value!r}, which is no number",
+                raise InputError(where, field, f"is {value!r}, not a number",
                                  "store a number, with a decimal point") from None
         if not isinstance(value, (int, float)) or not math.isfinite(value) or (
                 above is not None and not value > above) or (

@@ -89,9 +89,9 @@ def check_spelling(names: Iterable[str], where: str | os.PathLike, field: str) -
         plain = _POINT_ZERO.sub("", " ".join(name.casefold().split()))
         other = spelt.setdefault(plain, name)
         if other != name:
-            raise InputError(where, field, f"{other!r} and {name!r} differ in upper and lower "
-                             "case, blanks or .0 alone", "spell them alike, or, if they are two, "
-                             "give one another name")
+            raise InputError(where, field, f"{other!r} and {name!r} differ only in upper "
+                             "and lower case, blanks or .0", "spell them the same way, or, if they "
+                             "are two, rename one of them")
 
 
 #: Characters that a line of text cannot hold.
@@ -109,4 +109,4 @@ def check_sayable(names: Iterable[Any], where: str | os.PathLike, field: str) ->
     for number, name in enumerate(names, 1):
         if _BREAKS.search(str(name)):
             raise InputError(where, field, f"number {number} is {str(name)!r}, which holds a "
-                             "control character", "write names of letters, digits and signs")
+                             "control character", "write names without such characters")

@@ -123,7 +123,7 @@ def read_csv(path: str | os.PathLike, columns: tuple[str, ...] = (), **options):
     kinds = options.pop("dtype", {})
     if isinstance(kinds, dict):
         kinds = {column: str for column in header if column in NAME_COLUMNS} | kinds
-    with reading(path, fix="make the table again, or mend the cell"):
+    with reading(path, fix="correct the cell, or make the table again"):
         frame = pd.read_csv(io.BytesIO(content), **{
             "keep_default_na": False, "na_values": [""], "dtype": kinds, "encoding": "utf-8-sig",
             "low_memory": False} | options)
@@ -132,8 +132,8 @@ def read_csv(path: str | os.PathLike, columns: tuple[str, ...] = (), **options):
             wrong = pd.to_numeric(frame[column], errors="coerce").isna() & frame[column].notna()
             if wrong.any():
                 raise InputError(path, str(column), f"row {int(wrong.to_numpy().argmax()) + 2} is "
-                                 f"{str(frame[column][wrong].iloc[0])[:60]!r} and no number",
-                                 "make the table again, or mend the cell")
+                                 f"{str(frame[column][wrong].iloc[0])[:60]!r}, not a number",
+                                 "correct the cell, or make the table again")
     if b"'" in content:
         for at in range(frame.shape[1]):
             if frame.dtypes.iloc[at].kind == "O":
@@ -148,21 +148,22 @@ def _header(path: Path, content: bytes) -> list[str]:
     import io
 
     if not content.strip():
-        raise InputError(path, "file", "is empty", "make it again")
+        raise InputError(path, "file", "is empty", "run again the notebook that writes it")
     if b"\0" in content:
-        raise InputError(path, "file", "holds a byte of zero: it is no text, or UTF-16",
-                         "save it as UTF-8, or make it again")
+        raise InputError(path, "file", "holds a byte of zero: it is not text, or it is UTF-16",
+                         "save it as UTF-8, or make the table again")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[:error.start].count(b"\n") + 1
         raise InputError(path, f"row {line}", f"holds the byte 0x{content[error.start]:02x}, which "
-                         "is no UTF-8", "save the table as UTF-8, or make it again") from error
+                         "is not UTF-8", "save the table as UTF-8, or make the table "
+                         "again") from error
     odd = _CONTROL.search(content)
     if odd:
         raise InputError(path, f"row {content[:odd.start()].count(bytes([10])) + 1}",
                          f"holds the control character 0x{odd[0][0]:02x}",
-                         "make the table again, or mend the cell")
+                         "correct the cell, or make the table again")
     header: list[str] = []
     line = 0
     try:
@@ -190,6 +191,6 @@ def _widths(text: str) -> Iterator[tuple[int, int]]:
     if '"' in text or "\r" in text:
         rows = csv.reader(io.StringIO(text, newline=""), strict=True)
         yield from ((rows.line_num, len(row)) for row in rows)
-    else:  # counting commas says the same, ten times as fast
+    else:  # counting commas finds the same, ten times as fast
         yield from ((line, row.count(",") + 1 if row else 0)
                     for line, row in enumerate(text.split("\n"), 1))

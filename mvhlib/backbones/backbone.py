@@ -315,7 +315,7 @@ class Backbone(nn.Module):
                 options["dt_bias_count"] = dt_bias_count
             return _build(MIXERS[mixer], "mixer_options", embed_dim, **options)
 
-        with torch.random.fork_rng(devices=[]):  # what is drawn here is drawn again, by name
+        with torch.random.fork_rng(devices=[]):  # all weights are drawn again later, by name
             self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, embed_dim)
             self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
             self.mask_token = nn.Parameter(torch.zeros(1, embed_dim))
@@ -529,7 +529,7 @@ class Backbone(nn.Module):
         again = "copy or train the model again"
         config = read_json(config_path)
         check_file(weights_path)
-        with reading(config_path, "content", "is no model configuration", again):
+        with reading(config_path, "content", "is not a model configuration", again):
             expected, args = config.pop("weights_sha256"), dict(config["model_args"])
         with reading(weights_path, "content", "is not readable", again):
             if sha256_file(weights_path) != expected:
@@ -604,7 +604,7 @@ def check_finite(tensors: Mapping[str, Tensor], where: str | Path) -> None:
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise InputError(where, name, "holds NaN or infinite weights",
-                             "use a checkpoint from before the training went wrong")
+                             "use a checkpoint from before the training diverged")
 
 
 def _build(kind: Callable[..., nn.Module], field: str, dim: int, **options: Any) -> nn.Module:

@@ -85,7 +85,7 @@ def captured(function: Callable[[Tensor], Tensor], example: Tensor) -> Callable[
         stream = torch.cuda.Stream(example.device)
         stream.wait_stream(torch.cuda.current_stream(example.device))
         with torch.no_grad(), torch.cuda.stream(stream):
-            for _ in range(3):  # what is compiled or cached at a first call must be there before
+            for _ in range(3):  # the first calls compile and fill caches, which is not to be timed
                 function(entered)
         torch.cuda.current_stream(example.device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()

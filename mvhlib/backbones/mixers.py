@@ -300,8 +300,8 @@ class HydraMixer(nn.Module):
         super().__init__()
         inner = expand * dim
         if inner % headdim or d_conv % 2 == 0:
-            raise InputError("HydraMixer", "headdim, d_conv",
-                             f"headdim {headdim} must divide {inner}, d_conv {d_conv} be odd",
+            raise InputError("HydraMixer", "headdim, d_conv", f"headdim {headdim} must divide "
+                             f"{inner}, and d_conv {d_conv} must be odd",
                              "change headdim, expand or d_conv")
         self.d_state, self.d_conv, self.headdim = d_state, d_conv, headdim
         self.inner, self.n_heads = inner, inner // headdim

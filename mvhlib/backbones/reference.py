@@ -27,7 +27,7 @@ _HEADS = re.compile(r"^(dino_head|ibot_head|dino_loss|ibot_patch_loss|ibot_loss)
 #: Published names -> ours, in this order.
 _RENAMES = (
     (re.compile(r"^blocks\.blocks\.(\d+)\."), r"blocks.\1."),  # MambaVision's flat layer
-    (re.compile(r"^blocks\.\d+\.(\d+)\."), r"blocks.\1."),  # chunks; the inner index counts on
+    (re.compile(r"^blocks\.\d+\.(\d+)\."), r"blocks.\1."),  # chunks: the inner index counts on
     (re.compile(r"^layers\.(\d+)\.norm\."), r"blocks.\1.norm1."),  # Vim
     (re.compile(r"^layers\.(\d+)\."), r"blocks.\1."),
     (re.compile(r"^norm_f\."), "norm."),
@@ -74,7 +74,7 @@ def load_reference_state_dict(model: nn.Module, path: str | os.PathLike | Mappin
     """
     where = "state dict" if isinstance(path, Mapping) else Path(path)
     content = path if isinstance(path, Mapping) else _read(Path(path))
-    with reading(where, "content", "names no numbers", "save the state dict alone"):
+    with reading(where, "content", "holds no tensors by name", "save the state dict alone"):
         flat = _select(_flatten(content), branch)
     check_finite(flat, where)
 

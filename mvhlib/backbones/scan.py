@@ -128,7 +128,7 @@ def selective_scan(
     }
     chosen = _choose("selective_scan", backend, unfit)
     with torch.autocast(u.device.type, enabled=False):
-        if chosen == "triton":  # widens what it reads by itself
+        if chosen == "triton":  # its kernel widens what it reads
             return _triton()[0](u, delta, A, B, C, D, delta_bias, delta_softplus)
         wide = [None if tensor is None else _widen(tensor, precision)
                 for tensor in (u, delta, A, B, C, D, delta_bias)]

@@ -98,7 +98,7 @@ def _forward(u, delta, A, B, C, skip, bias, y, kept, batch, channels, length, st
     shift, through = tl.zeros((BLOCK_D,), tl.float32), tl.zeros((BLOCK_D,), tl.float32)
     if HAS_BIAS:
         shift = tl.load(bias + d, mask=is_d, other=0.0)
-    if HAS_SKIP:  # by the first part alone
+    if HAS_SKIP:  # added once, by the first part of the states
         through = tl.load(skip + d, mask=is_d & (part == 0), other=0.0)
 
     u_at, delta_at = u + sequence * u_b + d * u_d, delta + sequence * delta_b + d * delta_d

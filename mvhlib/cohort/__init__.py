@@ -93,8 +93,8 @@ def read(source: str, path: str | Path | None = None, *, seed: int | None = None
         given = {}
     unknown = [name for name in options if name not in known]
     if unknown:
-        raise InputError(f"cohort source {source}", ", ".join(unknown), "is no option of it",
-                         f"use {', '.join(known)}")
+        raise InputError(f"cohort source {source}", ", ".join(unknown),
+                         "is not an option of this source", f"use {', '.join(known)}")
     try:
         return reader(path, **options, **given)
     except InputError as error:

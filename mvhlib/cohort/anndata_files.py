@@ -281,21 +281,22 @@ def _beside(path: Path, root: Path, row: dict[str, Any]) -> Path | None:
         full = root / str(row["image"])
         if not os.path.exists(full) or not full.absolute().is_relative_to(root.absolute()) \
                 or ".." in Path(str(row["image"])).parts:
-            raise InputError(full, "image", "is not there, or not below the data directory",
-                             "write its path from the data directory")
+            raise InputError(full, "image", "does not exist, or lies outside the data directory",
+                             "write its path relative to the data directory")
         return full
     found = [path.with_suffix(ending) for ending in IMAGE_SUFFIXES
              if path.with_suffix(ending).exists()]
     if len(found) > 1:
-        raise InputError(found[1], "image", f"stands beside {found[0].name}",
-                         "keep one, or name it in a column image")
+        raise InputError(found[1], "image", "is a second image of this section beside "
+                         f"{found[0].name}", "keep one, or name the right one in the column image "
+                         "of samples.csv")
     return found[0] if found else None
 
 
 def _write(path: Path, pixels: np.ndarray) -> None:
     from PIL import Image
 
-    with reading(path, "image", "cannot be written", "name an OUT of yours"):
+    with reading(path, "image", "cannot be written", "choose an OUT that you may write to"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic(path) as temporary:
             Image.fromarray(pixels).save(temporary, format="PNG")
@@ -393,8 +394,8 @@ def _second_modality(stored: "AnnData", path: Path, key: str) -> tuple[np.ndarra
                          "store a pandas DataFrame with what was measured as its columns")
     names = pd.Index([str(name).strip() for name in table.columns])
     if "" in names or not names.is_unique:
-        raise InputError(path, f'obsm["{key}"]', "has a column without a name, or two of one name",
-                         "name each column by what was measured")
+        raise InputError(path, f'obsm["{key}"]', "has a column without a name, or two columns of "
+                         "one name", "name each column by what was measured")
     return table.to_numpy(), names
 
 
@@ -409,9 +410,9 @@ def _place(stored: "AnnData", path: Path) -> None:
             return
     unclear = [column for column in stored.obs if _UNCLEAR.fullmatch(str(column).lower())]
     if unclear:
-        raise InputError(path, 'obsm["spatial"]', f"is missing, and obs has {unclear[:4]}, of "
-                         "which nobody says that x runs along the image's width",
-                         "look at them on the image, and store centres as (x, y) [px]: "
+        raise InputError(path, 'obsm["spatial"]', f"is missing; obs has {unclear[:4]}, but "
+                         "nothing says which of them runs along the image's width",
+                         "plot them on the image, and store centres as (x, y) [px]: "
                          'adata.obsm["spatial"] = adata.obs[[x, y]].to_numpy()')
 
 
@@ -441,7 +442,7 @@ def _on_tissue(adata: "AnnData", stored: "AnnData", path: Path) -> "AnnData":
         return adata
     if not said.any():
         raise InputError(path, "in_tissue", "no spot lies on tissue", "correct in_tissue")
-    log.warning("%s: %d of %d spots lie beside the tissue (in_tissue 0) and are left out", path,
+    log.warning("%s: %d of %d spots do not lie on tissue (in_tissue 0) and are left out", path,
                 int((said == 0).sum()), len(said))
     return adata[said == 1].copy()
 
@@ -468,9 +469,9 @@ def picture_inside(adata: "AnnData", path: Path) -> Picture | None:
         return None
     size = next((size for size in SIZES if size in images), None)
     if size is None:
-        raise InputError(path, 'uns["spatial"]', f"has images called {sorted(images)[:4]}, "
-                         f"of which none is one of {list(SIZES)}", "call the one that is meant "
-                         "hires, and give its tissue_hires_scalef")
+        raise InputError(path, 'uns["spatial"]', f"has images named {sorted(images)[:4]}, "
+                         f"of which none is one of {list(SIZES)}", "rename the right one "
+                         "to hires, and give its tissue_hires_scalef")
     factor = 1.0 if size == "fullres" else _number(scalefactors.get(f"tissue_{size}_scalef"))
     if factor is None or not 0 < factor <= 10:
         raise InputError(path, f'uns["spatial"] tissue_{size}_scalef',
@@ -509,7 +510,7 @@ def as_pixels(image: Any, path: Path) -> np.ndarray:
         return np.ascontiguousarray(image)
     if image.dtype.kind != "f" or not np.isfinite(image).all() or image.min() < 0 \
             or image.max() > 1:
-        raise InputError(path, "image", f"is {image.dtype}, neither bytes nor shares from 0 to 1",
+        raise InputError(path, "image", f"is {image.dtype}, neither uint8 nor float from 0 to 1",
                          "store uint8, or float from 0 to 1")
     return np.rint(image * 255).astype(np.uint8)
 
@@ -532,9 +533,9 @@ def _scale(adata: "AnnData", path: Path) -> tuple[str, float | None]:
         return "unknown", None  # an array of another platform: its scale has to be stated
     if lies_transposed(positions):
         raise InputError(path, 'obsm["spatial"]', "has rows of the array along the image's width "
-                         "and columns along its height, as if x and y were swapped", "exchange its "
-                         "two columns; if the image does lie so, leave array_row and array_col out "
-                         "and state mpp in samples.csv")
+                         "and columns along its height, as if x and y were swapped",
+                         "exchange its two columns; if the image is really turned like this, leave "
+                         "array_row and array_col out and state mpp in samples.csv")
     return "hexagonal", measure_mpp(positions, {}, path)
 
 

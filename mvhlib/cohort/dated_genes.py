@@ -36,5 +36,6 @@ def dated(names: Iterable[str]) -> np.ndarray:
 def say(names: Iterable[str], lost: np.ndarray, where: str | os.PathLike) -> None:
     """Put into the log which genes are left out."""
     gone = [name for name, out in zip(names, lost, strict=True) if out]
-    log.warning("%s: %d genes are called by dates, which a spreadsheet has made of symbols such as "
-                "SEPTIN2 or MARCHF1, and are left out: %s", where, len(gone), ", ".join(gone[:5]))
+    log.warning("%s: %d genes have dates for names, into which a spreadsheet has turned symbols "
+                "such as SEPTIN2 or MARCHF1, and are left out: %s", where, len(gone),
+                ", ".join(gone[:5]))

@@ -194,7 +194,7 @@ def _check_printed(names: Iterable[str], path: Path, field: str, fix: str) -> No
         if not name:
             raise InputError(path, field, f"is blank in row {row}", fix)
         if not name.isprintable():
-            raise InputError(path, field, f"is {name!r} in row {row}, which is no name", fix)
+            raise InputError(path, field, f"is {name!r} in row {row}, not a name", fix)
 
 
 def _symbols_first(features: pd.DataFrame, path: Path) -> pd.DataFrame:
@@ -420,14 +420,14 @@ def _mtx_counts(folder: Path, n_features: int) -> tuple[list[str], "csr_matrix",
         raise InputError(
             path, "matrix", f"is {shape[0]} x {shape[1]} for {n_features} features and "
             f"{len(barcodes)} barcodes", "write features x barcodes: transpose it" if turned
-            else "give the three files of one matrix, whole and without headers")
+            else "give the three files of one matrix, complete and without headers")
     with reading(path, "matrix", fix=_COPY), open_packed(path) as stream:
         matrix = scipy.io.mmread(stream)
     matrix.data = _counts(matrix.data, path)
     counts = matrix.T.tocsr()
     counts.sort_indices()
     if counts.nnz < n_values:
-        raise InputError(path, "matrix", "names an entry twice", _COPY)
+        raise InputError(path, "matrix", "names a gene twice within one barcode", _COPY)
     return barcodes, counts, {}
 
 

@@ -114,7 +114,7 @@ def _files(folder: Path, depth: int) -> Iterator[Path]:
 def _place(own: re.Match, prefix: str, file: Path) -> str:
     """Where a file stands in Space Ranger's layout."""
     if own["spatial"]:
-        packed_table = own["packed"] and own["spatial"].endswith(".csv")  # readers open these
+        packed_table = own["packed"] and own["spatial"].endswith(".csv")  # readers unpack these
         return f"spatial/{own['spatial']}{'.gz' if packed_table else ''}"
     if own["mtx"]:
         raw = "raw" in re.split(r"[_.-]", f"{own['kind'] or ''}_{prefix}_{file.parent.name}")
@@ -208,8 +208,8 @@ def read(path: str | Path, *, samples: str | Path | pd.DataFrame | None = None,
         name for name in found if name in set(table.get("folder", table["section"]))
         | set(table["section"])]
     if not found or not wanted:
-        raise InputError(root, "data", f"holds no section of this kind; seen {list(found)[:4]}",
-                         "name sections by the prefix of their files")
+        raise InputError(root, "data", f"holds no section of this kind; it has {list(found)[:4]}",
+                         "name sections in samples.csv by the first part of their files' names")
     for name in wanted:
         check(root, name, found[name])
     holder = tempfile.TemporaryDirectory(prefix="mvhlib-flat-") if keep is None else None
@@ -232,8 +232,8 @@ def _platform(root: Path, found: Mapping[str, Mapping[str, Path]], wanted: Seque
     of = {name: "xenium" if any(part in visium.TRANSCRIPT_FILES for part in found[name])
           else "visium" for name in wanted}
     if len(set(of.values())) > 1:
-        raise InputError(root, "data", f"holds spots and transcripts: {of}",
-                         "give each its own folder, or name those of one by samples.csv")
+        raise InputError(root, "data", f"holds sections of Visium and of Xenium: {of}",
+                         "give each platform its own folder, or list those of one in samples.csv")
     return of[wanted[0]]
 
 
@@ -265,7 +265,7 @@ def arrange(root: Path, found: Mapping[str, Mapping[str, Path]], target: Path) -
         If a file cannot be unpacked, or `target` not be written.
     """
     own: dict[str, Path] = {}
-    with reading(target, "OUT", "cannot be written", "name an OUT of yours"):
+    with reading(target, "OUT", "cannot be written", "choose an OUT that you may write to"):
         shutil.rmtree(target, ignore_errors=True)
         for name, parts in found.items():
             for place, file in parts.items():

@@ -126,7 +126,7 @@ def panel(name: str, adatas: Sequence["AnnData"], n_genes: int = 50, *,
     if name not in COMPUTED:
         return _marker_panel(name, shared)
     if n_genes < 1:
-        raise InputError(f"panel {name}", "n_genes", f"is {n_genes}", "ask for at least one gene")
+        raise InputError(f"panel {name}", "n_genes", f"is {n_genes}", "choose at least one gene")
     statistics = [_remembered(adata, shared, {} if memory is None else memory)
                   for adata in adatas]
     found = np.min([table["found"].to_numpy() for table in statistics], axis=0)
@@ -140,7 +140,7 @@ def panel(name: str, adatas: Sequence["AnnData"], n_genes: int = 50, *,
     if len(ranked) < n_genes and said not in (memory or ()):
         log.warning("panel %s: %d genes qualify, %d were asked for", *said)
         if memory is not None:
-            memory[said] = True  # folds of one cohort say it once
+            memory[said] = True  # said once for all folds of a cohort
     return Panel(ranked[:n_genes], name)
 
 
@@ -246,8 +246,9 @@ def names(table: pd.DataFrame, column: str, path: str | os.PathLike, *, unique: 
     found = tables.names(table, column, path, unique=unique, none=("",))
     dates = found.map(dated_genes.is_date).astype(bool)
     if dates.any():
-        tables.refuse(path, found, dates, "a date, which a spreadsheet has made of a gene such as "
-                      "SEPTIN2 or MARCHF1", "write the gene's symbol, in a column of text")
+        tables.refuse(path, found, dates, "a date, into which a spreadsheet has turned a gene such "
+                      "as SEPTIN2 or MARCHF1", "write the gene's symbol, in a column that is "
+                      "formatted as text")
     return found
 
 
@@ -273,7 +274,7 @@ def targets(adata: "AnnData", genes: Sequence[str], how: str = "log1p_cp10k") ->
 def _remembered(adata: "AnnData", genes: pd.Index, memory: dict[Any, Any]) -> pd.DataFrame:
     key = (id(adata), tuple(genes))
     if key not in memory:
-        memory[key] = (adata, _statistics(adata, genes))  # holds adata, whose id is then its own
+        memory[key] = (adata, _statistics(adata, genes))  # adata lives on: its id stays its own
     return memory[key][1]
 
 
@@ -289,7 +290,7 @@ def _statistics(adata: "AnnData", genes: pd.Index) -> pd.DataFrame:
     values = normalize(counts, library=library)
     found = np.asarray((counts > 0).mean(axis=0)).ravel()
     work = anndata.AnnData(values, var=pd.DataFrame(index=genes))
-    with warnings.catch_warnings():  # bins of one gene and genes without a count
+    with warnings.catch_warnings():  # it warns of bins of one gene and of genes without a count
         warnings.simplefilter("ignore")
         table = sc.pp.highly_variable_genes(work, flavor="seurat", inplace=False)
     dispersion = np.nan_to_num(table["dispersions_norm"].to_numpy(float), nan=-np.inf)
@@ -361,5 +362,6 @@ def _marker_panel(name: str, shared: pd.Index) -> Panel:
                          f"(which name genes like {list(shared[:3])})",
                          "use the sections' naming scheme")
     if absent:
-        log.warning("panel %s: absent from a section: %s", name, ", ".join(absent))
+        log.warning("panel %s: these genes are absent from at least one section and are left out: "
+                    "%s", name, ", ".join(absent))
     return Panel(present, str(name), absent)

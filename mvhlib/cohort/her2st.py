@@ -80,7 +80,8 @@ def read(path: str | Path, *, sections: Iterable[str] | None = None, images: boo
     """
     root = Path(path)
     if not root.is_dir():
-        raise InputError(root, "data", "is not a directory", "pass the one that holds ST-cnts")
+        raise InputError(root, "data", "is not a directory",
+                         "pass the directory that holds ST-cnts")
     pattern = SECTION
     if patients is not None:
         given = {safe_name(name, "option patients", "section"): safe_name(
@@ -91,10 +92,10 @@ def read(path: str | Path, *, sections: Iterable[str] | None = None, images: boo
     nobody = [path for path in entries(root / "ST-cnts")
               if table_suffix(path) and path not in counts.values() and is_counts(path)]
     if nobody and sections is None:
-        raise InputError(nobody[0], "section", "belongs to nobody: its name is not letters and "
-                         "digits, as in A1" if patients is None else "is not among patients",
+        raise InputError(nobody[0], "section", "has no known patient: its name is not a letter "
+                         "and a number, as in A1" if patients is None else "is not among patients",
                          "pass patients={section: patient} for all tables, name the sections= to "
-                         "read, or move it elsewhere")
+                         "read, or move the file elsewhere")
     if not counts:
         raise InputError(root, "ST-cnts", "holds no count table (A1.tsv.gz, ...)",
                          "pass the directory that holds ST-cnts; for another layout, list "

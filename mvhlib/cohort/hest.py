@@ -261,7 +261,7 @@ def _find_samples(root: Path, metadata: str | Path | None) -> dict[str, _Sample]
                 if file.suffix != ".h5ad":
                     continue
                 if file.stem in files:
-                    log.warning("%s stands in %s as well, the first is read", file,
+                    log.warning("%s is in %s as well; the first is read", file,
                                 files[file.stem][1])
                 files.setdefault(file.stem, (home, file))
     if not files:
@@ -306,7 +306,7 @@ def _facts(home: Path, name: str, row: Mapping[str, Any]) -> tuple[dict[str, Any
     path = home / "metadata" / f"{name}.json"
     if not present(path):
         return dict(row), None
-    with reading(path, problem="is no JSON object",
+    with reading(path, problem="is not a JSON object",
                  fix="it is probably truncated: fetch it again"):
         own = json.loads(path.read_text(encoding="utf-8-sig"))
         own = {key: value for key, value in own.items() if _stated(value)}
@@ -326,13 +326,13 @@ def _choose(root: Path, present: list[str], table: pd.DataFrame | None, where: A
         known = [column for column in table.columns if column not in CORRECTION_COLUMNS]
         unknown = [name for name in wanted if name not in known]
         if unknown or not wanted:
-            raise InputError(where, "include", f"{unknown} is no set of it", f"use {known}")
+            raise InputError(where, "include", f"{unknown} is not one of its sets", f"use {known}")
         listed = list(table.loc[table[wanted].any(axis=1), "section"])
         names = [name for name in listed if name in set(present)]
         if len(names) < len(listed) and sections is None:
             gone = [name for name in listed if name not in set(present)]
-            log.warning("%s: %d of the %d samples of %s are not there, for example %s; this is "
-                        "another cohort", root, len(gone), len(listed), "+".join(wanted), gone[:3])
+            log.warning("%s: %d of the %d samples of %s are not there, for example %s; this is a "
+                        "smaller cohort", root, len(gone), len(listed), "+".join(wanted), gone[:3])
     if sections is not None:
         sections = section_list(sections, root)
         unknown = [name for name in sections if name not in names]
@@ -343,7 +343,7 @@ def _choose(root: Path, present: list[str], table: pd.DataFrame | None, where: A
     elif table is not None and not duplicates:
         copies = table.set_index("section")["duplicate_of"].dropna()
         for name in [n for n in names if n in copies.index and copies[n] in names]:
-            log.info("%s is left out, it duplicates %s", name, copies[name])
+            log.info("%s is left out: it duplicates %s", name, copies[name])
             names.remove(name)
     if not names:
         raise InputError(root, "sections", "no sample is left",
@@ -359,7 +359,7 @@ def _who(sample: _Sample, row: Mapping[str, Any] | None, substudies: bool,
     for key in ("dataset_title", "patient"):
         value = sample.facts.get(key, "")
         if not isinstance(value, (str, int)) or isinstance(value, bool):
-            raise InputError(sample.told_by, key, f"of {sample.name} is {value!r}, no name",
+            raise InputError(sample.told_by, key, f"of {sample.name} is {value!r}, not a name",
                              "write it as text")
     study = str(sample.facts.get("dataset_title", sample.root.absolute().name)).strip()
     if "patient" in sample.facts:
@@ -503,13 +503,13 @@ def _lattice(sample: _Sample, technology: str, centers: np.ndarray, mpp: float |
         pitch = float(np.median(nearest))
         record["pitch_um"] = pitch
         if pitch == 0:
-            raise InputError(sample.counts, 'obsm["spatial"]', "gives half of the spots the place "
-                             "of another", "give every spot its own place")
+            raise InputError(sample.counts, 'obsm["spatial"]', "gives half of the spots the "
+                             "position of another spot", "give every spot its own position")
         # Where tissue is torn half of the spots may stand alone, but not all of them.
         close = float(np.quantile(nearest, 0.1))
         if technology in PITCH_UM:
             usual = PITCH_UM[technology]
-            if technology == "Spatial Transcriptomics":  # arrays of other makers stand closer
+            if technology == "Spatial Transcriptomics":  # spots of other makers' arrays are closer
                 usual = _number(sample, "inter_spot_dist") or usual
             tolerance = PITCH_TOLERANCE[technology]
             if close <= 0 or abs(math.log(close / usual)) > math.log1p(tolerance):
@@ -568,15 +568,15 @@ def _open_patches(path: Path) -> Iterator[_Patches]:
         names = [str(name) for name in h5_array(stream, key, kind="text", ndim=(1, 2)).reshape(-1)]
         coords = h5_array(stream, "coords", ndim=(2, 3)).astype(np.float64)
         if coords.shape[-1] != 2 or np.abs(coords).max(initial=0) > 1e8:
-            raise InputError(path, "coords", f"of shape {coords.shape} are no places of corners, "
-                             "(n, 2)", "fetch the file again")
+            raise InputError(path, "coords", f"of shape {coords.shape} are not positions of "
+                             "corners, (n, 2)", "fetch the file again")
         coords = coords.reshape(-1, 2)
         if img.dtype != np.uint8 or img.shape[3] != 3 or img.shape[1] != img.shape[2] or \
                 img.shape[1] == 0:
             raise InputError(path, "img", f"is {img.dtype} of shape {img.shape}",
                              "patches are uint8, (n, S, S, 3): fetch the file again")
         if not len(img) == len(coords) == len(names) or len(img) == 0:
-            raise InputError(path, "img", f"of shape {img.shape} stands beside {len(coords)} "
+            raise InputError(path, "img", f"has shape {img.shape} for {len(coords)} "
                              f"coords and {len(names)} names", "fetch the file again")
         if len(set(names)) < len(names):
             raise InputError(path, key, "stands more than once", "fetch the file again")
@@ -629,7 +629,7 @@ def _corners(cut: _Patches, names: Sequence[str], centers: np.ndarray, mpp: floa
                              "take patches and counts of one sample and release")
         return corners, side, spot
     raise InputError(path, "coords", f"are {offset:.0f} px from the spots' centres, neither half a "
-                     f"patch ({side / 2:.0f}) nor none", "take patches and counts of one release")
+                     f"patch ({side / 2:.0f}) nor 0", "take patches and counts of one release")
 
 
 def patch_file(path: str | Path, section: Section | str) -> Path | None:
@@ -816,7 +816,7 @@ def bench_folds(path: str | Path) -> pd.DataFrame:
     for file in entries(folder):
         named = re.fullmatch(r"(train|test)_(\d+)\.csv", file.name)
         if named is None:
-            log.info("%s is no split and is passed over", file)
+            log.info("%s is not a split and is skipped", file)
             continue
         halves.setdefault(int(named[2]), {})[named[1]] = file
     if not halves:
@@ -836,7 +836,7 @@ def bench_folds(path: str | Path) -> pd.DataFrame:
     for fold, part in frame.groupby("fold"):
         both = part["section"][part["section"].duplicated()]
         if len(both):
-            raise InputError(folder, f"fold {fold}", f"{list(both)[:3]} stand on both sides",
+            raise InputError(folder, f"fold {fold}", f"{list(both)[:3]} are on both sides",
                              "keep a sample on one side")
     return frame
 
@@ -858,7 +858,7 @@ def bench_genes(path: str | Path, name: str = "var_50genes") -> list[str]:
         genes = json.loads(file.read_text(encoding="utf-8-sig"))["genes"]
     if not isinstance(genes, list) or not genes or not all(
             isinstance(gene, str) and gene.strip() for gene in genes):
-        raise InputError(file, "genes", f"is no list of names ({genes!r:.60})", "fetch it again")
+        raise InputError(file, "genes", f"is not a list of names ({genes!r:.60})", "fetch it again")
     if len(set(genes)) < len(genes):
         raise InputError(file, "genes", "names a gene more than once", "fetch it again")
     check_sayable(genes, file, "gene")

@@ -58,12 +58,13 @@ def read(path: str | Path, *, sources: Sequence[Mapping[str, Any]]) -> Cohort:
     source_of: dict[str, str] = {}
     if isinstance(sources, (str, Mapping)) or not isinstance(sources, Sequence) or not sources:
         raise InputError("cohort source joined", "sources", f"is {sources!r}",
-                         f"write a list of mappings of {', '.join(KEYS)}")
+                         f"write a list of mappings with the keys {', '.join(KEYS)}")
     for number, entry in enumerate(sources):
         where = f"joined source {number + 1}"
         if not isinstance(entry, Mapping) or not {"source", "path"} <= set(entry) <= set(KEYS):
             raise InputError(where, "sources", f"is {entry!r}",
-                             f"write a mapping of {', '.join(KEYS)}; the last two may be left out")
+                             f"write a mapping with the keys {', '.join(KEYS)}; the last two are "
+                             "optional")
         source, below, options = entry["source"], entry["path"], entry.get("options") or {}
         for key, value in (("source", source), ("path", below)):
             if not isinstance(value, str) or not value.strip():
@@ -72,16 +73,18 @@ def read(path: str | Path, *, sources: Sequence[Mapping[str, Any]]) -> Cohort:
             raise InputError(where, "path", f"is {below!r}, which leads out of {root}",
                              "give the common directory as DATA, or put a link into it")
         if source in ("joined", "synthetic"):
-            raise InputError(where, "source", f"is {source!r}", "name the reader of a data set")
+            raise InputError(where, "source", f"is {source!r}",
+                             "name a source that reads one data set")
         if not isinstance(options, Mapping) or not all(isinstance(key, str) for key in options):
-            raise InputError(where, "options", f"is {options!r}", "write a mapping of options")
+            raise InputError(where, "options", f"is {options!r}",
+                             "write a mapping of option names to values")
         rename = _renaming(entry.get("symbols", ""), where)
         for section in read_source(source, root / below, **options):
             first = source_of.setdefault(section.name, f"source {number + 1} ({source}, {below})")
             if made and first != f"source {number + 1} ({source}, {below})":
                 raise InputError(where, "section", f"{section.name!r} is a section of {first} as "
-                                 f"well as of {source}, {below}",
-                                 "rename one, or read a part of each by options: sections")
+                                 f"well as of {source}, {below}", "rename one, or choose other "
+                                 "sections= in the options of one source")
             made.append(_moved(section, root, rename))
     return Cohort(made)
 
@@ -103,8 +106,8 @@ def _renaming(symbols: str, where: str) -> Callable[[pd.Index], list[str]] | Non
     twice = [gene for gene, n in Counter(gene.split(".")[0] if gene.startswith("ENS") else gene
                                          for gene in table["gene"]).items() if n > 1]
     if twice:
-        raise InputError(file, "gene", f"names {twice[0]} in two versions",
-                         "keep orthologues that are one to one")
+        raise InputError(file, "gene", f"holds {twice[0]} with two version numbers",
+                         "keep one row per gene: orthologues must be one to one")
     symbol_of = dict(zip(table["gene"], table["symbol"], strict=True))
 
     def rename(names: pd.Index) -> list[str]:

@@ -58,7 +58,7 @@ def of_file(path: Path) -> list[str]:
     try:
         state = path.stat()
         return list(_of_file(path, state.st_mtime_ns, state.st_size))
-    except (InputError, OSError):  # who reads the file says what is wrong with it
+    except (InputError, OSError):  # the file's reader says what is wrong with it
         return []
 
 
@@ -108,6 +108,6 @@ def _column(obs: pd.DataFrame, every: list[str], path: Path) -> str:
                          "are of which", "write one file per section, or a column library_id")
     first, *others = said
     if not all(np.array_equal(said[first], said[other]) for other in others):
-        raise InputError(path, "obs", f"{list(said)[:4]} name libraries, and not the same ones",
+        raise InputError(path, "obs", f"{list(said)[:4]} name libraries, but different ones",
                          "keep the column that is right")
     return str(first)

@@ -63,7 +63,7 @@ def read(path: str | Path, *, sections: Iterable[str] | None = None, images: boo
     root = Path(path)
     if not root.is_dir():
         raise InputError(root, "data", "is not a directory",
-                         "pass the one that holds the alignment tables")
+                         "pass the directory that holds the alignment tables")
     spots = find_tables(root, ["."], r"alignment_table_(?P<section>.+)")
     counts = find_tables(root, ["."], r"(?!alignment_table_)(?P<section>.+)")
     whole = {name: file for name, file in counts.items() if name in spots}
@@ -85,7 +85,7 @@ def read(path: str | Path, *, sections: Iterable[str] | None = None, images: boo
     names = check_names(whole, sections, root)
     unknown = [name for name in names if name not in animals]
     if unknown:
-        raise InputError(root / "metaData.csv", "individual", f"says nothing of {unknown}",
+        raise InputError(root / "metaData.csv", "individual", f"is not stated for {unknown}",
                          "add the sections, or pass patients={section: animal}")
     pictures = find_images(root, names) if images else {}
     return Cohort(make_section(

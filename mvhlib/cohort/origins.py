@@ -64,7 +64,7 @@ def read(origins: Mapping[str, Sequence[Mapping[str, Any]]], data: str | os.Path
     for organ, sets in origins.items():
         where = f"origins: {organ}"
         if not (isinstance(organ, str) and organ.strip() and organ == organ.strip()):
-            raise InputError("origins", "organs", f"hold {organ!r}, which is no name",
+            raise InputError("origins", "organs", f"hold {organ!r}, not a name",
                              "write the organ's name without blanks around it, in quotes")
         check_sayable([organ], "origins", "organs")
         if isinstance(sets, str | Mapping) or not isinstance(sets, Sequence) or not sets:
@@ -73,7 +73,7 @@ def read(origins: Mapping[str, Sequence[Mapping[str, Any]]], data: str | os.Path
             study = _study(where, each)
             found = list(_images(organ, study, each, Path(data) / each["folder"]))
             if not found:
-                raise InputError(Path(data) / each["folder"], "images", "are none",
+                raise InputError(Path(data) / each["folder"], "images", "are missing",
                                  "give a data set with images")
             images += found
     twice = [name for name, n in Counter(image.name for image in images).items() if n > 1]
@@ -87,7 +87,7 @@ def read(origins: Mapping[str, Sequence[Mapping[str, Any]]], data: str | os.Path
 def _study(where: str, given: Mapping[str, Any]) -> str:
     """Check the keys of one data set; the name of its study."""
     if not isinstance(given, Mapping):
-        raise InputError(where, "sets", f"hold {given!r}", f"write a mapping of {KEYS}")
+        raise InputError(where, "sets", f"hold {given!r}", f"write a mapping with the keys {KEYS}")
     unknown = [str(key) for key in given if key not in KEYS]
     missing = [key for key in KEYS[:2] if key not in given]
     if unknown or missing:
@@ -95,11 +95,11 @@ def _study(where: str, given: Mapping[str, Any]) -> str:
                          "is not a key" if unknown else "is missing", f"use {KEYS}")
     for key in KEYS[:2]:
         if not (isinstance(given[key], str) and given[key].strip()):
-            raise InputError(where, key, f"is {given[key]!r}, which is no text", "write a name")
+            raise InputError(where, key, f"is {given[key]!r}, not text", "write a name")
     check_mpp(given.get("mpp", 1.0), where)
     study = given.get("study", Path(given["folder"]).name)
     if isinstance(study, bool) or not isinstance(study, str | int):
-        raise InputError(where, "study", f"is {study!r}, which is no name", "write it in quotes")
+        raise InputError(where, "study", f"is {study!r}, not a name", "write it in quotes")
     return safe_name(str(study), where, "study")
 
 

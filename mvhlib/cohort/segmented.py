@@ -122,14 +122,15 @@ def centroids(path: Path) -> pd.DataFrame:
     """
     check_file(path)
     fix = "copy it again from the Space Ranger output"
-    with reading(path, "features", "are no polygons with a cell_id", fix):
+    with reading(path, "features", "are not polygons with a cell_id", fix):
         features = json.loads(path.read_text(encoding="utf-8"))["features"]
         number = [int(feature["properties"]["cell_id"]) for feature in features]
         rings = [np.asarray(_outer(feature["geometry"]), dtype=np.float64)[:, :2]
                  for feature in features]
         places = np.array([_centroid(ring) for ring in rings]).reshape(-1, 2)
     if len(set(number)) < len(number) or not np.isfinite(places).all():
-        raise InputError(path, "features", "name a cell twice, or have no place", fix)
+        raise InputError(path, "features", "name a cell twice, or have an outline without a centre",
+                         fix)
     return pd.DataFrame(places, index=number, columns=["x", "y"])
 
 

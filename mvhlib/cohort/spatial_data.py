@@ -87,7 +87,7 @@ def _taken(data: Any, store: Path, element: str) -> "tuple[AnnData, anndata_file
         attrs = table.uns["spatialdata_attrs"]
         regions = list(np.unique(table.obs[attrs["region_key"]].astype(str)))
     if len(regions) != 1:
-        raise InputError(store, "region", f"of the table are {regions}", "write one store for each")
+        raise InputError(store, "region", f"names several: {regions}", "write one store for each")
     shapes = data[regions[0]]
     images = {name: image for name, image in data.images.items() if _channels(image) in (3, 4)}
     if element and element not in images:

@@ -246,7 +246,7 @@ def first_of(folder: Path, names: tuple[str, ...]) -> Path | None:
 
 def _is_visium(folder: Path) -> bool:
     spatial = folder / "spatial"
-    packed = spatial / "scalefactors_json.json.gz"  # one by one, as GEO does: mvhlib.cohort.flat
+    packed = spatial / "scalefactors_json.json.gz"  # packed singly, as on GEO: mvhlib.cohort.flat
     return first_of(folder, COUNT_FILES) is not None and spatial.is_dir() and not packed.exists()
 
 
@@ -478,8 +478,8 @@ def _read_positions(folder: Path) -> pd.DataFrame:
     found = pd.DataFrame(columns).set_axis(pd.Index(barcode, name="barcode"))
     shared = found.duplicated(["array_row", "array_col"])
     if shared.any():
-        raise InputError(path, "array_row, array_col", f"{found.index[shared.argmax()]} stands "
-                         "where another barcode does", "give every barcode its own position")
+        raise InputError(path, "array_row, array_col", f"{found.index[shared.argmax()]} has the "
+                         "position of another barcode", "give every barcode its own position")
     return found
 
 
@@ -502,7 +502,7 @@ def _position_rows(path: Path) -> pd.DataFrame:
     header = rows[0][1] if "barcode" in rows[0][1] else list(POSITION_COLUMNS)
     body = rows[1:] if "barcode" in rows[0][1] else rows
     if len(set(header)) < len(header):
-        raise InputError(path, "columns", f"stand twice: {header}", "keep one of each")
+        raise InputError(path, "columns", f"occur twice: {header}", "keep one of each")
     if header is rows[0][1] and not set(POSITION_COLUMNS) <= set(header):
         return pd.DataFrame(columns=header)  # the caller says which are missing
     for number, cells in body:
@@ -551,7 +551,7 @@ def read_scalefactors(folder: Path) -> dict[str, Any]:
     if not path.exists() and not path.is_symlink():
         raise InputError(path, "file", "does not exist", _COPY_SPATIAL)
     check_file(path)
-    with reading(path, problem="is no JSON", fix="copy it again from the Space Ranger output"):
+    with reading(path, problem="is not JSON", fix="copy it again from the Space Ranger output"):
         found = json.loads(path.read_text(encoding="utf-8-sig"))
     if not isinstance(found, dict):
         raise InputError(path, "file", f"holds a {type(found).__name__}, not names and "
@@ -636,7 +636,7 @@ def _place(adata: "AnnData", positions: pd.DataFrame, matrix: Path) -> "AnnData"
             "counts: barcodes are the same on every slide, and these are of two sections",
             "give the matrix and spatial/ of the same section")
     if record["n_without_position"]:
-        log.warning("%s: %d of %d spots have no position and are dropped", matrix,
+        log.warning("%s: %d of %d spots have no position and are left out", matrix,
                     record["n_without_position"], adata.n_obs)
     adata = adata[on_tissue].copy()
     if adata.layers["counts"].sum() == 0:
@@ -757,7 +757,7 @@ def array_kind(positions: pd.DataFrame, where: Path, transposed: bool) -> str:
         raise InputError(where, "pxl_row_in_fullres, pxl_col_in_fullres", "rows of the array run "
                          "along the image's width and columns along its height, as if the two were "
                          "swapped", "exchange the two columns, or pass transposed=True if the "
-                         "image does lie so")
+                         "image is really turned like this")
     return "square" if square else "hexagonal"
 
 
@@ -837,7 +837,7 @@ def _image_ref(image: Path, root: Path, stated: bool, mpp: float) -> tuple[Image
         size = (slide.width, slide.height)
         if not stated:
             agree(slide.mpp, mpp, image, "mpp", "the positions say",
-                   "pass mpp= to say which one holds, or give the image that they speak of")
+                   "pass mpp= to say which one holds, or give the image that they describe")
     inside = image.absolute().is_relative_to(root.absolute())
     path = image.absolute().relative_to(root.absolute()) if inside else image.absolute()
     return ImageRef(str(path)), size
@@ -935,7 +935,7 @@ def _bins(folder: Path, spot_um: float) -> Path:
     dividing = [size for size in sizes if spot_um / size >= 1 and spot_um % size == 0]
     if not dividing:
         raise InputError(folder / "binned_outputs", "spot_um",
-                         f"{spot_um:g} is no multiple of the bins there ({sorted(sizes)} um)",
+                         f"{spot_um:g} is not a multiple of the bins there ({sorted(sizes)} um)",
                          "choose spot_um as a multiple of a bin")
     return sizes[max(dividing)]
 
@@ -960,7 +960,7 @@ def _hd_section(name: str, folder: Path, root: Path, row: dict[str, Any], names:
     agree(diameter and diameter * mpp, bin_um, where, "spot_diameter_fullres times the scale",
            "bin_size_um says", "give scale factors of this very folder", "µm")
     if spot_um < bin_um or abs(spot_um / bin_um - round(spot_um / bin_um)) > 1e-6:
-        raise InputError(folder, "spot_um", f"{spot_um:g} is no multiple of the bins "
+        raise InputError(folder, "spot_um", f"{spot_um:g} is not a multiple of the bins "
                          f"({bin_um:g} um)", "choose spot_um as a multiple of a bin")
     image, scale = find_image(row, root, spatial, scalefactors)
     matrix = first_of(folder, COUNT_FILES)
@@ -979,8 +979,8 @@ def _hd_section(name: str, folder: Path, root: Path, row: dict[str, Any], names:
                              "lower min_fill or spot_um")
         design = np.column_stack([grid, np.ones(len(grid))])
         if np.linalg.matrix_rank(design) < 3:
-            raise InputError(spatial, "in_tissue", "bins under tissue lie in one line, which "
-                             "places no square", "give a section with more tissue")
+            raise InputError(spatial, "in_tissue", "bins under tissue lie in one line, from "
+                             "which no square can be placed", "give a section with more tissue")
         map_to_px = np.linalg.lstsq(design, bins.obsm["spatial"], rcond=None)[0]
         centres = (cells + 0.5) * spot_um / bin_um - 0.5
         adata = pseudospots.to_adata(counts, cells, bins.var, spot_um)
@@ -1026,8 +1026,8 @@ def _read_transcripts(path: Path, places: tuple[str, str], min_qv: float) -> tup
         raise InputError(path, "rows", "are none", "copy it again from its source")
     if table["feature_name"].dtype.kind in "iufb":
         raise InputError(path, "feature_name", f"holds numbers, such as "
-                         f"{table['feature_name'].iloc[0]}, where genes must stand",
-                         "give every row one cell per column, without names of rows")
+                         f"{table['feature_name'].iloc[0]}, where names of genes are needed",
+                         "give every row one cell per column, and write no row names")
     if isinstance(table["feature_name"].iloc[0], bytes):
         with reading(path, "feature_name", fix=_TRUNCATED):
             table["feature_name"] = table["feature_name"].str.decode("utf-8")
@@ -1037,7 +1037,7 @@ def _read_transcripts(path: Path, places: tuple[str, str], min_qv: float) -> tup
     if odd:
         at = (table["feature_name"].isna() | table["feature_name"].isin(odd)).to_numpy()
         raise InputError(path, "feature_name", f"is {_text(odd[0])!r} in row {int(at.argmax()) + 1}"
-                         ", which is no name", "copy it again from its source")
+                         ", not a name", "copy it again from its source")
     spaced = {name: name.strip() for name in table["feature_name"].unique()
               if name != name.strip()}
     if spaced:
@@ -1063,11 +1063,11 @@ def _read_alignment(path: Path) -> np.ndarray:
     """Matrix `(3, 3)` from H&E pixels to pixels of the morphology image."""
     check_file(path, "alignment")
     fix = "export the H&E image alignment from Xenium Explorer again"
-    with reading(path, "alignment", "is no 3 x 3 matrix", fix):
+    with reading(path, "alignment", "is not a 3 x 3 matrix", fix):
         matrix = np.loadtxt(path, delimiter=",", encoding="utf-8-sig", max_rows=100)
     if matrix.shape != (3, 3) or not np.isfinite(matrix).all() or not np.allclose(
             matrix[2], [0, 0, 1], atol=1e-6):
-        raise InputError(path, "alignment", f"is no 3 x 3 matrix of finite numbers that ends in "
+        raise InputError(path, "alignment", f"is not a 3 x 3 matrix of finite numbers that ends in "
                          f"0,0,1 (shape {matrix.shape})", fix)
     scales = np.linalg.svd(matrix[:2, :2], compute_uv=False)
     if not scales[1] > 1e-3 or scales[0] > 1e3 or scales[0] / scales[1] > 1 + SCALE_TOLERANCE:
@@ -1082,7 +1082,7 @@ def _xenium_px_um(folder: Path) -> float:
     if path is None:
         return XENIUM_PX_UM
     check_file(path)
-    with reading(path, problem="is no JSON", fix="copy it again from the Xenium output"):
+    with reading(path, problem="is not JSON", fix="copy it again from the Xenium output"):
         found = json.loads(path.read_text(encoding="utf-8-sig"))
     value = found.get("pixel_size", XENIUM_PX_UM) if isinstance(found, dict) else None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or \
@@ -1104,7 +1104,7 @@ def _check_he(path: Path, mpp: float) -> None:
         px_per_um = float(np.linalg.norm(found[0], axis=1).mean())
         agree(mpp, 1 / px_per_um if px_per_um > 0 else None, path, "mpp",
                "he_x, he_y against x_location, y_location say",
-               "pass mpp= of the H&E image that he_x and he_y speak of")
+               "pass mpp= of the H&E image that he_x and he_y refer to")
 
 
 def xenium_image(name: str, folder: Path, root: Path, row: dict[str, Any]) -> tuple[
@@ -1117,7 +1117,7 @@ def xenium_image(name: str, folder: Path, root: Path, row: dict[str, Any]) -> tu
         _xenium_px_um(folder)
     if "alignment" not in row:
         if image is not None:
-            log.warning("%s: places in um cannot be carried into the image without an alignment; "
+            log.warning("%s: positions in um cannot be placed on the image without an alignment; "
                         "the section is expression-only", name)
         return None, mpp, lambda um: um
     to_morphology = _read_alignment(root / str(row["alignment"]))
@@ -1177,7 +1177,7 @@ def _columns(path: Path) -> list[str]:
             return list(pq.read_schema(path).names)
         with open_packed(path) as stream:
             first = pd.read_csv(stream, nrows=1, header=0)
-    if not isinstance(first.index, pd.RangeIndex):  # pandas takes what is too much for names
+    if not isinstance(first.index, pd.RangeIndex):  # pandas takes surplus cells for row names
         raise InputError(path, "rows", "have more cells than the header has columns",
-                         "write the table without names of rows")
+                         "write the table without row names")
     return list(first.columns)

@@ -91,7 +91,7 @@ def centroids(path: Path) -> pd.DataFrame:
     Raises
     ------
     InputError
-        If a column is missing, a cell stands twice, or a place is no finite number.
+        If a column is missing, a cell occurs twice, or a place is no finite number.
     """
     check_file(path)
     with reading(path, fix="it is probably truncated: copy it again from its source"):
@@ -113,6 +113,6 @@ def centroids(path: Path) -> pd.DataFrame:
         raise InputError(path, "x_centroid, y_centroid", f"of cell {names[wrong].iloc[0]!r} are "
                          "not numbers below 1e6", "copy it again from its source")
     if names.duplicated().any():
-        raise InputError(path, "cell_id", f"{names[names.duplicated()].iloc[0]!r} stands twice",
+        raise InputError(path, "cell_id", f"{names[names.duplicated()].iloc[0]!r} occurs twice",
                          "keep one row for each cell")
     return pd.DataFrame(places, index=pd.Index(names), columns=["x", "y"])

@@ -103,7 +103,8 @@ class ViewSettings:
                              "give three probabilities: first global, second global, local")
         if not 0 <= self.hue <= 0.5 or not 0 < self.sigma_min <= self.sigma_max:
             raise InputError("views", "hue, sigma", f"are {self.hue}, {self.sigma_min} to "
-                             f"{self.sigma_max}", "hue is at most 0.5, sigma above 0")
+                             f"{self.sigma_max}", "choose a hue of 0 to 0.5, and sigma above 0 "
+                             "with the smaller first")
 
 
 class MultiCrop:

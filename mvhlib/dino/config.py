@@ -43,7 +43,7 @@ class Config:
                                    # "data/...": a path that begins there
     # which tiles
     sections: list[str] = field(default_factory=list)  # only these ("C*"); empty: all
-    exclude: list[str] = field(default_factory=list)   # not these
+    exclude: list[str] = field(default_factory=list)   # patterns that are left out
     manifest: str = ""             # csv of section, patient, study; empty: the run's, if any;
                                    # "data/..." as in tiles
     study: str = ""                # study of all files, where no manifest says it
@@ -95,7 +95,7 @@ class Config:
     freeze: float = 0.005          # share of the steps in which the prototypes stay
     weight_decay: float = 0.04
     weight_decay_end: float = 0.4
-    patch_embed_lr: float = 0.2    # factor
+    patch_embed_lr: float = 0.2    # factor on the learning rate
     layer_decay: float = 1.0       # factor per block, from the last to the first
     clip: float = 3.0              # largest gradient norm of each part; 0: no clipping
     momentum: float = 0.95         # of the teacher, rises to momentum_end; published 0.992, which

@@ -55,12 +55,12 @@ def rate_of_log(path: Path, config: Config, processes: int) -> float:
     """
     recipe = path.parent / "recipe.json"
     if not recipe.is_file():
-        raise InputError(recipe, "file", "is not there: the run is not over",
+        raise InputError(recipe, "file", "does not exist: the run has not ended",
                          "name the log of a run that ended, of 20 steps or more")
     made, planned = read_json(recipe)["settings"], config.recipe()
     for name in ALIKE:
         if made.get(name) != planned.get(name):
-            raise InputError(path, name, f"was {made.get(name)!r} there and is planned as "
+            raise InputError(path, name, f"was {made.get(name)!r} in that run and is planned as "
                              f"{planned.get(name)!r}",
                              "measure a short run of the planned settings")
     log = read_csv(path)
@@ -69,8 +69,8 @@ def rate_of_log(path: Path, config: Config, processes: int) -> float:
     sitting = log.iloc[begins:]
     images = sitting["seconds"] * sitting["images_per_second"]
     if len(sitting) < 2:
-        raise InputError(path, "rows", f"{len(sitting)} in the last sitting",
-                         "let a run of 20 steps or more go through at once")
+        raise InputError(path, "rows", f"are only {len(sitting)} since the run was last started",
+                         "measure a run of 20 steps or more that was not interrupted")
     return float((images.iloc[-1] - images.iloc[0])
                  / (sitting["seconds"].iloc[-1] - sitting["seconds"].iloc[0])) / processes
 
@@ -87,7 +87,7 @@ def rate_of_benchmark(path: Path, config: Config) -> float:
     rows = table[table["what"] == f"{config.backbone}: whole step"]
     found = [re.search(r"batch (\d+)", str(note)) for note in rows["note"]]
     if len(rows) != 1 or not found[0]:
-        raise InputError(path, "what", f"has no whole step of {config.backbone}",
+        raise InputError(path, "what", f"has no row '{config.backbone}: whole step'",
                          "give --rate or --log, or measure it by benchmarks/dino.py")
     return int(found[0][1]) / float(rows["candidate_s"].iloc[0])
 
@@ -98,7 +98,7 @@ def lines(config: Config, rate: float, source: str, processes: Sequence[int], ke
     said = [f"{config.backbone}: {config.steps:,} steps of {config.batch:,} images are "
             f"{config.steps * config.batch / 1e6:,.1f} million images",
             f"one process makes {rate:,.3g} images a second ({source}) and keeps {keeps:.0%} of it "
-            "among others",
+            "beside others",
             f"{'processes':>9}  {'hours':>10}  {'days':>8}  {'process hours':>13}"
             + (f"  {'cost':>12}" if price else "")]
     for n in processes:
@@ -115,8 +115,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rate", type=float, help="images per second of one process")
     parser.add_argument("--log", type=Path, help="log.timing.csv of a finished run")
     parser.add_argument("--on", type=int, default=1, help="processes of that run")
-    parser.add_argument("--processes", type=int, nargs="+", default=[1, 8, 24])
-    parser.add_argument("--keeps", type=float, default=1.0, help="share of the rate among others")
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 8, 24],
+                        help="numbers of processes to list; default: 1 8 24")
+    parser.add_argument("--keeps", type=float, default=1.0, help="share of its rate that a process "
+                        "keeps beside others")
     parser.add_argument("--price", type=float, default=0.0, help="of one process for an hour")
     given = parser.parse_args(arguments)
     try:
@@ -126,8 +128,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if value is not None and not 0 < value < float("inf"):
                 raise InputError("command line", f"--{name}", f"is {value}", "give more than 0")
         if min(given.processes) < 1 or given.keeps > 1 or not 0 <= given.price < float("inf"):
-            raise InputError("command line", "--processes, --keeps, --price", "cannot be",
-                             "give 1 or more, a share up to 1, and no negative price")
+            raise InputError("command line", "--processes, --keeps, --price", "are out of range",
+                             "give 1 or more processes, a share up to 1, and a price of at least 0")
         if given.rate:
             rate, source = given.rate, "as given"
         elif given.log:

@@ -192,7 +192,7 @@ class TileSource(Dataset):
         for field, wanted in (("sections", sections), ("exclude", exclude)):
             missing = sorted(pattern for pattern in set(wanted) if not _matching(named, [pattern]))
             if missing:
-                raise InputError(self.path, field, f"{missing} are not there; there are "
+                raise InputError(self.path, field, f"{missing} do not exist; there are "
                                  f"{sorted(named)[:8]}", "name files without their ending")
         self.skipped: list[str] = []
         kept = _matching(named, sections or ["*"]) - _matching(named, exclude)
@@ -214,7 +214,7 @@ class TileSource(Dataset):
             first, *rest = sorted(sides)
             other = rest[0] if rest else tile_px
             raise InputError(sides[first].path, "tile size", f"is {first} px, elsewhere {other} px",
-                             "cut all tiles alike, or set tile_px for images")
+                             "cut all tiles to one size, or set tile_px for images")
         self.tile_px = next(iter(sides))
         self.starts = np.cumsum([0, *(part.n_tiles for part in self.parts)])
         self.saw = _provenance([part.name for part in self.parts], manifest, study)

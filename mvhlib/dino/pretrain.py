@@ -499,7 +499,7 @@ def _micro_batch(config: Config, n_processes: int) -> int:
     share = config.batch // n_processes
     micro = config.micro_batch or share
     if micro < 1 or config.batch % (micro * n_processes):
-        raise InputError("pretrain", "batch", f"{config.batch} is no multiple of {n_processes} "
+        raise InputError("pretrain", "batch", f"{config.batch} is not a multiple of {n_processes} "
                          f"processes x micro_batch {max(1, micro)}",
                          "choose sizes that divide the batch")
     if micro % config.koleo_group and (micro * n_processes) % config.koleo_group:
@@ -515,7 +515,7 @@ def _check_sizes(config: Config, source: TileSource, backbone: nn.Module) -> int
     for name in ("global_px", "local_px"):
         side = getattr(config, name)
         if side % patch:
-            raise InputError("pretrain", name, f"{side} is no multiple of the patch, {patch} px",
+            raise InputError("pretrain", name, f"{side} is not a multiple of the patch, {patch} px",
                              f"use {max(1, side // patch) * patch}")
     if source.tile_px < config.global_px:
         raise InputError(source.path, "tile size", f"is {source.tile_px} px, less than the global "

@@ -91,7 +91,7 @@ def grid(blocks: Sequence[Mapping[str, Sequence]]) -> list[dict[str, Any]]:
     for block in blocks:
         for name in block:
             if name not in AXES:
-                raise InputError("stability", name, "is no axis", f"use {', '.join(AXES)}")
+                raise InputError("stability", name, "is not an axis", f"use {', '.join(AXES)}")
         values = {name: block.get(name, default) for name, (_, default) in AXES.items()}
         for name, (allowed, _) in AXES.items():
             values[name] = [_value(name, value, allowed) for value in values[name]]
@@ -315,8 +315,8 @@ def summarise(table: "pd.DataFrame") -> "pd.DataFrame":
     both = table[table["channel_mixer"] == "mlp"].merge(
         table[table["channel_mixer"] == "einfft"], on=keys, suffixes=("_mlp", "_einfft"))
     if both.empty:
-        raise InputError("stability", "channel_mixer", "has no pair of cells that differ in it",
-                         "give [einfft, mlp]")
+        raise InputError("stability", "channel_mixer", "differs in no pair of runs that are "
+                         "otherwise the same", "give [einfft, mlp]")
     groups = [*both.groupby(["trunk", "inputs", "lr_factor"], sort=False)]
     return pd.DataFrame([dict(zip(("trunk", "inputs", "lr_factor"), key, strict=True))
                          | _counts(pairs) for key, pairs in [*groups, (("all",) * 3, both)]])

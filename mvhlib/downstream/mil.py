@@ -86,7 +86,7 @@ class Bags:
         shapes = [self._shape(name) for name in self.names]
         empty = [name for name, shape in zip(self.names, shapes, strict=True) if shape[0] == 0]
         if empty:
-            raise InputError(folder, "bags", f"without a tile: {empty[:3]}",
+            raise InputError(folder, "bags", f"have no tile in {empty[:3]}",
                              "leave the slide out, or lower the share of tissue that a tile needs")
         widths = sorted({shape[1] for shape in shapes})
         if len(widths) > 1:
@@ -162,7 +162,7 @@ class Bags:
                 found = h5_array(stream, name, read=False)
                 return _OnlyBag(found) if found.ndim == 3 and len(found) == 1 else found
         raise InputError(stream.filename, "features", f"is missing; the file has {sorted(stream)}",
-                         "make the file by 04_embed")
+                         "make the file with 04_embed")
 
 
 class _OnlyBag:
@@ -412,7 +412,7 @@ def cross_validate(bags: Bags, labels: Sequence[str], groups: Sequence[str], *, 
     """
     labels, groups = np.asarray(labels, dtype=str), np.asarray(groups, dtype=str)
     if not len(labels) == len(groups) == len(bags):
-        raise InputError("mil", "labels", f"{len(labels)}, and {len(groups)} groups, for "
+        raise InputError("mil", "labels", f"are {len(labels)}, with {len(groups)} groups, for "
                          f"{len(bags)} bags", "give one of each per bag")
     from mvhlib.cohort.splits import hold_out
 

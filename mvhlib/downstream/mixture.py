@@ -351,7 +351,7 @@ def gather(features: Mapping[str, np.ndarray], slides: "pd.DataFrame") -> dict[s
                          f"slides, for example {missing[:3]}", "embed them, or drop their rows")
     unknown = sorted(set(features) - set(slides["slide"]))
     if unknown:
-        raise InputError("slides", "slide", f"{unknown[:3]} have features and no row",
+        raise InputError("slides", "slide", f"{unknown[:3]} have features but no row",
                          "add them to the table, or name the slides that you want")
     bags = {}
     for patient, rows in slides.groupby("patient", sort=False):
@@ -381,7 +381,8 @@ def _check_bag(where: str, bag: np.ndarray, width: int | None) -> None:
         raise InputError(where, "bag", f"has {bag.shape[1]} features, expected {width}",
                          "use one encoder for all slides")
     if not np.isfinite(bag).all():
-        raise InputError(where, "bag", "is not finite", "look at the encoder")
+        raise InputError(where, "bag", "holds NaN or infinity",
+                         "check the encoder: its weights or its precision overflow")
 
 
 def _remember_blocks(embedding, bags: Sequence[np.ndarray]) -> None:

@@ -96,7 +96,7 @@ def _backbone(text: str, options: dict[str, Any]) -> PatchEncoder:
     weights = options.pop("weights", "random")
     if weights not in (None, "random"):
         if not Path(weights).is_dir():
-            raise InputError(weights, "weights", "is no directory",
+            raise InputError(weights, "weights", "is not a directory",
                              "give weights='random' or what save_pretrained wrote")
         config, (wanted, _, preset) = _read_config(Path(weights)), name.partition(".")
         architecture, own = config.get("architecture", wanted), config.get("preset", preset)

@@ -141,10 +141,11 @@ def imagenet(options: dict[str, Any]) -> PatchEncoder:
     input_px, precision = take_input_px(options) or 224, take_precision(options)
     pool, depths = take_pool(options), take_depths(options)
     if options.pop("weights", "pretrained") != "pretrained":
-        raise InputError(IMAGENET, "weights", "are the package's", "leave weights out")
+        raise InputError(IMAGENET, "weights", "cannot be chosen: the package brings them",
+                         "leave weights out")
     refuse(IMAGENET, options, ("name", "mpp", "input_px", "precision", "pool", "depths", "device"))
     if pool is not None and depths is None:
-        raise InputError(IMAGENET, "pool", "is asked of a network that gives no tokens",
+        raise InputError(IMAGENET, "pool", "is given for a network that gives no tokens",
                          "leave pool out, or give depths")
     model = EfficientNetLite0().eval()
     weights = read_weights(weights_file())

@@ -36,7 +36,7 @@ def free_memory() -> int | None:
         free = _in_bytes("/proc/meminfo", "MemAvailable")
     except OSError:
         return None
-    with contextlib.suppress(OSError, ValueError):  # of a container; "max" is no number
+    with contextlib.suppress(OSError, ValueError):  # a container's limit; "max" is not a number
         group = Path("/sys/fs/cgroup")
         left = int((group / "memory.max").read_text()) - int(
             (group / "memory.current").read_text())

@@ -78,7 +78,7 @@ def take_colours(options: dict[str, Any], where: Any = WHERE
                              "and blue, in 0-1")
         found.append(None if value is None else tuple(float(part) for part in value))
     if (found[0] is None) != (found[1] is None):
-        raise InputError(where, "mean, std", "are given by half", "give both or neither")
+        raise InputError(where, "mean, std", "are not both given", "give both or neither")
     return found[0], found[1]
 
 
@@ -98,5 +98,5 @@ def refuse(where: Any, options: Iterable[str], known: Iterable[str]) -> None:
     """Refuse the first option that nothing reads."""
     for name in options:
         near = difflib.get_close_matches(name, list(known), n=1)
-        raise InputError(where, name, "is no option of this encoder",
+        raise InputError(where, name, "is not an option of this encoder",
                          f"did you mean {near[0]}?" if near else f"options are {list(known)}")

@@ -217,7 +217,7 @@ class PatchEncoder(nn.Module):
             out = self.model(x)
         if out.ndim != 2 or out.shape[1] != self.embedding_dim:
             raise InputError(self.enc_name, "output", f"has shape {tuple(out.shape)}, not "
-                             f"(B, {self.embedding_dim})", "ask the model for pooled features")
+                             f"(B, {self.embedding_dim})", "make the model return pooled features")
         return out.float()
 
     @torch.inference_mode()
@@ -267,9 +267,9 @@ class PatchEncoder(nn.Module):
                     if size == 1 and isinstance(error, InputError):
                         raise
                     if size == 1:
-                        raise TooLarge(self.enc_name, "memory", "is short for a single tile "
+                        raise TooLarge(self.enc_name, "memory", "is too small for a single tile "
                                        f"({one_line(error, 160)})", "take a smaller network, fewer "
-                                       "input_px, or a machine with more") from error
+                                       "input_px, or a machine with more memory") from error
                     if self.device.type == "cuda":
                         torch.cuda.empty_cache()
                     size = min(size, len(pixels)) // 2 or 1

@@ -97,9 +97,9 @@ def from_python(text: str, options: dict[str, Any], device: str = "cpu") -> Patc
     pool, depths = take_pool(own, where), take_depths(own, where)
     if not module and (mean or pool or depths):
         field = "mean" if mean else "pool" if pool else "depths"
-        raise InputError(path, name, f"returns an object with encode, and {field} is given",
-                         "an object gets the tiles as they are: do it in encode")
-    with fence("it is no encoder"):
+        raise InputError(path, name, f"returns an object with encode, which does not use {field}",
+                         f"leave {field} out, and do in encode what it would do")
+    with fence("it is not an encoder"):
         inner = (ReadOut(made.eval().requires_grad_(False), pool, depths, where,
                          lambda: fence("it fails on images"))
                  if module else TileObject(made, lambda: fence("encode fails")))
@@ -131,14 +131,14 @@ class Fence:
                 yield
         except (InputError, KeyboardInterrupt, GeneratorExit):
             raise
-        except BaseException as error:  # sys.exit() in it must not end the run without a word
+        except BaseException as error:  # sys.exit() of a user must not end a run silently
             said = f"{type(error).__name__}: {one_line(error, 160)}".removesuffix(": ")
             if lacks_memory(error):
                 raise TooLarge(self.path, self.function, "needs more memory than there is "
                                f"({said})", "take a smaller network, fewer input_px, or a machine "
-                               "with more") from error
+                               "with more memory") from error
             raise InputError(self.path, self.function, f"{doing}{self._line(error)} ({said})",
-                             "mend it, or what it is given") from error
+                             "correct it, or what it is given") from error
         finally:
             torch.set_default_dtype(kept)
 
@@ -163,7 +163,7 @@ def _load(path: Path, name: str, fence: Fence) -> Callable[..., Any]:
         exec(compile(tree, str(path), "exec"), module.__dict__)
     function = getattr(module, name, None)
     if not callable(function):
-        raise InputError(path, name, "is no function" if hasattr(module, name) else
+        raise InputError(path, name, "is not a function" if hasattr(module, name) else
                          "is not there after the file has run", "define it at the file's top level")
 
     def beside(**arguments: Any) -> Any:
@@ -223,7 +223,7 @@ def _arguments(function: Callable[..., Any], path: Path, name: str, options: dic
                if each.default is each.empty and key not in given
                and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
     if missing:
-        raise InputError(path, name, f"wants {missing[0]!r}, which nobody gives",
+        raise InputError(path, name, f"needs {missing[0]!r}, which is not given",
                          f"write options: {{{missing[0]}: ...}}, or give it a default")
     return given
 
@@ -344,7 +344,7 @@ def _try(checked: Checked, transform: EvalTransform, path: Path, name: str,
     except TooLarge:
         raise
     except InputError as error:
-        if input_px is None and error.fix.startswith("mend it"):
-            raise InputError(path, name, error.problem, f"mend it; it was tried on {px} px: where "
-                             "it wants another size, say input_px") from error
+        if input_px is None and error.fix.startswith("correct it"):
+            raise InputError(path, name, error.problem, f"correct it; it was tried on {px} px: if "
+                             "it needs another size, say input_px") from error
         raise

@@ -256,7 +256,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             isinstance(key, str) and isinstance(value, Tensor) for key, value in found.items()):
         raise InputError(path, "weights", "holds no names with tensors", fix)
     check_finite(found, path)
-    if all(key.startswith("module.") for key in found):  # of a training on several GPUs
+    if all(key.startswith("module.") for key in found):  # left by training on several GPUs
         found = {key.removeprefix("module."): value for key, value in found.items()}
     return found
 
@@ -338,7 +338,7 @@ def _by_transformers(row: Published, weights: Any) -> nn.Module:
     if weights != "pretrained":
         place = resolve(str(weights))
         if not (place / "config.json").is_file():
-            raise InputError(place, "weights", "is no folder with config.json",
+            raise InputError(place, "weights", "is not a folder with config.json",
                              f"download all of https://huggingface.co/{row.hub} into one folder")
     with _asking(row.name, "the encoder", row.hub):
         return _HiddenState(AutoModel.from_pretrained(str(place), trust_remote_code=False))

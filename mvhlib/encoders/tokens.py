@@ -39,7 +39,7 @@ def split_tokens(out: Any, model: nn.Module) -> tuple[Tensor | None, Tensor] | N
         for cls, patches in (("cls", "patch_tokens"), ("x_norm_clstoken", "x_norm_patchtokens")):
             if cls in out and patches in out:
                 return out[cls], out[patches]
-        out = out.get("last_hidden_state")  # of the transformers library
+        out = out.get("last_hidden_state")  # as the transformers library calls it
     if not isinstance(out, Tensor) or out.ndim != 3:
         return None
     # Models with forward_features state their number; a user's network has one, the class token.
@@ -63,7 +63,7 @@ def model_tokens(model: nn.Module, images: Tensor) -> Tensor:
     find = getattr(model, "forward_features", None)
     found = None if find is None else split_tokens(find(images), model)
     if found is None or found[0] is None:
-        raise InputError(type(model).__name__, "tokens", "it gives no class token with patch "
+        raise InputError(type(model).__name__, "tokens", "hold no class token beside the patch "
                          "tokens", "take a vision transformer or a backbone of mvhlib")
     return torch.cat([found[0][:, None], found[1]], dim=1)  # registers are left out
 
@@ -163,7 +163,7 @@ class ReadOut(nn.Module):
         if isinstance(depth, str):
             named = dict(self.model.named_modules())
             if depth not in named or not depth:
-                raise InputError(self.where, "depths", f"{depth!r} is no module of this network",
+                raise InputError(self.where, "depths", f"{depth!r} is not a module of this network",
                                  nearest(depth, list(named)[1:], "see its named_modules()"))
             return (named[depth],)
         layers = find_layers(self.model)
@@ -178,7 +178,7 @@ class ReadOut(nn.Module):
         with self.fence():
             found = find_tokens(self.model, x)
         if found is None:
-            raise InputError(self.where, "pool", "is asked of a network that gives no tokens",
+            raise InputError(self.where, "pool", "is given for a network that gives no tokens",
                              "leave pool out, or give depths")
         return {"cls": found[0], "patch_tokens": found[1]}
 
@@ -211,8 +211,8 @@ class ReadOut(nn.Module):
         blocks = {id(block): i for i, block in enumerate(self.model.blocks)}
         if unknown := [depth for depth, (layer,) in zip(self.depths, self._layers, strict=True)
                        if id(layer) not in blocks]:
-            raise InputError(self.where, "depths", f"{unknown[0]!r} is no block of this backbone",
-                             f"use 0 to {len(blocks) - 1}")
+            raise InputError(self.where, "depths", f"{unknown[0]!r} is not a block of this "
+                             "backbone", f"use 0 to {len(blocks) - 1}")
         wanted = [blocks[id(layer)] for (layer,) in self._layers]
         return [(each["cls"], each["patch_tokens"])
                 for each in self.model.forward_intermediates(x, wanted)]
@@ -239,7 +239,7 @@ class ReadOut(nn.Module):
         for at, (depth, (layer,)) in enumerate(zip(self.depths, self._layers, strict=True)):
             if id(layer) not in caught:
                 raise InputError(self.where, "depths", f"layer {depth!r} is not used by the "
-                                 "network", "name another")
+                                 "network", "name another layer")
             found.append(self._places(at, depth, caught[id(layer)], x))
         return found
 

@@ -99,7 +99,7 @@ class Explorer:
         self._widget: Widget | None = None
         names = source.sections(encoder)
         if not names:
-            raise InputError("explorer", "predictions", f"of {encoder} are none",
+            raise InputError("explorer", "predictions", f"of {encoder} do not exist",
                              "run 05_expression again")
         self.view = self._view(names[0] if section is None else section, encoder)
         self.gene = self.view.genes[0] if gene is None else gene

@@ -92,7 +92,7 @@ def _chosen(shown: "Explorer", name: str, value: str) -> None:
         shown.choose(**{name: value})
     except InputError as error:
         say(shown, error)
-        offer(shown)  # what is shown still, not what was asked for
+        offer(shown)  # what is still shown, not what was chosen
 
 
 def _fade(shown: "Explorer", opacity: float) -> None:

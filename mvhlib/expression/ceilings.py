@@ -63,9 +63,9 @@ def dispersion(counts, library: np.ndarray, coords: np.ndarray) -> np.ndarray:
     size = np.asarray(library, dtype=np.float64).ravel()
     filled = size > 0
     if not filled.any():
-        raise InputError("dispersion", "library", "is 0 for every spot", "give counts")
+        raise InputError("dispersion", "library", "is 0 for every spot", "give raw counts")
     i, j = (lattice.graph(coords) > 0).nonzero()
-    both = filled[i] & filled[j]  # of a spot without any count no rate is known
+    both = filled[i] & filled[j]  # a spot without any count has no known rate
     i, j = i[both], j[both]
     size = np.where(filled, size / size[filled].mean(), 1.0)[:, None]
     relative, noise = counts / size, counts / size**2
@@ -126,8 +126,8 @@ def _reached(path: Path, adata: Any, library: np.ndarray, how: str) -> np.ndarra
     """Correlate measured with true expression (expected counts, normalised like the target)."""
     import anndata
 
-    with artifacts.reading(artifacts.check_h5(path), "truth", "is no AnnData with the layer rate",
-                           "run 01_cohort again"):
+    with artifacts.reading(artifacts.check_h5(path), "truth",
+                           "is not an AnnData with the layer rate", "run 01_cohort again"):
         known = anndata.read_h5ad(path)[adata.obs_names]
     rate = np.exp(known.layers["rate"].astype(np.float64))
     rate *= library[:, None] / rate.sum(axis=1, keepdims=True)

@@ -151,7 +151,7 @@ def read(folder: Path, people: "Cohort") -> dict[str, Table]:
 def _joined(path: Path, section: "Section") -> Table:
     values, genes, names, places = (_read_csv if path.suffix == ".csv" else _read_h5ad)(path)
     if not np.isfinite(values).all():
-        raise InputError(path, "predictions", "hold NaN or infinity", "leave such spots out")
+        raise InputError(path, "predictions", "hold NaN or infinity", "leave out such spots")
     twice = sorted({gene for gene in genes if genes.count(gene) > 1}) if (
         len(set(genes)) < len(genes)) else []
     if twice:
@@ -165,9 +165,9 @@ def _joined(path: Path, section: "Section") -> Table:
         return Table(values[[row[name] for name in shared]], genes, shared, "name",
                      len(row) - len(shared))
     if places is None:
-        raise InputError(path, "barcode", f"{(names or ['none'])[0]!r} and so on are no spots of "
-                         f"{section.name} ({own[0]!r}), and no places are given",
-                         "name spots as the cohort does, or give x and y [level-0 px]")
+        raise InputError(path, "barcode", f"{(names or ['none'])[0]!r} and the others are not "
+                         f"spots of {section.name} (such as {own[0]!r}), and no positions are "
+                         "given", "name spots as the cohort does, or give x and y [level-0 px]")
     rows, spots = _nearest(path, places, section.centers)
     return Table(values[rows], genes, [own[spot] for spot in spots], "place")
 
@@ -177,7 +177,7 @@ def _nearest(path: Path, places: np.ndarray, centres: np.ndarray) -> tuple[list[
     from scipy.spatial import cKDTree
 
     if not np.isfinite(places).all():
-        raise InputError(path, "x, y", "are not finite in some rows", "leave such spots out")
+        raise InputError(path, "x, y", "are not finite in some rows", "leave out such rows")
     pitch = np.median(cKDTree(centres).query(centres, k=2)[0][:, 1])
     distance, row = cKDTree(places).query(centres)
     near = np.flatnonzero(distance <= NEAR * pitch)
@@ -260,7 +260,7 @@ def score(run: Path, folder: Path, *, data: str = "", unit: str = "patient", see
         If the profile was not run, or nothing of the predictions can be scored.
     """
     if not (run / "cohort" / "manifest.csv").exists():
-        raise InputError(run, "PROFILE", "was not run yet", "run make figures with it first")
+        raise InputError(run, "PROFILE", "has not been run yet", "run make figures with it first")
     people = cohort.read("run", run / "cohort", data=data or None)
     panels = artifacts.read_csv(run / "cohort" / "panels.csv")
     name, saw = about(folder)

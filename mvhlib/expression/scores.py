@@ -224,7 +224,7 @@ def calibration(predictions, n_bins: int = 10) -> pd.DataFrame:
                                for name in ("measured", "predicted"))
         if len(measured) < n_bins:
             raise InputError("calibration", "n_bins", f"is {n_bins} for {len(measured)} spots",
-                             "ask for fewer bins")
+                             "use fewer bins")
         measured, predicted = measured - measured.mean(axis=0), predicted - predicted.mean(axis=0)
         products, squares = products + (measured * predicted).sum(), squares + (predicted**2).sum()
         order = np.argsort(predicted, axis=0, kind="stable")

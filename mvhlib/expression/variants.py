@@ -211,7 +211,7 @@ def compare(scores: pd.DataFrame, pairs: Iterable[Sequence[str]], *,
             if not {variant, reference} <= set(values.index.get_level_values("variant")):
                 continue
             a, b = (values[name].unstack(unit) for name in (variant, reference))
-            if len(b) == 1 and len(a) > 1:  # a reference without seeds meets every seed
+            if len(b) == 1 and len(a) > 1:  # a reference without seeds is compared with every seed
                 b = pd.DataFrame(np.repeat(b.to_numpy(), len(a), axis=0), a.index, b.columns)
             seeds = a.index.intersection(b.index)
             gap = a.loc[seeds] - b.loc[seeds]

@@ -32,7 +32,7 @@ def watch(model: "nn.Module", images: "Tensor",
 
     if not hasattr(model, "blocks"):
         raise InputError("frequency.watch", "model", f"is a {type(model).__name__} without blocks",
-                         "give a mvhlib.backbones.Backbone; of a PatchEncoder, its model")
+                         "give a mvhlib.backbones.Backbone; for a PatchEncoder, pass its model")
     hooks, was_training = attach(model), model.training
     model.eval()
     try:

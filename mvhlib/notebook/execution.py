@@ -169,7 +169,8 @@ class Run:
             size = self.note(folder / f"{base}.{ending}").stat().st_size
             if is_committed and size > LARGEST_FIGURE_KB * 1000:
                 self._complain(InputError(
-                    folder / f"{base}.{ending}", "size", f"is {size // 1000} kB",
+                    folder / f"{base}.{ending}", "size",
+                    f"is {size // 1000} kB, more than {LARGEST_FIGURE_KB}",
                     "draw large clouds with rasterized=True, or thin them"))
         record = {"figure": name, "notebook": self.name, "caption": caption,
                   "synthetic": self.is_synthetic, "shows_tissue": shows_tissue,

@@ -26,14 +26,14 @@ def declared_parameters(source: str) -> dict[str, tuple[str, Any]]:
         papermill takes apart wrongly.
     """
     parameters = {}
-    with artifacts.reading("parameters cell", "code", "is no Python", "take it from git again"):
+    with artifacts.reading("parameters cell", "code", "is not Python", "restore it from git"):
         body = ast.parse(source).body
     for node in body:
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             continue
         if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
                 and node.value is not None):
-            raise InputError("parameters cell", ast.unparse(node), "is no annotated literal",
+            raise InputError("parameters cell", ast.unparse(node), "is not an annotated literal",
                              "write `name: type = literal  # meaning [unit]`")
         name, annotation = node.target.id, ast.unparse(node.annotation)
         try:
@@ -82,7 +82,7 @@ def check_parameters(name: str, declared: dict[str, tuple[str, Any]],
 def read_parameters_cell(path: Path) -> str:
     """Source of the cell tagged ``parameters`` in a notebook file."""
     content = artifacts.read_json(path)
-    with artifacts.reading(path, "cells", "are no notebook", "take it from git again"):
+    with artifacts.reading(path, "cells", "are not those of a notebook", "restore it from git"):
         for cell in content["cells"]:
             if "parameters" in cell["metadata"].get("tags", []):
                 return "".join(cell["source"])

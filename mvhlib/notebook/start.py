@@ -39,7 +39,7 @@ def begin(name: str, namespace: dict[str, Any]) -> Run:
     for key in ("profile", *WILDCARDS):
         if isinstance(values.get(key), str) and artifacts.safe_name(values[key], name, key) != (
                 values[key]):
-            raise InputError(name, key, f"is {values[key]!r}", "take off the blanks around it")
+            raise InputError(name, key, f"is {values[key]!r}", "remove the blanks around it")
     check_seed(values["seed"], name)
     artifacts.safe_path(values["out"], name, "out")
     if values["data"]:
@@ -48,7 +48,8 @@ def begin(name: str, namespace: dict[str, Any]) -> Run:
     if run.data is not None and not run.data.is_dir():
         raise InputError(run.data, "data", "is not a directory",
                          "pass DATA=<directory> (make) or -p data <directory> (papermill)")
-    with artifacts.reading(run.out, "out", "cannot be written", "name a folder of yours"):
+    with artifacts.reading(run.out, "out", "cannot be written",
+                           "choose a folder that you may write to"):
         run._lock_path.parent.mkdir(parents=True, exist_ok=True)
     hold_lock(run._lock_path)
     seed_everything(run.seed)

@@ -114,12 +114,14 @@ def genes_of(text: str) -> tuple[str, ...] | None:
         path = artifacts.check_file(text, "GENES")
         if path.suffix.lower() in (".csv", ".tsv"):
             return tuple(tables.names(tables.read_table(path, ("gene",)), "gene", path))
-        with artifacts.reading(path, "GENES", "is no list of genes", "write a gene in each line"):
+        with artifacts.reading(path, "GENES", "is not a list of genes",
+                               "write a gene in each line"):
             found = path.read_text(encoding="utf-8").split()
     else:
         found = [name.strip() for name in text.split(",") if name.strip()]
     if not found:
-        raise InputError(text, "GENES", "names none", "write A,B or a file, a gene in each line")
+        raise InputError(text, "GENES", "names no gene",
+                         "write A,B, or a file with a gene in each line")
     return tuple(dict.fromkeys(found))
 
 
@@ -149,7 +151,7 @@ def predict(slides: Sequence[Asked], model: Model, out: Path, wish: Wish | None 
                           lambda line, title=title: report(f"{title}: {line}"))
         except InputError as error:
             outcome = Outcome(asked.name, out / asked.name, error=str(error))
-        except Exception as error:  # whatever it is, it is no reason to leave the other slides
+        except Exception as error:  # whatever fails in one slide must not stop the others
             outcome = Outcome(asked.name, out / asked.name,
                               error=_unforeseen(error, asked, out / asked.name))
         if report is not None:
@@ -165,7 +167,7 @@ def _unforeseen(error: Exception, asked: Asked, folder: Path) -> str:
     try:
         told = f"send {artifacts.write_text(folder / TRACE, lines)} to the authors"
     except (OSError, InputError):
-        told = "look at OUT: it cannot be written"
+        told = "check OUT: it cannot be written to"
     return str(InputError(asked.path, "prediction", f"failed ({type(error).__name__}: "
                           f"{artifacts.one_line(error, 160)})", told))
 
@@ -187,7 +189,8 @@ def one(asked: Asked, model: Model, folder: Path, wish: Wish,
     done = _done(asked.name, folder, key)
     if done is not None:
         return done
-    with artifacts.reading(folder, "OUT", "cannot be written", "name a folder of yours"):
+    with artifacts.reading(folder, "OUT", "cannot be written",
+                           "choose a folder that you may write to"):
         folder.mkdir(parents=True, exist_ok=True)
     with artifacts.lock(folder / ".lock", report or print):
         made, remarks = _make(asked, model, folder, key, wish, report)

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
+from mvhlib import statistics
+
 #: Protocols from hardest to easiest: the first that was scored gives the expected correlations.
 PROTOCOLS = ("loso", "patient", "section", "random10_section", "mvhybrid_bench", "hest_bench")
 #: What a protocol leaves out, and the next finer where it left out one alone.
@@ -43,14 +45,14 @@ def table(scores: pd.DataFrame, protocol: str) -> tuple[pd.DataFrame, str]:
     levels = UNITS.get(protocol, ("patient", "section"))
     unit = next((level for level in levels if scores[level].nunique() > 1), "section")
     known = scores[np.isfinite(scores["pcc"])]
+    by_section = known.groupby(["gene", *dict.fromkeys([unit, "section"])])["pcc"].mean()
+    by_unit = statistics.unit_means(known, unit, by=["gene"])
     rows = []
-    by_gene = dict(tuple(known.groupby("gene", sort=False)))
     for gene in dict.fromkeys(scores["gene"]):
-        if gene not in by_gene:
+        if gene not in by_unit.index:
             rows.append((gene, np.nan, np.nan, np.nan, 0, 0))
             continue
-        part = by_gene[gene].groupby([unit, "section"])["pcc"].mean()
-        means = part.groupby(level=0).mean()
+        part, means = by_section[gene], by_unit[gene]
         n, mean, half = len(means), float(means.mean()), np.nan
         if n > 1:
             spread = float(np.sqrt(((part - mean) ** 2).sum() / (len(part) - 1)))

@@ -119,9 +119,9 @@ def _obstacle(protocol: str, features: Mapping[str, Features],
     if not protocol:
         return f"none of the protocols {list(expected.PROTOCOLS)} was scored"
     if recipe is None:
-        return "nobody says how its features were made (04_embed did not write encoder.json)"
+        return "it is not known how its features were made (04_embed did not write encoder.json)"
     if recipe.get("normalise_stain"):
-        return "its stain normalisation looks at the whole cohort, which a new slide is no part of"
+        return "its stain normalisation uses the whole cohort, to which a new slide does not belong"
     scales = [each.attrs.get("tile_um") for each in features.values()]
     if None in scales or not all(scales):
         return "its features do not say how large a tile was"
@@ -137,7 +137,7 @@ def _named(place: Path, by_protocol: "Mapping[str, Evaluation]", folds: Sequence
         known = sorted({str(f) for f in by_protocol[protocol].job.folds["fold"]}
                        ) if protocol in by_protocol else []
         if fold not in known:
-            raise InputError("keep_folds", text, "is no fold that was scored",
+            raise InputError("keep_folds", text, "is not a fold that was scored",
                              f"name one of {[f'{protocol}/{f}' for f in known[:6]]}" if known else
                              f"write protocol/fold, with one of {sorted(by_protocol)}")
         artifacts.safe_name(fold, "keep_folds", text)

@@ -34,7 +34,7 @@ from mvhlib.prediction.card import card
 
 RECORD, WEIGHTS, CARD, ENCODER = "model.json", "model.safetensors", "CARD.md", "encoder"
 FORMAT = 1
-_AGAIN = "copy the model's folder again, or make it again by 05, 12 or 13"
+_AGAIN = "copy the model's folder again, or fit it again with notebook 05, 12 or 13"
 
 
 @dataclass
@@ -126,7 +126,7 @@ def save(folder: str | os.PathLike, regressor: Any, domain: domains.Domain, enco
     from safetensors.numpy import save_file
 
     folder = Path(folder)
-    (folder / RECORD).unlink(missing_ok=True)  # what is half replaced is no model
+    (folder / RECORD).unlink(missing_ok=True)  # a half-replaced folder must not pass for a model
     written = _copy(Path(weights), folder / ENCODER) if weights else []
     tensors = regressor.tensors() | {f"domain.{key}": array
                                      for key, array in domain.tensors().items()}
@@ -190,7 +190,7 @@ def read(folder: str | os.PathLike, device: str = "cpu") -> Model:
     if sha256_file(path) != record["weights_sha256"]:
         raise InputError(path, "sha256", f"is not the one in {RECORD}: the file was changed, or is "
                          "of another model", _AGAIN)
-    with artifacts.reading(path, "weights", "are no safetensors", _AGAIN):
+    with artifacts.reading(path, "weights", "are not safetensors", _AGAIN):
         tensors = load_file(path)
     encoder = _encoder(folder, record)
     shape = {key.removeprefix("domain."): tensors.pop(key)
@@ -211,10 +211,10 @@ def read_record(folder: str | os.PathLike) -> dict[str, Any]:
         raise InputError(folder, "MODEL", f"holds no {RECORD}", f"name one of {inside[:6]} in it"
                          if inside else "name a folder runs/<profile>/models/<method>/<encoder>")
     record = artifacts.read_json(path)
-    with artifacts.reading(path, "content", "is no model of this format", _AGAIN):
+    with artifacts.reading(path, "content", "is not a model of this format", _AGAIN):
         if record["format"] != FORMAT:
             raise InputError(path, "format", f"is {record['format']!r}, this version reads "
-                             f"{FORMAT}", "make the model again by 05, 12 or 13")
+                             f"{FORMAT}", "fit the model again with notebook 05, 12 or 13")
         stated = record["sha256"]
         if sha256_of({key: value for key, value in record.items() if key != "sha256"}) != stated:
             raise InputError(path, "sha256", "does not fit the content: the file was changed",
@@ -242,5 +242,5 @@ def _encoder(folder: Path, record: Mapping[str, Any]) -> PatchEncoder:
     if encoder.identity != about["sha256"]:
         raise InputError(folder / RECORD, "encoder", f"{source!r} makes another encoder here than "
                          "the one that this model was fitted on (its weights, options or version "
-                         "differ)", "give back the encoder's own file, or fit the model again")
+                         "differ)", "restore the encoder's own file, or fit the model again")
     return encoder

@@ -183,7 +183,7 @@ def _write_zarr(made: Made, adata: "AnnData", target: Path) -> Path:
                                               instance_key="tile")})
     temporary = target.with_name(f".{target.stem}~.zarr")
     artifacts.remove_tree(temporary)
-    with warnings.catch_warnings():  # of formats that it itself chose
+    with warnings.catch_warnings():  # it warns of formats that it chose itself
         warnings.simplefilter("ignore")
         whole.write(temporary)
     artifacts.remove_tree(target)

@@ -84,7 +84,7 @@ def _alone(work: tuple) -> apply.Outcome:
     with _pool(1) as pool:
         outcome = _result(pool.submit(_one, *work))
     if outcome is None:
-        error = InputError(asked.path, "process", "was killed, probably for want of memory",
+        error = InputError(asked.path, "process", "was killed, probably for lack of memory",
                            "give fewer JOBS, or a larger machine; what was done is kept")
         outcome = apply.Outcome(asked.name, out / asked.name, error=str(error))
         say(f"[{number}/{n}] {asked.name}: {error}")

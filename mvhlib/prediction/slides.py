@@ -98,7 +98,7 @@ def _stated(folder: Path, paths: list[Path], one: bool) -> dict[str, dict]:
              (p.name, p.stem)}
     strange = [name for name in names if name not in known]
     if strange:
-        raise InputError(path, "slide", f"{strange[0]!r} is no slide in this folder",
+        raise InputError(path, "slide", f"{strange[0]!r} is not a slide in this folder",
                          "write the file's name")
     columns = {key: frame[key] for key in ("organ", "scanner") if key in frame}
     if "mpp" in frame:
@@ -112,7 +112,7 @@ def _spots(path: Path) -> Path | None:
     found = [path.with_name(f"{path.stem}.spots{ending}") for ending in (".csv", ".h5ad")]
     found = [each for each in found if os.path.lexists(each)]
     if len(found) > 1:
-        raise InputError(found[0], "spots", f"stand in {found[1].name} as well", "keep one file")
+        raise InputError(found[0], "spots", f"are in {found[1].name} as well", "keep one file")
     return found[0] if found else None
 
 
@@ -136,7 +136,8 @@ def read_spots(path: Path) -> tuple[np.ndarray, list[str]]:
             names = [str(name) for name in artifacts.h5_array(stream, f"obs/{key}", kind="text",
                                                               ndim=(1,))]
     if len(centres) == 0 or not np.isfinite(centres).all():
-        raise InputError(path, "spots", "are none, or not finite", "give one place (x, y) per spot")
+        raise InputError(path, "spots", "are none, or not finite",
+                         "give one position (x, y) per spot")
     if len(names) != len(centres) or len(set(names)) != len(names):
         raise InputError(path, "barcode", "stands more than once, or not for every spot",
                          "give every spot a name of its own")

@@ -101,7 +101,7 @@ def check_scale(slide: Slide, model: Model) -> None:
     if model.encoder.mpp is not None and slide.mpp > 1.01 * model.encoder.mpp:
         raise InputError(slide.path, "mpp", f"{slide.mpp:.3g} um/px is coarser than what the "
                          f"model's encoder works at, {model.encoder.mpp:.3g}",
-                         "give a sharper image, or choose a model of a coarser encoder")
+                         "give a sharper image, or choose a model whose encoder is coarser")
     factor = model.domain.new_scale(model.effective_mpp(slide.mpp))
     if factor > FARTHEST_SCALE:
         raise InputError(slide.path, "mpp", f"{slide.mpp:.3g} um/px is far from what the model has "
@@ -131,7 +131,7 @@ def places(slide: Slide, model: Model, spots: tuple[np.ndarray, Sequence[str]] |
     if spots is None:
         if not mask.mask.any():
             raise InputError(slide.path, "tissue", "is none: nothing in it is coloured like "
-                             "tissue", "look at the slide; give spots beside it to predict anyway")
+                             "tissue", "check the slide, or give spots beside it to predict anyway")
         corners = cut.grid_corners(slide, step_um=stride_um, mask=mask, min_tissue=MIN_TISSUE,
                                    **size)
         centres = corners + side / 2
@@ -145,7 +145,7 @@ def places(slide: Slide, model: Model, spots: tuple[np.ndarray, Sequence[str]] |
         beside = ((centres < 0) | (centres > (slide.width, slide.height))).any(axis=1)
         if beside.any():
             raise InputError(slide.path, "spots", f"{int(beside.sum())} of {len(centres)} lie "
-                             f"beside the image ({slide.width} x {slide.height} px)",
+                             f"outside the image ({slide.width} x {slide.height} px)",
                              "give centres (x, y) in pixels of this image at full resolution")
         corners = np.rint(centres - side / 2).astype(np.int64)
         spacing = _spacing(centres, side)
@@ -215,7 +215,7 @@ def check_genes(model: Model, genes: Sequence[str] | None) -> tuple[list[str], n
     lacking = [gene for gene in chosen if gene not in place]
     if lacking:
         raise InputError(f"model {model.name}", "GENES", f"{', '.join(lacking[:5])} are not among "
-                         f"its {len(known)} genes", "ask for genes in its model.json, or fit a "
+                         f"its {len(known)} genes", "choose genes of its model.json, or fit a "
                          "model on a panel that has them")
     return chosen, np.array([place[gene] for gene in chosen], dtype=np.int64)
 

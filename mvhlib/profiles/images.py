@@ -63,9 +63,9 @@ def look_labelled(kind: str) -> Callable[[Path], Found]:
             advice.append("The files do not state their scale: fill in labelled_mpp in "
                           "02_tiles.yaml.")
         if not any(image.patient for image in images):
-            advice.append("Nobody says whose the images are: images are the unit of every table, "
-                          "and one patient's may stand on both sides of a fold. patients.csv "
-                          "(image, patient) in DATA changes that.")
+            advice.append("No file says which patient each image is of: the image is the unit of "
+                          "every table, and images of one patient may be on both sides of a fold. "
+                          "Add patients.csv (image, patient) to DATA to change that.")
         return Found(root, kind, SAYS[kind], kind, of="image", rows=rows, used=used, advice=advice)
 
     return look

@@ -117,7 +117,7 @@ def _unknown(root: Path) -> tuple[str, str]:
     """Say why a directory is of no known kind, and what to do."""
     inside = sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
     if (root / "images").is_dir() and any(name.endswith(".csv") for name in inside):
-        return (f"holds images and no table of labels that is known; seen {inside[:6]}",
+        return (f"holds images, but no table of labels that is recognised; it has {inside[:6]}",
                 "name the table's columns image, label and patient_id, or put the images into one "
                 "folder per class")
     level = [root]
@@ -129,10 +129,10 @@ def _unknown(root: Path) -> tuple[str, str]:
                  for folder in level if kinds_of(folder)]
         if below:
             return (f"holds data sets in folders of their own: {', '.join(below[:4])}",
-                    "name one of them by DATA")
+                    "name one of them with DATA=")
     if any(name.lower().removesuffix(".gz").endswith((".rds", ".rdata", ".qs", ".h5seurat"))
            for name in inside):
-        return (f"holds objects of R; seen {inside[:6]}",
+        return (f"holds objects of R; it has {inside[:6]}",
                 "write them as AnnData with raw counts and obsm['spatial'], for instance by "
                 "anndataR or sceasy")
     packed = next((name for name in inside if name.endswith(
@@ -140,13 +140,13 @@ def _unknown(root: Path) -> tuple[str, str]:
     if packed:
         return f"holds nothing readable, but {packed}", f"unpack {packed}"
     if datasets := slide_tables.other_h5(root):
-        return (f"holds h5 files with {datasets}, and features of tiles are called features",
+        return (f"holds h5 files with {datasets}, but not with the dataset features",
                 "store features (n, D) and coords (n, 2) as TRIDENT does")
     if two := outcomes.of_two_times(root):
         return (f"holds {two[0].name}, with {two[1]} for the dead and {two[2]} for the others",
                 "write one column of times beside the event, such as time_days and event")
-    return f"holds nothing readable; seen {inside[:6] or 'nothing'}", \
-        "DATA.md lists what can be read"
+    return f"holds nothing readable; it has {inside[:6] or 'nothing'}", \
+        "see DATA.md, which lists what can be read"
 
 
 def look(data: str | Path) -> Found:
@@ -164,13 +164,13 @@ def look(data: str | Path) -> Found:
     if len(found) > 1:
         raise InputError(root, "data", "holds two kinds of data: " + " and ".join(
             f"{KINDS[name].says} ({name})" for name in found[:2]),
-            "give each its own folder and name one of them by DATA")
+            "give each its own folder and name one of them with DATA=")
     [name] = found
     seen = KINDS[name].look(root)
     if not seen.readable and seen.source:
         problem, _, fix = (seen.rows[0].problem if seen.rows else "").partition(". Fix: ")
         raise InputError(root, name, "was recognised, but cannot be read: "
-                         f"{problem or 'it is empty'}", fix.rstrip(".") or "look at the files")
+                         f"{problem or 'it is empty'}", fix.rstrip(".") or "check the files")
     if seen.of == "section":
         shared.keep_alike(seen)
     return seen

@@ -162,9 +162,9 @@ def _reduced(rows: Sequence[Row]) -> list[str]:
     """Explain that a blank scale is that of the full image, where only a reduced one is at hand."""
     times = {row.name: row.facts.get("reduced") or 1.0 for row in rows}
     name = max(times, key=times.get, default="")
-    return [f"mpp in samples.csv is of the full image, whose pixels the positions count: the image "
-            f"of {name} is reduced {times[name]:.3g} times and has {times[name]:.3g} times its "
-            "um/px."] if times and times[name] > 1.01 else []
+    return [f"mpp in samples.csv is that of the full image, in whose pixels positions are given: "
+            f"the image of {name} is reduced {times[name]:.3g} times and has {times[name]:.3g} "
+            "times its um/px."] if times and times[name] > 1.01 else []
 
 
 def _named(outputs: Iterable[str], root: Path) -> list[dict[str, Any]]:
@@ -216,7 +216,7 @@ def _each(source: str, root: Path, named: Sequence[dict[str, Any]], options: Map
         if not any(row.problem and "image" in row.cells for row in rows):
             return rows
     except InputError:
-        pass  # of one of them: whose it is shows when they are read one by one
+        pass  # one section is at fault: reading each alone shows which
     return [_one(source, root, row, cells[row["section"]], options) for row in stands]
 
 
@@ -235,7 +235,7 @@ def _one(source: str, root: Path, row: dict[str, Any], cells: dict[str, Any],
         except InputError as error:
             made = Row(row["section"], told, problem=str(error))
         if not made.problem:
-            if "mpp" in tried:  # at 1 um/px of the full image this one has as many as it is reduced
+            if "mpp" in tried:  # tried at 1 um/px: its mpp is then the reduction
                 made.facts["reduced"] = made.facts["mpp"]
                 made.cells["mpp"], made.facts["mpp"] = BLANK, BLANK
             return made

@@ -56,7 +56,7 @@ def look(root: Path) -> Found:
     found.advice = [f"Encoders: {', '.join(found.options['encoders'])}."]
     if not slides:
         raise InputError(root, "features", f"of {list(folders)[:3]} are of different slides",
-                         "name the folder of one encoder by DATA")
+                         "name the folder of one encoder with DATA=")
     held = slide_features.sizes({name: first[name] for name in slides[:MOST_LINES]})
     broken = slide_features.faults(folders, slides[:MOST_LINES])
     if (root / "slides.csv").is_file():
@@ -71,19 +71,19 @@ def look(root: Path) -> Found:
     if taken:
         found.used |= {path.name for path in taken}
         found.advice.append("Patients, labels and outcomes are those of "
-                            f"{' and '.join(path.name for path in taken)}: look at slides.csv of "
-                            "the profile before you run it.")
+                            f"{' and '.join(path.name for path in taken)}: check slides.csv "
+                            "of the profile before you run it.")
     found.rows = [Row(name, {"slide": name} | known[name], {"holds": held.get(name)},
                       problem=broken.get(name, "")) for name in slides]
     found.options["endpoints"] = ["os"] if any("time" in row for row in known.values()) else []
     if taken and not any("label" in row for row in known.values()):
-        found.advice.append("No column of theirs is called label: for 07_classification copy the "
-                            "one that holds the classes into label of slides.csv, and add it to "
+        found.advice.append("No column of theirs is called label: copy the column of classes into "
+                            "the column label of slides.csv, and add 07_classification to "
                             "notebooks.")
     if not any("label" in row or "time" in row for row in known.values()):
-        found.advice.append("No table says label, or time [months] and event (1: seen, 0: "
-                            "censored): put them into slides.csv of the profile for "
-                            "07_classification, or 09_survival, and add it to notebooks.")
+        found.advice.append("No table holds label (for 07_classification), or time [months] and "
+                            "event (1: seen, 0: censored; for 09_survival): fill them in in "
+                            "slides.csv of the profile, and add the notebook to notebooks.")
     return found
 
 

@@ -46,7 +46,7 @@ def check_free(params: Path, name: str) -> None:
     """
     folder = params / name
     if os.path.lexists(folder):
-        raise InputError(folder, "PROFILE", "is there already, and nothing is written over it",
+        raise InputError(folder, "PROFILE", "exists already, and is not overwritten",
                          "choose another name, or delete the folder")
 
 
@@ -74,12 +74,12 @@ def write(found: Found, params: Path, name: str) -> list[Path]:
     """
     if not found.source:
         raise InputError(found.root, found.kind, f"is {found.says}, which no notebook reads as it "
-                         "is", "make doctor DATA=... says what to do")
+                         "is", "run make doctor DATA=..., which says what to do")
     check_free(params, name)
     folder = params / name
     plan = _given_features if found.kind == "features" else {
         "section": _sections, "image": _images, "table": _outcomes, "slide": _slides}[found.of]
-    with reading(folder, "PARAMS", "cannot be written", "name a folder of yours"):
+    with reading(folder, "PARAMS", "cannot be written", "choose a folder that you may write to"):
         folder.mkdir(parents=True)
         made = {}
         if found.table:

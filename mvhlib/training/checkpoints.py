@@ -140,17 +140,17 @@ class Checkpoints:
             of a version that wrote none: nothing would vouch for them), or it was saved under
             another key (says which entries differ).
         """
-        fix = "delete this file; the one before it is used then"
-        with reading(path, "content", "is no readable state", fix):
+        fix = "delete this file: the checkpoint before it is then used"
+        with reading(path, "content", "is not a readable state", fix):
             if not _is_sealed(path):
-                raise InputError(path, "sha256", "is no readable state: its bytes are not those "
+                raise InputError(path, "sha256", "is not a readable state: its bytes are not those "
                                  "that were saved", fix)
             content = torch.load(path, map_location=map_location, weights_only=True)
             step = content["step"]
             if not isinstance(step, int) or isinstance(step, bool) or step < 0:
                 raise InputError(path, "step", f"is {step!r}", fix)
             if not isinstance(content["parts"], dict) or not isinstance(content["notes"], dict):
-                raise InputError(path, "parts", "are no readable state", fix)
+                raise InputError(path, "parts", "are not those of a readable state", fix)
         if content.get("key") != self.key:
             raise InputError(path, "key", f"was saved by another recipe: "
                              f"{difference(content.get('key'), self.key)}",

@@ -63,7 +63,7 @@ def cell(value: Any) -> str:
 
 def read_log(path: str | os.PathLike) -> dict[str, list[float]]:
     """Read a log as lists of numbers, one per column; an unfinished last row is left out."""
-    with reading(path, "log", "is no log of numbers", "delete it and train again"):
+    with reading(path, "log", "is not a log of numbers", "delete it and train again"):
         with open(path, newline="", encoding="utf-8") as stream:
             text = stream.read()
         names, *rows = [row for row in csv.reader(text[:text.rfind("\n") + 1].splitlines())
@@ -72,5 +72,5 @@ def read_log(path: str | os.PathLike) -> dict[str, list[float]]:
             raise ValueError("its rows differ in width, or a column stands twice")
         found = {name: [float(row[at]) for row in rows] for at, name in enumerate(names) if rows}
         if rows and not all(step >= 0 and step.is_integer() for step in found["step"]):
-            raise ValueError("its steps are no whole numbers from 0")
+            raise ValueError("its steps are not whole numbers from 0")
         return found

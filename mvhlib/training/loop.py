@@ -202,7 +202,7 @@ def _train_epoch(model: torch.nn.Module, loss: Callable[[np.ndarray, int], Mappi
             group["lr"] = rate
         number_of_step = int(keyed_generator(seed, step).integers(2**62))
         torch.default_generator.manual_seed(number_of_step)
-        if torch.cuda.is_initialized():  # asking costs little, seeding a millisecond
+        if torch.cuda.is_initialized():  # this check costs little, seeding a millisecond
             torch.cuda.manual_seed(number_of_step)
         terms = loss(rows, epoch)
         if not torch.isfinite(terms["loss"]):

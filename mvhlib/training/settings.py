@@ -51,7 +51,7 @@ def read_pairs(items: Sequence[str]) -> dict[str, Any]:
     for item in items:
         name, equals, text = item.partition("=")
         if not equals:
-            raise InputError("command line", item, "is no key=value", "write key=value")
+            raise InputError("command line", item, "is not a key=value", "write key=value")
         pairs[name] = parse_yaml(text, "command line", name)
     return pairs
 

@@ -93,12 +93,12 @@ def check_inside(centers: np.ndarray, size: tuple[int, int], where, field: str =
     elif over > 1.5:
         reason = f"the image was reduced (about {over:.3g} times, or more) or cropped"
     elif (centers < 0).any():
-        reason = "the image was cropped, or the places are of another one"
+        reason = "the image was cropped, or the positions belong to another one"
     else:
         reason = "the image was cropped, turned or reduced"
     raise InputError(where, field, f"{n} of {len(centers)} spots ({n / len(centers):.0%}) lie "
                      f"outside its {size[0]:.0f} x {size[1]:.0f} px (they reach {reach[0]:.0f}, "
-                     f"{reach[1]:.0f}): {reason}", "give the image that the places were made for")
+                     f"{reach[1]:.0f}): {reason}", "give the image that these positions belong to")
 
 
 def check_sparse(matrix: Any, where, field: str = "counts") -> None:
@@ -123,7 +123,7 @@ def check_sparse(matrix: Any, where, field: str = "counts") -> None:
     n_values = len(matrix.data)
     if indptr.dtype.kind not in "iu" or indices.dtype.kind not in "iu":
         raise InputError(where, field, f"indptr or indices are {indptr.dtype} and {indices.dtype}, "
-                         "no whole numbers", fix)
+                         "not whole numbers", fix)
     rows, columns = matrix.shape
     major, minor = (columns, rows) if getattr(matrix, "format", "csr") == "csc" else (rows, columns)
     if indptr.shape != (major + 1,) or indptr[0] != 0 or indptr[-1] != n_values or \
@@ -178,7 +178,8 @@ def check_counts(adata: "AnnData", where) -> None:
         counts, counts that are all 0, or no spot at all.
     """
     if adata.n_obs == 0:
-        raise InputError(where, "spots", "no spot lies on tissue", "check selection and join")
+        raise InputError(where, "spots", "no spot lies on tissue",
+                         "check which spots are selected, and that the barcodes of all files agree")
     if adata.n_vars == 0:
         raise InputError(where, "genes", "there is none", "give a table with one gene or more")
     _check_identifiers(adata.obs_names, where, "barcode")
@@ -190,7 +191,8 @@ def check_counts(adata: "AnnData", where) -> None:
         check_sparse(counts, where)
     values = np.asarray(counts.data if hasattr(counts, "tocsr") else counts)
     if values.dtype.kind not in "iufb":
-        raise InputError(where, "counts", f"are {values.dtype}, no numbers", "store the raw counts")
+        raise InputError(where, "counts", f"are {values.dtype}, not numbers",
+                         "store the raw counts")
     if not np.isfinite(values).all():
         raise InputError(where, "counts", "hold NaN or infinity", "store the raw counts")
     if (values < 0).any():
@@ -204,7 +206,7 @@ def check_counts(adata: "AnnData", where) -> None:
         raise InputError(where, "counts", f"are 0 in all of {adata.n_obs} spots",
                          "give the counts of this section, or leave it out")
     if most > np.iinfo(np.int32).max:
-        raise InputError(where, "counts", f"reach {most:g}, which no spot has",
+        raise InputError(where, "counts", f"reach {most:g}, more than a spot can hold",
                          "store the raw counts")
 
 
@@ -228,7 +230,7 @@ def check_places(adata: "AnnData", where) -> None:
         first = int(lost.argmax())
         raise InputError(where, name, f"is {places[first].tolist()} for spot "
                          f"{adata.obs_names[first]!r} (and {int(lost.sum()) - 1} more)",
-                         "give every spot a finite place, or leave it out")
+                         "give every spot a finite position, or leave it out")
     if len(places) > 2 and (places == places[0]).all():
         raise InputError(where, name, f"is {places[0].tolist()} for all of {len(places)} spots",
-                         "give every spot its own place")
+                         "give every spot its own position")

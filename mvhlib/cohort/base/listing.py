@@ -17,7 +17,7 @@ def entries(folder: Path) -> list[Path]:
     if not folder.is_dir():
         if folder.is_symlink() or folder.exists():
             raise InputError(folder, "folder", "is a link that leads nowhere" if folder.is_symlink()
-                             else "is a file", "mend the link, or put the folder itself there")
+                             else "is a file", "correct the link, or put the folder itself there")
         return []
     with reading(folder, "folder", fix="change its permissions"):
         return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
@@ -46,6 +46,6 @@ def section_list(sections: Iterable[str], where) -> list[str]:
         If it is one text and no list, or a name is no text (YAML reads 007 as a number).
     """
     if isinstance(sections, str) or not isinstance(sections, Iterable):
-        raise InputError(where, "sections", f"is {sections!r}, and no list",
+        raise InputError(where, "sections", f"is {sections!r}, not a list",
                          f"write a list, as in [{sections}]")
     return [safe_name(name, where, "sections") for name in sections]

@@ -111,7 +111,7 @@ def _read_record(path: Path, stream: Any) -> dict[str, Any]:
     """``uns["mvh"]`` of a section's file, every entry of the type that `write_section` gives it."""
     import h5py
 
-    fix = "make the file by 01_cohort"
+    fix = "make the file with 01_cohort"
     group = stream.get("uns/mvh")
     if not isinstance(group, h5py.Group):
         raise InputError(path, 'uns["mvh"]', "is missing", fix)
@@ -142,7 +142,8 @@ def _read_record(path: Path, stream: Any) -> dict[str, Any]:
         exclude = entry("exclude", "array", kind="integer")
         size = entry("image_size", "array", kind="integer", rows=2)
         if exclude.shape[1] != 4 or (exclude[:, :2] > exclude[:, 2:]).any():
-            raise InputError(path, 'uns["mvh"]["exclude"]', "holds no boxes x0, y0, x1, y1", fix)
+            raise InputError(path, 'uns["mvh"]["exclude"]', "does not hold boxes (x0, y0, x1, y1)",
+                             fix)
         if (size < 1).any():
             raise InputError(path, 'uns["mvh"]["image_size"]', f"is {size.tolist()}", fix)
         ref = ImageRef(text("image_path"), text("image_root"),
@@ -171,7 +172,7 @@ def _n_names(path: Path, stream: Any, axis: str) -> int:
     table = stream.get(axis)
     column = table.attrs.get("_index") if isinstance(table, h5py.Group) else None
     if not isinstance(column, str):
-        raise InputError(path, axis, "is no table with an index", "make the file by 01_cohort")
+        raise InputError(path, axis, "is not a table with an index", "make the file with 01_cohort")
     return len(h5_array(table, column, kind="text", ndim=1, read=False))
 
 
@@ -180,14 +181,14 @@ def _check_owner(path: Path, adata: "AnnData", record: dict[str, Any]) -> None:
     for column, said in (("section", path.stem), ("study", record["study"]),
                          ("patient", record["patient"]), ("specimen", record["specimen"])):
         if column not in adata.obs:
-            raise InputError(path, f"obs[{column}]", "is missing", "make the file by 01_cohort")
-        with reading(path, f"obs[{column}]", fix="make the file by 01_cohort"):
+            raise InputError(path, f"obs[{column}]", "is missing", "make the file with 01_cohort")
+        with reading(path, f"obs[{column}]", fix="make the file with 01_cohort"):
             found = adata.obs[column].astype(object)
             other = found[found != said]
         if len(other):
             raise InputError(path, f"obs[{column}]", f"is {other.iloc[0]!r} for {len(other)} of "
-                             f"{len(found)} spots, and {said!r} by the file",
-                             "make the file by 01_cohort, under its own name")
+                             f"{len(found)} spots, but the file is that of {said!r}",
+                             "make the file with 01_cohort, and do not rename it")
 
 
 def read_run(path: str | Path, *, data: str | Path | None = None,
@@ -213,7 +214,7 @@ def read_run(path: str | Path, *, data: str | Path | None = None,
     folder = Path(path)
     file = folder / "manifest.csv"
     if not file.is_file() and not file.is_symlink():
-        raise InputError(file, "file", "does not exist", "make it by 01_cohort")
+        raise InputError(file, "file", "does not exist", "run 01_cohort first")
     manifest = _read_manifest(file)
     if sections is not None:
         sections = section_list(sections, file)
@@ -248,7 +249,7 @@ def _read_manifest(file: Path) -> pd.DataFrame:
                              f"{problem}", fix)
 
     for column in text:
-        refuse(column, manifest[column].isna(), "where a name must stand")
+        refuse(column, manifest[column].isna(), "where a name is needed")
     for name in manifest["section"]:
         if safe_name(name, file, "section") != name:
             raise InputError(file, "section", f"is {name!r}, with a blank at an end", fix)
@@ -281,7 +282,7 @@ def _check_row(file: Path, row: dict[str, Any], section: Section, shape: Sequenc
             same = bool(np.isclose(float(listed), said, rtol=1e-6, atol=0, equal_nan=True))
         if not same:
             raise InputError(file, column, f"is {listed!r} for section {section.name}, whose h5ad "
-                             f"says {said!r}", "run 01_cohort again, and change neither by hand")
+                             f"says {said!r}", "run 01_cohort again, and edit neither file by hand")
 
 
 def spot_labels(sections: "Iterable[Section]", truth: str | Path = "") -> "dict[str, pd.Series]":

@@ -136,7 +136,7 @@ class Section:
     def _image_path(self) -> Path:
         if self.image_ref is None:
             raise InputError(self.name, "image", "this section is expression-only",
-                             "choose a section with has_image in the manifest")
+                             "choose a section whose has_image is True in the manifest")
         root = self.roots.get(self.image_ref.root)
         if root is None:
             raise InputError(self.name, self.image_ref.root, "the image's folder is not known",
@@ -193,14 +193,14 @@ class Cohort:
         number = Counter(section.name for section in sections)
         twice = sorted(name for name, n in number.items() if n > 1)
         if twice:
-            raise InputError("cohort", "section", f"the same name stands twice: {twice}",
+            raise InputError("cohort", "section", f"two sections have the same name: {twice}",
                              "give every section its own id")
         spelt: dict[str, str] = {}
         for name in number:
             other = spelt.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
             if other != name:
-                raise InputError("cohort", "section", f"{other!r} and {name!r} would be one file "
-                                 "on a disk that does not tell them apart",
+                raise InputError("cohort", "section", f"{other!r} and {name!r} would be the same "
+                                 "file on a disk that ignores upper and lower case",
                                  "give every section its own id")
         if not sections:
             raise InputError("cohort", "section", "no section was found", "check the directory")

@@ -96,13 +96,13 @@ def check_folds(folds: pd.DataFrame, table: pd.DataFrame, group: str | None = No
         sides = {role: rows.loc[rows["role"] == role, "patient"] for role in ("train", "test")}
         both = sorted(set(sides["train"]) & set(sides["test"]))
         if both:
-            raise InputError(where, "patient", f"{both[:3]} on both sides of fold {fold}",
+            raise InputError(where, "patient", f"{both[:3]} are on both sides of fold {fold}",
                              "put each patient on one side")
         if group is not None:
             shared = sorted(set(who.loc[sides["train"], group]) & set(who.loc[sides["test"],
                                                                               group]))
             if shared:
-                raise InputError(where, group, f"{shared[:3]} on both sides of fold {fold}",
+                raise InputError(where, group, f"{shared[:3]} are on both sides of fold {fold}",
                                  f"put all patients of one {group} on one side")
         for role, names in sides.items():
             if len(names) == 0 or who.loc[names, "event"].sum() == 0:
@@ -113,7 +113,7 @@ def check_folds(folds: pd.DataFrame, table: pd.DataFrame, group: str | None = No
     for fold, names in members.items():
         odd = sorted(names ^ members[first])
         if odd:
-            raise InputError(where, "patient", f"{odd[:3]} take part in one of the folds {first} "
+            raise InputError(where, "patient", f"{odd[:3]} are in one of the folds {first} "
                              f"and {fold} and not in the other", "use the same patients in all")
     tested = folds.loc[folds["role"] == "test", "patient"]
     if tested.duplicated().any():

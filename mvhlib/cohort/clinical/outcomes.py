@@ -98,12 +98,12 @@ def check_outcomes(where: str | os.PathLike, table: pd.DataFrame) -> None:
     if bad.any():
         raise InputError(where, "time", f"is missing, zero or negative for {int(bad.sum())} "
                          f"patients, for example {list(table['patient'][bad][:3])}",
-                         "leave them out by not_positive: drop, under columns in 09_survival.yaml: "
-                         "they say nothing of survival")
+                         "to leave them out, since such times say nothing about survival, write "
+                         "not_positive: drop under columns in 09_survival.yaml")
     values = set(pd.unique(table["event"]))
     if not values <= {0, 1}:
         raise InputError(where, "event", f"has values {sorted(map(str, values))}",
                          "use 1 for an event and 0 for a censored time")
     if table["event"].sum() == 0:
         raise TooFew(where, "event", f"all {len(table)} patients are censored",
-                         "look whether 1 means censored (then pass it as censorship)")
+                         "check whether 1 means censored (then pass the column as censorship)")

@@ -17,14 +17,15 @@ LONGEST_MONTHS = 1200.0
 def chosen(path, given: pd.DataFrame, only: Mapping[str, object] | None) -> pd.DataFrame:
     """Select the rows with the values in `only`; of one cancer, unless `only` says otherwise."""
     if only is not None and not isinstance(only, Mapping):
-        raise InputError(path, "only", f"is {only!r}", "map a column to the values that are meant")
+        raise InputError(path, "only", f"is {only!r}", "write a mapping of a column to the values "
+                         "to keep")
     for column, values in (only or {}).items():
         tables.check_columns(path, list(given.columns), (column,))
         kept = {str(value) for value in ([values] if isinstance(values, str | int | float)
                                          else values)}
         absent = sorted(kept - set(given[column]))
         if absent:
-            raise InputError(path, column, f"never is {absent[:3]}, which only= asks for",
+            raise InputError(path, column, f"never holds {absent[:3]}, which only= selects",
                              f"use some of {sorted(set(given[column]))[:8]}")
         given = given[given[column].isin(kept)]
     if not only:
@@ -39,8 +40,8 @@ def one_cancer(path, given: pd.DataFrame) -> None:
         cancers = {"COADREAD" if name in ("COAD", "READ") else name for name in found}
         if len(cancers) > 1 and found <= tcga.STUDIES:
             raise InputError(path, column, f"names {len(cancers)} cancers: {sorted(found)[:5]}",
-                             "pass only={column: values} for the rows that are meant, or keep one "
-                             "table per cancer")
+                             "pass only={column: values} to select the rows of one cancer, or keep "
+                             "one table per cancer")
 
 
 def one_patient_each(where, rows: pd.DataFrame) -> None:
@@ -49,15 +50,15 @@ def one_patient_each(where, rows: pd.DataFrame) -> None:
     shared = list(owners.index[owners > 1])
     if shared:
         of = rows["slide"] == shared[0]
-        raise InputError(where, "slide", f"{shared[:3]} stand under more than one patient: "
+        raise InputError(where, "slide", f"{shared[:3]} belong to more than one patient: "
                          f"{sorted(set(rows['patient'][of]))[:3]}"
                          + (f" (rows {list(rows.index[of])[:3]})" if rows.index.name else ""),
-                         "a slide has one patient: mend the table")
+                         "correct the table: a slide belongs to one patient")
     other = np.array([tcga.of_another(slide, patient) for slide, patient in
                       zip(rows["slide"], rows["patient"], strict=True)], dtype=bool)
     if other.any():
-        tables.refuse(where, rows["slide"], other, "and of another patient than its row says: "
-                      f"{rows['patient'][other].iloc[0]}", "mend the slide or the patient")
+        tables.refuse(where, rows["slide"], other, "and so of another patient than its row says: "
+                      f"{rows['patient'][other].iloc[0]}", "correct the slide or the patient")
 
 
 def one_row_each(where, rows: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
@@ -73,7 +74,7 @@ def one_row_each(where, rows: pd.DataFrame, columns: Mapping[str, str]) -> pd.Da
         own = rows.loc[rows["patient"] == people[0], column].drop_duplicates()
         at = f" (rows {list(own.index)[:3]})" if rows.index.name else ""
         raise InputError(where, columns[column], f"disagrees between rows or folds of {people}{at}",
-                         "a patient has one outcome: mend the table")
+                         "correct the table: a patient has one outcome")
     return rows.drop_duplicates("patient")[["patient", *columns]].reset_index(drop=True)
 
 
@@ -103,8 +104,8 @@ def with_outcome(where, clinical: Clinical, not_positive: str = "refuse") -> Cli
     late = table["time_months"] > LONGEST_MONTHS
     if late.any():
         raise InputError(where, "time", f"is {table['time_months'][late].iloc[0] / 12:.0f} years "
-                         f"for patient {table['patient'][late].iloc[0]}", "look at the unit: days "
-                         "need unit=days")
+                         f"for patient {table['patient'][late].iloc[0]}", "check the unit: times "
+                         "in days need unit=days")
     has = table["time_months"].notna() & table["event"].notna()
     if not has.all():
         notes.append(f"{int((~has).sum())} of {len(has)} patients have no {clinical.endpoint}")

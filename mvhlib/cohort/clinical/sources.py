@@ -280,7 +280,7 @@ def read_table(path: str | os.PathLike, *, patient: str = "id", time: str = "tim
         `check_outcomes` refuses.
     """
     if (event is None) == (censorship is None):
-        raise InputError(path, "event", "and censorship: one of them must be named",
+        raise InputError(path, "event", "and censorship are both given, or neither is",
                          "pass event=<column> or event=None, censorship=<column>")
     if unit not in UNITS:
         raise InputError(path, "unit", f"is {unit!r}", f"use one of {list(UNITS)}")

@@ -95,17 +95,17 @@ def _events(path, given: pd.DataFrame, column: str, words: Mapping[str, float]) 
     if odd.any():
         line, cell = given.index[odd][0], given[column][odd].iloc[0]
         one, zero = ("an event", "a censored time") if words is EVENTS else ("censored", "an event")
-        raise InputError(path, column, f"has values that say neither, such as {cell[:60]!r} in row "
-                         f"{line}", f"use 1 for {one} and 0 for {zero}, or whole words; competing "
-                         "risks (-1) are not read, choose another endpoint")
+        raise InputError(path, column, f"has values that mean neither, such as {cell[:60]!r} in "
+                         f"row {line}", f"use 1 for {one} and 0 for {zero}, or whole words; "
+                         "competing risks (-1) are not read, choose another endpoint")
     return said.map(words).astype(np.float64)
 
 
 def is_male(path, given: pd.DataFrame, column: str) -> pd.Series:
     said = given[column].str.casefold()
     if (said == "m").any() and (said == "mujer").any():
-        tables.refuse(path, given[column], said == "m", "beside 'mujer', and may be either",
-                      "write male and female")
+        tables.refuse(path, given[column], said == "m", "in a column with 'mujer', so that it may "
+                      "mean either sex", "write male and female")
     return tables.whole_words(given, column, path, SEXES)
 
 
@@ -116,6 +116,6 @@ def stages_of(path, given: pd.DataFrame, column: str) -> pd.Series:
     unknown = said.str.lower().isin(tables.NOT_KNOWN | {"x", "stage x", "i/ii nos"})
     odd = found.isna() & ~unknown
     if odd.any():
-        tables.refuse(path, said, odd, "and no stage", "write I to IV, with A to C behind where "
+        tables.refuse(path, said, odd, "and not a stage", "write I to IV, followed by A to C where "
                       "that is known, or leave it blank")
     return found

@@ -75,8 +75,8 @@ def find_images(root: Path, names: Iterable[str], depth: int = 3) -> dict[str, P
         lost = [path for path in found if path.is_symlink() and not path.exists()
                 and path.suffix.lower() in ("", *IMAGE_SUFFIXES)]
         if lost:
-            raise InputError(lost[0], "link", "leads nowhere, and may stand for images",
-                             "mend the link, or delete it")
+            raise InputError(lost[0], "link", "leads nowhere, and images may lie behind it",
+                             "correct the link, or delete it")
         files += [path for path in found if path.suffix.lower() in IMAGE_SUFFIXES
                   and not path.is_dir()]
     owner = {path: max((name for name in names
@@ -109,7 +109,7 @@ def check_keys(option: Mapping[str, Any] | None, name: str, known: Iterable[str]
         raise InputError(f"option {name}", name, f"is {option!r}", "write {section: value}")
     unknown = [] if known is None else [key for key in option if key not in set(known)]
     if unknown:
-        raise InputError(f"option {name}", "section", f"{unknown[:5]} are not there",
+        raise InputError(f"option {name}", "section", f"{unknown[:5]} are not among the sections",
                          "name sections that exist, in quotes")
     return option
 

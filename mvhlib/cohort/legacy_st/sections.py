@@ -205,12 +205,13 @@ def _join(adata: "AnnData", spots: pd.DataFrame | None, counts: Path, spot_file:
     if spots is None:
         parts = [re.fullmatch(POSITION, name) for name in adata.obs_names]
         if None in parts:
-            raise InputError(counts, "index", f"{adata.obs_names[parts.index(None)]!r} is no array "
-                             "position like 10x13", "give a spot file, or an index XxY")
+            raise InputError(counts, "index", f"{adata.obs_names[parts.index(None)]!r} is not an "
+                             "array position like 10x13", "give a spot file, or name rows by array "
+                             "position, as in 10x13")
         position = np.array([[float(v) for v in part.groups()] for part in parts])
         if np.abs(position).max() > FARTHEST_STEP:
-            raise InputError(counts, "index", "holds positions that no array has",
-                             "give a spot file, or an index XxY")
+            raise InputError(counts, "index", "holds positions that lie on no array",
+                             "give a spot file, or name rows by array position, as in 10x13")
         adata.obs["array_x"], adata.obs["array_y"] = np.rint(position).astype(int).T
         adata.obsm["spatial"] = position
         return adata

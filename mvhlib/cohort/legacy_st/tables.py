@@ -63,11 +63,11 @@ def read_lines(path: Path) -> list[str]:
     try:
         text = content.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(path, "file", f"is no UTF-8 text ({error})",
+        raise InputError(path, "file", f"is not UTF-8 text ({error})",
                          "save it as tab-separated text in UTF-8") from error
     del content
     if "\0" in text:
-        raise InputError(path, "file", "holds NUL characters, so it is no text or UTF-16",
+        raise InputError(path, "file", "holds NUL characters, so it is not text or UTF-16",
                          "save it as tab-separated text in UTF-8")
     lines = text.replace("\r\n", "\n").replace("\r", "\n").rstrip("\n").split("\n")
     while lines and not lines[-1].strip():
@@ -161,8 +161,8 @@ def read_counts(path: Path, sum_doubled: bool = False) -> "AnnData":
         raise InputError(path, "counts", "are none below the header", "give one row per spot")
     del lines
     if body.shape[1] == 0:
-        raise InputError(path, "counts", "are one column", "give a tab-separated table of spots x "
-                         "genes")
+        raise InputError(path, "counts", "have only one column",
+                         "give a tab-separated table of spots x genes")
     _check_header(path, genes)
     if len(genes) == body.shape[1] + 1:
         genes = genes[1:]  # R leaves the corner out, the ST pipeline writes it
@@ -175,7 +175,7 @@ def read_counts(path: Path, sum_doubled: bool = False) -> "AnnData":
                          "give a table of numbers")
     names = body.index.to_series().fillna("").astype(str).str.strip()
     counts = sparse.csr_matrix(body.to_numpy())
-    lost = dated_genes.dated(genes)  # before they are summed, or refused for standing twice
+    lost = dated_genes.dated(genes)  # before they are summed, or refused as repeated
     if lost.any() and not lost.all():
         dated_genes.say(genes, lost, path)
         counts, genes = counts[:, ~lost], [gene for gene, out in zip(genes, lost, strict=True)
@@ -256,7 +256,7 @@ def read_spots(path: Path) -> pd.DataFrame:
         row, column = np.argwhere(wrong)[0]
         raise InputError(path, "x, y, pixel_x, pixel_y", f"hold no number in row {row + 1} "
                          f"({SPOT_COLUMNS[column]} is {table[SPOT_COLUMNS[column]].iloc[row]!r}), "
-                         "or one that is no position", "remove or complete the row")
+                         "or one that cannot be a position", "remove or complete the row")
     spots = pd.DataFrame({
         "array_x": numbers["x"].round().astype(int), "array_y": numbers["y"].round().astype(int),
         "pixel_x": numbers["pixel_x"].astype(float), "pixel_y": numbers["pixel_y"].astype(float),

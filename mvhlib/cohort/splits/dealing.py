@@ -20,7 +20,7 @@ def with_images(manifest: pd.DataFrame, protocol: str) -> pd.DataFrame:
     missing = [column for column in ("section", "study", "patient", "specimen")
                if column not in manifest.columns]
     if missing:
-        raise InputError("manifest.csv", "columns", f"lacks {missing}", "make it by 01_cohort")
+        raise InputError("manifest.csv", "columns", f"lacks {missing}", "run 01_cohort again")
     check_manifest(manifest)
     table = manifest
     if "has_image" in manifest.columns:
@@ -60,8 +60,8 @@ def without_shared(rows: list[tuple[str, str, str]],
     kept = [(fold, section, role) for fold, section, role in rows
             if role == "test" or patient[section] not in tested[fold]]
     if len(kept) < len(rows):
-        log.warning("protocol loso: %d times a training section is left out, its patient is in the "
-                    "tested study as well", len(rows) - len(kept))
+        log.warning("protocol loso: %d times a training section is left out, as its patient is in "
+                    "the tested study as well", len(rows) - len(kept))
     return kept
 
 
@@ -79,8 +79,8 @@ def grouped(table: pd.DataFrame,
     """Test each group once, with all the others for training."""
     missing = [name for group in groups for name in group if name not in set(table["section"])]
     if missing:
-        raise InputError("manifest.csv", "section", f"{missing} of the protocol are not there",
-                         "read them as well (include: bench), or leave this protocol out")
+        raise InputError("manifest.csv", "section", f"{missing} of the protocol are not in this "
+                         "cohort", "read them as well (include: bench), or leave this protocol out")
     return [(str(fold), name, "test" if group is tested else "train")
             for fold, tested in enumerate(groups) for group in groups for name in group]
 
@@ -112,12 +112,12 @@ def directed_pairs(member: pd.Series, pairs: Sequence[Sequence[str]]) -> list[tu
         a, b = (str(name) for name in pair) if len(pair) == 2 else ("", "")
         unknown = [name for name in (a, b) if name not in member.attrs["known"]]
         if unknown or a == b:
-            raise InputError("folds", "pairs", f"{list(pair)} is no pair of two groups",
+            raise InputError("folds", "pairs", f"{list(pair)} is not a pair of two groups",
                              f"write [trained on, tested on], of {member.attrs['known']}")
         absent = [name for name in (a, b) if name not in present]
         if absent:
-            log.warning("protocol transfer: no section of %s is there, %s%s%s is left out", absent,
-                        a, ARROW, b)
+            log.warning("protocol transfer: there is no section of %s, so %s%s%s is left out",
+                        absent, a, ARROW, b)
         elif (a, b) not in kept:
             kept.append((a, b))
     if not kept:

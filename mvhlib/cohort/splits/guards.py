@@ -91,7 +91,7 @@ def check(folds: pd.DataFrame, manifest: pd.DataFrame, unit: str = "patient") ->
                      for names in (train, test)]
             both = sorted(sides[0] & sides[1])
             if both:
-                raise InputError("folds", level, f"{both[:3]} on both sides of fold {fold}",
+                raise InputError("folds", level, f"{both[:3]} are on both sides of fold {fold}",
                                  f"put all sections of one {level} on one side")
 
 
@@ -100,7 +100,7 @@ def check_manifest(manifest: pd.DataFrame) -> None:
     for column in ("section", "study", "patient", "specimen"):
         if (manifest[column].isna() | (manifest[column].astype(str).str.strip() == "")).any():
             raise InputError("manifest.csv", column, "is empty in a row",
-                             "name it; what is not known cannot be kept apart")
+                             "fill it in: folds cannot keep apart what has no name")
     if manifest["section"].duplicated().any():
         twice = list(manifest["section"][manifest["section"].duplicated()][:3])
         raise InputError("manifest.csv", "section", f"stands more than once: {twice}",
@@ -111,7 +111,7 @@ def check_manifest(manifest: pd.DataFrame) -> None:
         if len(split):
             specimen = split[0]
             of = sorted(manifest.loc[manifest["specimen"] == specimen, column].unique(), key=str)
-            raise InputError("manifest.csv", "specimen", f"{specimen} stands in more than one "
+            raise InputError("manifest.csv", "specimen", f"{specimen} is in more than one "
                              f"{column}: {of}", "it is a duplicate: keep one of them, or give "
                              f"both the same {column}")
 

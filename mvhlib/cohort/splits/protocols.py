@@ -173,11 +173,13 @@ def group_of(manifest: pd.DataFrame, groups: str | Mapping[str, str]) -> pd.Seri
         table = dict(zip(tables.names(listed, "section", where, unique=True),
                          tables.names(listed, "group", where, none=tables.NO_NAME), strict=True))
     else:
-        raise InputError("folds", "groups", f"{groups!r} is no column of the manifest and no csv",
-                         f"use one of {list(manifest.columns)} or a csv with section and group")
+        raise InputError("folds", "groups", f"{groups!r} is neither a column of the manifest nor a "
+                         "csv", f"use one of {list(manifest.columns)} or a csv with section and "
+                         "group")
     bare = [name for name in names if name not in table or pd.isna(table[name])]
     if bare:
-        raise InputError(where, "group", f"of {bare[:3]} is not stated", "give each section one")
+        raise InputError(where, "group", f"of {bare[:3]} is not stated",
+                         "give each section a group")
     known = sorted({str(group) for group in table.values() if not pd.isna(group)})
     if any(ARROW in group for group in known):
         raise InputError(where, "group", f"holds {ARROW!r}", "choose another name")

@@ -67,7 +67,7 @@ class _Recipe:
 
         if self.version != VERSION:
             refuse("version", f"{self.version!r} is not {VERSION!r}, the one that this code makes",
-                   f"ask for version {VERSION!r}, or install the release that made the other")
+                   f"use version {VERSION!r}, or install the release that made the other")
         if self.role not in ROLES:
             refuse("role", f"{self.role!r} is unknown", f"use one of {sorted(ROLES)}")
         for name in ("n_studies", "patients_per_study", "sections_per_patient"):
@@ -290,7 +290,7 @@ def _causes(drawn: _Drawn, offset: float) -> dict[str, np.ndarray]:
 def _about(recipe: _Recipe, drawn: _Drawn, sign: float, offset: float, organ: int) -> dict:
     """``uns["synthetic"]``: the recipe, the look of the section, and what its study does."""
     parameters = {key: getattr(recipe, key) for key in recipe.__dataclass_fields__}
-    if parameters["n_organs"] == 1:  # cohorts without organs keep their bytes
+    if parameters["n_organs"] == 1:  # cohorts without organs stay as they were, byte by byte
         del parameters["n_organs"]
     else:
         parameters["organ"] = organ + 1

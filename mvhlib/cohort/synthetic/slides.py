@@ -67,7 +67,7 @@ def make_slide_cohort(folder: str | Path, *, seed: int = 0, version: str = VERSI
         ("effect", effect, 0, 5))
     if version != VERSION:
         raise InputError("synthetic slide cohort", "version", f"{version!r} is not {VERSION!r}",
-                         f"ask for version {VERSION!r}")
+                         f"use version {VERSION!r}")
     folder = Path(folder)
     rng = generator(seed, 2, 0)
     looks = draw_appearances(plan_studies(rng, n_sites)[2], *[site_strength] * 3)
@@ -206,7 +206,7 @@ def make_organ_images(folder: str | Path, *, seed: int = 0, version: str = VERSI
         ("contrast", contrast, 0, 1))
     if version != VERSION:
         raise InputError("synthetic organs", "version", f"{version!r} is not {VERSION!r}",
-                         f"ask for version {VERSION!r}")
+                         f"use version {VERSION!r}")
     folder, rows = Path(folder), []
     scores = plan_studies(generator(seed, 3, 0), n_scanners)[2]
     looks = draw_appearances(scores, *[scanner_strength] * 3)

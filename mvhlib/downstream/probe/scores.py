@@ -116,8 +116,8 @@ def score(truth: Sequence[str], probability: np.ndarray, classes: Sequence[str],
         raise InputError("probe", "probability", f"has shape {probability.shape} or is not finite",
                          f"give one row of {len(classes)} finite numbers per row")
     if not set(truth) <= set(classes):
-        raise InputError("probe", "truth", f"has {sorted(set(truth) - set(classes))}, which are "
-                         "no classes of the classifier", "train on every class")
+        raise InputError("probe", "truth", f"has {sorted(set(truth) - set(classes))}, on which "
+                         "the classifier was not trained", "train on every class")
     unit = np.unique(units, return_inverse=True)[1]
     n_units = int(unit.max()) + 1
     if n_units > MOST_UNITS:

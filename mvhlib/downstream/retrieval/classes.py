@@ -54,7 +54,7 @@ def image_rows(features: "Mapping[str, Features]", labels: pd.DataFrame,
                          "add them, or name the label that it has")
     names = labels["image"].astype(str)
     if names.duplicated().any():
-        raise InputError(where, "image", f"{names[names.duplicated()].iloc[0]!r} stands twice",
+        raise InputError(where, "image", f"{names[names.duplicated()].iloc[0]!r} occurs twice",
                          "give every image one row")
     for column in ("patient", label):
         if column == "patient" and labels[column].isna().all():
@@ -140,8 +140,8 @@ def folds(about: pd.DataFrame, split: str, seed: int = 0) -> list[Fold]:
         owner = about[level].to_numpy(str)
     names = sorted(set(owner))
     if len(names) < 2:
-        raise InputError("retrieval", level, f"only {names} is there", "give two or more, since "
-                         "nobody is searched among their own tiles")
+        raise InputError("retrieval", level, f"is only {names}", "give two or more: "
+                         "tiles are never searched among those of their own group")
     found = []
     for name in names:
         query = owner == name
@@ -188,7 +188,7 @@ class Prototypes(ClassifierMixin, BaseEstimator):
         """
         X, y = np.asarray(X, dtype=np.float64), np.asarray(y)
         if X.ndim != 2 or len(X) != len(y) or len(X) == 0:
-            raise InputError("Prototypes", "X", f"shape {X.shape} for {len(y)} labels",
+            raise InputError("Prototypes", "X", f"has shape {X.shape} for {len(y)} labels",
                              "give one row per label, and at least one")
         if not np.isfinite(X).all():
             raise InputError("Prototypes", "X", "holds NaN or infinity", "embed the tiles again")

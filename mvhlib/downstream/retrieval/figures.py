@@ -34,7 +34,7 @@ def hits(rows: Rows, fold: Fold, n_hits: int = 5, scale: bool = False) -> pd.Dat
         about, distances = rows.about[side], fitted.distances(rows.X[side])
         for k, name in enumerate(fitted.classes_):
             near = np.argsort(distances[:, k], kind="stable")
-            if first == 0:  # of the class itself, not only near its mean
+            if first == 0:  # tiles of the class itself, not all that are near its mean
                 near = near[truth[side][near] == name]
             chosen = about.iloc[near[:n]]
             found.append(pd.DataFrame({

@@ -48,7 +48,7 @@ class _Design:
             keep = deviation > 0.01 * deviation[0]
             if deviation[0] < 1e-12:
                 raise TooFew("cox", "image", "does not vary among the training patients",
-                                 "look at the embedding")
+                                 "check the embedding: it is the same for all patients")
             design.components = fitted.mean_, fitted.components_[keep]
             design.deviation = deviation[keep]
         return design
@@ -168,7 +168,7 @@ class RidgeCox(BaseEstimator):
             everyone = PartialLikelihood(columns, time, event)
             others = PartialLikelihood(columns[rest], time[rest], event[rest])
             beta = np.zeros(columns.shape[1])
-            for index in order:  # from the strongest on, each starts where the last one ended
+            for index in order:  # from the strongest penalty on, each from the last one's end
                 beta = others.maximise(design.ridge(self.penalties[index]) * rest.sum(), beta)
                 total[index] += everyone.at(beta)[0] - others.at(beta)[0]
         return pd.DataFrame({"penalty": self.penalties, "likelihood": total / event.sum()})
@@ -217,7 +217,7 @@ class PartialLikelihood:
         by_group = np.argsort(self.group, kind="stable")
         rank = np.empty(len(self.dies), dtype=np.int64)
         rank[by_group] = np.arange(len(by_group)) - np.repeat(np.cumsum(size) - size, size)
-        self.part = rank / size[self.group]  # Efron: so much of the tied deaths has left already
+        self.part = rank / size[self.group]  # Efron: share of tied deaths removed already
         self.n_groups = len(size)
 
     def at(self, beta: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:

@@ -105,7 +105,8 @@ def evaluate(table: pd.DataFrame, folds: pd.DataFrame, models: Sequence[Model],
     cox = RidgeCox() if cox is None else cox
     names = [(model.name, model.encoder) for model in models]
     if len(set(names)) < len(names):
-        raise InputError("survival", "models", f"{names} stand more than once", "name them apart")
+        raise InputError("survival", "models", f"{names} stand more than once",
+                         "give every model its own name")
     _check_models(table, models, bags or {})
     who = table.set_index("patient")
     times = np.linspace(horizon / n_times, horizon, n_times)

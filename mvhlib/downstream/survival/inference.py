@@ -128,7 +128,7 @@ def differences(result: Evaluation,
         gap = statistics.t_interval(wide[first] - wide[second])
         try:
             added = added_value(result.risks, first, second)["p"]
-        except TooFew:  # a few events that a risk separates: there is no likelihood to compare
+        except TooFew:  # a risk separates the few events: no likelihood can be compared
             added = float("nan")
         rows.append((*first, *second, metric, gap.n, gap.mean, gap.low, gap.high, added))
     found = pd.DataFrame(rows, columns=["model", "encoder", "than", "than_encoder", "metric",
@@ -194,7 +194,7 @@ def likelihood_ratio(frame: pd.DataFrame, small: Sequence[str], large: Sequence[
     """
     if not set(small) < set(large):
         raise InputError("likelihood ratio", "columns", f"{list(small)} are not nested in "
-                         f"{list(large)}", "give a model and a larger one that holds it")
+                         f"{list(large)}", "give a model and a larger one that has all its columns")
     big = _plain_cox(frame, large, strata)
     if len(small):
         low = _plain_cox(frame, small, strata).log_likelihood_
@@ -323,7 +323,7 @@ def stratified_logrank(time: np.ndarray, event: np.ndarray, high: np.ndarray,
                    for moment in time[rows & (event == 1)])
     if not together:
         raise TooFew("log-rank", "groups", "are never at risk together",
-                         "look at the cut: one group may be empty")
+                         "check the cut: one group may be empty")
     chi2, p = survdiff(time, event, high.astype(int), strata=strata)
     return {"chi2": float(chi2), "df": 1, "p": float(p)}
 

@@ -280,7 +280,7 @@ def _read_finished(folder: Path, network: nn.Module) -> Fit | None:
     path = folder / "fit.json"
     if not path.is_file():
         return None
-    with reading(folder, "model", "is no finished fit", "delete this folder and run it again"):
+    with reading(folder, "model", "is not a finished fit", "delete this folder and run it again"):
         content = read_json(path)
         weights = folder / "model.safetensors"
         # Fits saved before hashes were written are accepted if their weights are finite.
@@ -296,10 +296,10 @@ def _read_finished(folder: Path, network: nn.Module) -> Fit | None:
                                           for row in content["log"]]})
         if type(report.best_epoch) is not int or not 1 <= report.best_epoch <= report.n_epochs or (
                 not all(isinstance(row.get("epoch"), int) for row in report.log)):
-            raise ValueError("its epochs are no whole numbers")
+            raise ValueError("its epochs are not whole numbers")
         if not all(row.keys() == report.log[0].keys() and all(
                 isinstance(value, (int, float)) for value in row.values()) for row in report.log):
-            raise ValueError("its log is no table of numbers")
+            raise ValueError("its log is not a table of numbers")
         return report
 
 

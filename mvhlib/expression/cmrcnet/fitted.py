@@ -88,7 +88,7 @@ class Fitted:
         stored = []
         for section, rows in self.gallery.groupby("section", sort=False)["row"]:
             if section not in tables:
-                raise InputError("cmrcnet", "tables", f"hold nothing of {section}",
+                raise InputError("cmrcnet", "tables", f"lack {section}",
                                  "give one per training section")
             values = np.asarray(tables[section])
             if len(values) != self.about["spots"][section]:

@@ -180,7 +180,7 @@ def table(section: "Section", genes: Sequence[str], barcodes: Sequence[str] | No
     lacking = [gene for gene in genes if gene not in adata.var_names]
     if lacking:
         raise InputError(section.name, "genes", f"{lacking[:3]} are not measured here",
-                         "ask for genes of all training sections")
+                         "choose genes that all training sections measured")
     known = set(adata.obs_names) if barcodes is None else set(barcodes)
     counts = adata.layers["counts"][np.flatnonzero([name in known for name in adata.obs_names])]
     library = np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()

@@ -331,7 +331,7 @@ class MMAP:
             predicted, fused = self._spots(array)
             own, near = self._slide(fused)
             near = self._padded(near)
-            chosen.append(np.where(near >= 0, near + sum(ks), -1))  # places among all centres
+            chosen.append(np.where(near >= 0, near + sum(ks), -1))  # indices among all centres
             stage1.append(predicted)
             tokens.append(fused)
             centres.append(own)

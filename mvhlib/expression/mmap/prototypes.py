@@ -33,7 +33,7 @@ def n_prototypes(n_spots: int, asked: str | int = "rule", where: str = "slide") 
         raise InputError("mmap", "prototypes", f"is {asked!r}", "use 'rule', 'none' or a number")
     if asked > n_spots:
         raise InputError(where, "spots", f"are {n_spots}, fewer than {asked} prototypes",
-                         "ask for fewer prototypes, or leave the slide out")
+                         "use fewer prototypes, or leave the slide out")
     return asked
 
 

@@ -116,7 +116,7 @@ def fit_estimator(estimator: "Estimator", plan, data: Mapping[str, Rows], column
             if predicted.shape != seen.Y.shape or not np.isfinite(predicted).all():
                 raise InputError(rows.name, f"prediction by {estimator.name}",
                                  f"has shape {predicted.shape} for {seen.Y.shape}, or is not "
-                                 "finite", "mend the estimator")
+                                 "finite", "correct the estimator")
             return predicted
 
         return predict, None

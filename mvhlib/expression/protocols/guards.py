@@ -21,8 +21,8 @@ def checked_plan(folds: pd.DataFrame, protocol: str,
         raise InputError("folds", "columns", f"lack {missing}", "use fold, section, role")
     strange = sorted(set(folds["role"]) - ({"both"} if by_spot else {"train", "test"}))
     if strange or len(folds) == 0:
-        raise InputError("folds", "role", f"{strange or 'of no fold'} under {protocol}",
-                         "make the folds by mvhlib.cohort.splits.make for this protocol")
+        raise InputError("folds", "role", f"is {strange or 'given for no fold'} under {protocol}",
+                         "make the folds with mvhlib.cohort.splits.make for this protocol")
     plan = {}
     for fold, frame in folds.groupby("fold", sort=False):
         train, test = (list(dict.fromkeys(frame.loc[frame["role"].isin((side, "both")), "section"]))
@@ -34,11 +34,12 @@ def checked_plan(folds: pd.DataFrame, protocol: str,
                              "from)", "give at least two groups, or choose another protocol")
         both = sorted(set(train) & set(test))
         if both and not by_spot:
-            raise InputError("folds", f"fold {fold}", f"{both[:3]} stand on both sides",
+            raise InputError("folds", f"fold {fold}", f"has {both[:3]} on both sides",
                              "keep a section on one side")
         plan[fold] = (train, test)
     if by_spot and len(plan) < 2:
-        raise InputError("folds", "fold", "spot-level folds need two or more", "name ten folds")
+        raise InputError("folds", "fold", "is only one, and spot-level protocols need two or more",
+                         "give every spot-level fold its own name")
     tests = [name for _, test in plan.values() for name in test]
     twice = sorted({name for name in tests if tests.count(name) > 1})
     if twice and not by_spot and protocol != "transfer":
@@ -57,13 +58,13 @@ def check_members(used: set[str], members: Mapping[str, Any], features: Mapping[
     for level in APART.get(protocol, ()):
         groups = {getattr(section, level) for section in members.values()}
         if len(groups) < 2:
-            raise InputError("folds", level, f"only {sorted(groups)} is there, {protocol} needs "
+            raise InputError("folds", level, f"is only {sorted(groups)}, and {protocol} needs "
                              "two", "add another one, or choose another protocol")
         for fold, (train, test) in plan.items():
             both = {getattr(members[n], level) for n in train} & {getattr(members[n], level)
                                                                  for n in test}
             if both:
-                raise InputError("folds", f"fold {fold}", f"{level} {sorted(both)} stands on both "
+                raise InputError("folds", f"fold {fold}", f"has {level} {sorted(both)} on both "
                                  "sides", f"leave out whole {level}s")
 
 

@@ -38,7 +38,7 @@ def pool_folds(pieces: Mapping[str, list[tuple]], programs: Mapping[str, str],
         for gene in dict.fromkeys(gene for part in parts for gene in part[2]):
             which = tuple(n for n, part in enumerate(parts) if gene in part[2])
             members.setdefault(which, []).append(gene)
-        for which, genes in members.items():  # genes that the same parts share, at once
+        for which, genes in members.items():  # genes of the same parts are pooled at once
             sides = [[part[side][:, [part[2].index(gene) for gene in genes]]
                       for part in (parts[n] for n in which)] for side in (3, 4)]
             pooled, floor = pooled_scores(*sides)

@@ -187,8 +187,8 @@ class GroupMoments:
         groups = list(groups)
         unknown = [group for group in groups if group not in self.groups]
         if unknown or not groups:
-            raise InputError("folds", "groups", f"not known or none: {unknown[:3]}",
-                             "add their rows first")
+            raise InputError("folds", "groups", f"are unknown, or none is given: {unknown[:3]}",
+                             "add their spots first")
         kept = set(groups)
         left = [group for group in self.groups if group not in kept]
         n_left = sum(self.groups[group].n for group in left)

@@ -60,7 +60,8 @@ def variance_shares(joined: Rows, *, encoder: str = "", scale: str = "each") -> 
     total = weight @ X**2
     varies = total > 1e-24 * max(float(total.max(initial=0.0)), 1e-300)
     if not varies.any():
-        raise InputError("site", "features", "do not vary", "look at the encoder")
+        raise InputError("site", "features", "do not vary", "check the encoder: all its features "
+                         "are the same")
     X = X[:, varies] / np.sqrt(total[varies] if scale == "each" else total.sum())
     if scale == "each":
         X = X / np.sqrt(varies.sum())

@@ -59,7 +59,7 @@ def read_gmt(path: str | Path) -> dict[str, list[str]]:
                              "give name, description and genes, separated by tabs")
         check_sayable([name, *genes], path, f"line {number}")
         if name in sets:
-            raise InputError(path, f"line {number}", f"the set {name!r} stands twice",
+            raise InputError(path, f"line {number}", f"the set {name!r} occurs twice",
                              "give every set its own name")
         sets[name] = genes
     if not sets:

@@ -50,7 +50,7 @@ def clusters(values: np.ndarray, n_clusters: int, *, components: int = COMPONENT
     z = _standard(values)
     if n_clusters < 1 or n_clusters > len(z):
         raise InputError("clusters", "n_clusters", f"is {n_clusters} for {len(z)} spots",
-                         "ask for fewer")
+                         "use fewer clusters")
     left, size, _ = np.linalg.svd(z, full_matrices=False)
     # The sign of a component is arbitrary; a fixed one gives the same clusters on every machine.
     largest = np.abs(left).argmax(axis=0)
