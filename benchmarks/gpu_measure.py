@@ -84,7 +84,7 @@ def works(bench: "Bench") -> None:
         for kind in ("real", "complex", "bfloat16"):
             bench.row(f"scan {name} {kind}", functools.partial(_scan_error, bench, name, kind),
                       unit="relative error")
-    for name in ("mamba_ssm", "torch"):
+    for name in ("triton", "mamba_ssm", "torch"):
         bench.row(f"ssd {name}", functools.partial(_ssd_error, bench, name),
                   unit="relative error")
     for name in GOLDEN:
@@ -105,15 +105,16 @@ def _versions(bench: "Bench") -> dict[str, Any]:
         except Exception as error:  # a broken build raises what it likes
             found.append(f"{name} {type(error).__name__}")
     found.append(f"backends {', '.join(scan.available_backends())}")
-    for name, (_, reason) in (("triton", scan._triton()),
-                              ("mamba_ssm", scan._mamba("selective_scan"))):
-        found += [f"{name}: {reason}"] if reason else []
+    for operation in ("selective_scan", "ssd"):
+        for name, (_, reason) in (("triton", scan._triton(operation)),
+                                  ("mamba_ssm", scan._mamba(operation))):
+            found += [f"{name} for {operation}: {reason}"] if reason else []
     return {"note": one_line("; ".join(found), 600)}
 
 
 def _usable(bench: "Bench", name: str, operation: str = "selective_scan") -> None:
     """Raise where a backend cannot be asked."""
-    if name == "triton" and (reason := scan._triton()[1]):
+    if name == "triton" and (reason := scan._triton(operation)[1]):
         raise Absent(reason)
     if name == "mamba_ssm" and (reason := scan._mamba(operation)[1]):
         raise Absent(reason)

@@ -29,11 +29,13 @@ With `G` the gradient to S[T], going back from chunk to chunk, G = 0 after the l
 forgets quickly. No exponent is positive where `A < 0`.
 
 One program takes `BLOCK_P` rows of one head's state through time, all its columns, hence at most
-`MOST_STATES` of them. The rows do not meet in (1) to (4); of dB, dC, ddt and dA the parts of all
-programs are added. The forward pass keeps the state before every `EVERY`-th chunk; the backward
-pass recomputes the chunk's own from there by (4). All is float32 whatever the tensors are, products
-included: on tensor cores each is three in TF32, which together have float32's digits. Every sum
-has an order that shapes alone decide. Tensors come with strides, hence need not be copied.
+`mvhlib.backbones.scan.SSD_STATES` of them. The rows do not meet in (1) to (4); of dB, dC, ddt and
+dA the parts of all programs are added. The forward pass keeps no state. The backward pass goes
+forth once more and keeps the state before every `EVERY`-th chunk, then back, and recomputes from
+there. It is two programs because one would need more than the 255 registers of a thread. All is
+float32 whatever the tensors are, products included: on tensor cores each is three in TF32, which
+together have float32's digits. Every sum has an order that shapes alone decide, so that a run can
+be repeated to the bit. Tensors come with strides, hence need not be copied.
 """
 
 import torch
@@ -47,11 +49,9 @@ from mvhlib.backbones.triton_scan import on
 CHUNK = 16
 #: Chunks between kept states.
 EVERY = 4
-#: Numbers of the state that a program holds, at most: with its gradient and a chunk's products it
-#: has to stay in the registers.
+#: Numbers of the state that a program holds, at most, and as many of its gradient: they stay in
+#: registers.
 STATE = 4096
-#: Columns of a state, at most.
-MOST_STATES = 256
 #: How a program is compiled.
 OPTIONS = {"num_warps": 4, "num_stages": 1}
 #: Tensor cores multiply no smaller matrices.
@@ -243,11 +243,8 @@ def _back_to_x(x, dt, A, B, C, dy, kept, flow, dx, ddt, dA, dB, length, heads, w
     tl.store(dA + part, sum_A)
 
 
-def ssd(x, dt, A, B, C, chunk=CHUNK) -> torch.Tensor:
-    """`mvhlib.backbones.scan.ssd` of checked tensors in any of the half precisions.
-
-    The chunk is this module's own, whatever is asked for: it is a matter of speed alone.
-    """
+def ssd(x, dt, A, B, C) -> torch.Tensor:
+    """`mvhlib.backbones.scan.ssd` of checked tensors in any of the half precisions."""
     return _Ssd.apply(x, dt, A.float().contiguous(), B, C)
 
 
