@@ -1,7 +1,8 @@
 """Parts of `gpu.py` that train: jobs, several at a time, each in a process of its own.
 
 ``python gpu_train.py JOB.json`` is one of these processes; in a dry run each takes several jobs in
-turn, whose trainings are shorter than its start. What is carried home lies below ``<out>/home``: encoders without their checkpoints, features, trajectories.
+turn, whose trainings are shorter than its start. What is carried home lies below ``<out>/home``:
+encoders without their checkpoints, features, trajectories.
 """
 
 import csv
@@ -23,7 +24,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import gpu_pack
-from gpu_measure import Absent, fuse, micro_config, write_noise
+from gpu_measure import Absent, micro_config, write_noise
 
 from mvhlib import artifacts, training
 from mvhlib.dino import stability as grids
@@ -160,7 +161,8 @@ def _job(bench: "Bench", what: str, kind: str, config: Config, options: dict[str
 def _run_jobs(bench: "Bench", jobs: list[dict[str, Any]], at_once: int, tiles: Path | None) -> None:
     """Run jobs in turn, so many at a time; those that time ran out for are asked to save and stop.
 
-    A process has one job, in a dry run its share of them. A job that stopped leaves no row, and goes on from its checkpoint at the next call.
+    A process has one job, in a dry run its share of them. A job that stopped leaves no row, and
+    goes on from its checkpoint at the next call.
     """
     if tiles is None:
         for job in jobs:
@@ -308,8 +310,6 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
     """Pretrain, keep how much the states are used, embed where that is asked for."""
     config = Config(**job["config"])
     run = Pretraining(config)
-    if run.device.type == "cuda":
-        fuse(run.optimizer)
     if not run.is_finished():
         run.train(_states_log(run) if job["options"].get("states") else None)
         run.export()
