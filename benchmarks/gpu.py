@@ -18,7 +18,7 @@ stability     24 blocks, MLP and EinFFT, two rates, float16 and bf16, 1,500 step
 her2st        ViT12 and MVHybrid at full size, 400 steps without the section that is tested
 ============  ==================================================================================
 
-A dry run takes about two minutes on two cores, with Triton's interpreter.
+A dry run (`--minutes 3`) touches every part, with Triton's interpreter where there is no GPU.
 
 Every row is written to DIR/rows.csv as soon as it is measured. A part has its share of the minutes,
 and what it leaves over goes to those behind it. The same command again goes on: rows that are there

@@ -171,7 +171,8 @@ def test_the_whole_command_on_a_bare_machine(brought):
     if os.environ.get("MVH_TRITON_PYTHON"):
         assert rows["works", "scan triton complex"]["status"] == "ok"
         assert rows["works", "ssd triton"]["status"] == "ok"
-        assert rows["scan", "scan forward+backward L65 float32"]["status"] == "ok"
+        for name in ("scan", "ssd"):
+            assert rows["scan", f"{name} forward+backward L65 float32"]["status"] == "ok"
     before = (folder / "out" / "rows.csv").read_bytes()
     dry_run(folder)
     assert (folder / "out" / "rows.csv").read_bytes() == before  # nothing was measured again
@@ -204,7 +205,7 @@ def micro_profile(folder, runs):
         options |= {"read_outs": ["cls", "mean+std"]} if "read_outs" in options else {}
         encoders[slug] = options
     change("workflow", encoders=encoders)
-    change("01_cohort", n_genes=60, pretraining={"n_studies": 1}, options={
+    change("01_cohort", source="synthetic", n_genes=60, pretraining={"n_studies": 1}, options={
         "n_studies": 3, "patients_per_study": 2, "sections_per_patient": 1, "spots_per_side": 6,
         "n_genes_per_program": 2})
     change("05_expression", n_draws=9)
