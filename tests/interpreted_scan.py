@@ -145,7 +145,7 @@ def case_ssd_257():
 
 
 def case_ssd_most_states():
-    return compare(*ssd_inputs(1, 20, 1, 18, 256), function=scan.ssd)
+    return compare(*ssd_inputs(1, 20, 1, 36, scan.SSD_STATES), function=scan.ssd)
 
 
 def case_ssd_forgets():
@@ -210,7 +210,7 @@ def case_chosen():
     finally:
         del os.environ[scan.ENVIRONMENT]
     assert torch.equal(scan.ssd(**low), scan.ssd(**low, backend="triton"))
-    assert "at most 256" in scan._unfit_for_triton(torch.device("cuda"), torch.float32, 257)
+    assert scan._unfit_for_triton(torch.device("cuda"), torch.float32, scan.SSD_STATES + 1)
     return {}
 
 

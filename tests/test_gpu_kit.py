@@ -214,10 +214,12 @@ def micro_profile(folder, runs):
 
 
 @pytest.mark.slow
-def test_what_is_brought_home_is_drawn_on_a_cpu(brought, tmp_path):
+def test_what_is_brought_home_is_drawn_on_a_cpu(brought, tmp_path, monkeypatch):
     """Notebooks 05, 11 and 14 of profile `one_gpu`, called as the workflow calls them."""
     import gpu_unpack
 
+    # numba would take benchmarks/coverage.py for the package of that name.
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p != str(ROOT / "benchmarks")])
     gpu_unpack.main([str(brought[0] / "home"), "--out", str(tmp_path)])
     folder = micro_profile(tmp_path / "params" / "one_gpu", tmp_path / "runs")
     plan = workflow.prepare(workflow.Call("one_gpu", params=str(folder.parent)))

@@ -43,8 +43,9 @@ ENVIRONMENT = "MVH_SCAN_BACKEND"
 #: Steps between stored states of the torch backend; a backward pass recomputes what lies between.
 CHECKPOINT = 8
 
-#: Columns of a head's state that our Triton programs for `ssd` take, at most.
-SSD_STATES = 256
+#: Columns of a head's state that our Triton programs for `ssd` take, at most: with 256 they compile
+#: for minutes, and most of what they hold leaves the registers.
+SSD_STATES = 128
 
 INSTALL_MAMBA = (
     "on a machine with an NVIDIA GPU, nvcc and torch already installed, run "
