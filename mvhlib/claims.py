@@ -9,7 +9,6 @@ rows, or *not testable*; ``why`` says what a verdict rests on where the interval
 ``figures/claims.csv`` and, to be read, ``figures/CLAIMS.md``.
 """
 
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +25,8 @@ from mvhlib.gallery import plain
 from mvhlib.notebook import UNCOMMITTED
 from mvhlib.read_outs import CHOSEN, slug
 
+#: No score, count or eigenvalue of the tables is larger.
+LARGEST = 1e9
 COLUMNS = ("paper", "claim", "published", "implied_by_tables", "measured", "ci_low", "ci_high",
            "data", "verdict", "command", "why")
 
@@ -267,7 +268,7 @@ def _row(path: Path, lookup: Lookup) -> list[dict[str, Any]]:
         words = ["" if row.get("unmet", old) != row.get("unmet", old) else row.get("unmet", old)
                  for row in rows]  # a blank cell is NaN
     for row in found:
-        wrong = [name for name, value in row.items() if math.isinf(value) or (
+        wrong = [name for name, value in row.items() if abs(value) > LARGEST or (
             name == "n_seeds" and not (value >= 0 and value.is_integer()))]
         if wrong:
             raise artifacts.InputError(path, wrong[0], f"is {row[wrong[0]]} where {lookup.where}",
@@ -374,7 +375,7 @@ def _read_claims(path: Path) -> pd.DataFrame:
                                    "them", AGAIN)
     for column in ("measured", "ci_low", "ci_high"):
         given = frame.loc[frame[column] != "", column]
-        wrong = given[~np.isfinite(pd.to_numeric(given, errors="coerce"))]
+        wrong = given[~(pd.to_numeric(given, errors="coerce").astype(float).abs() <= LARGEST)]
         if len(wrong):
             raise artifacts.InputError(path, column, f"row {wrong.index[0] + 2} holds "
                                        f"{wrong.iloc[0]!r}, no number", AGAIN)

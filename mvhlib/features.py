@@ -54,6 +54,7 @@ from mvhlib.artifacts import (
 )
 from mvhlib.tiles.store import (
     LARGEST_SCALE,
+    SMALLEST_SCALE,
     check_agree,
     check_positive,
     coordinate_names,
@@ -400,7 +401,7 @@ def _read_attrs(path: Any, stream: Any, dataset: Any) -> dict[str, Any]:
     attrs: dict[str, Any] = {}
     for name in stream.attrs:
         if name in (*_SCALES, "width"):
-            attrs[name] = h5_attr(stream, name, above=0,
+            attrs[name] = h5_attr(stream, name, above=0 if name == "width" else SMALLEST_SCALE,
                                   below=None if name == "width" else LARGEST_SCALE)
         elif name == "encoder":
             attrs[name] = h5_attr(stream, name, kind="text")
@@ -410,6 +411,8 @@ def _read_attrs(path: Any, stream: Any, dataset: Any) -> dict[str, Any]:
         attrs["encoder"] = h5_attr(dataset, "encoder", kind="text")
     if "encoder" in attrs:
         check_sayable([attrs["encoder"]], path, "encoder")
+        if not attrs["encoder"].strip():
+            raise InputError(path, "encoder", "is blank", "name the encoder that made the features")
     places = stream["coords"] if "coords" in stream else None
     trident = {} if places is None else {
         name: h5_attr(places, name, above=0, field=f"coords: {name}")

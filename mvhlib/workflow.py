@@ -322,6 +322,7 @@ def _check_encoder(path: Path, slug: str, options: Any) -> None:
     if not options.get("source"):
         raise InputError(path, field, "has no source",
                          "add `source: handmade`, a registry name or a directory")
+    artifacts.check_sayable([options["source"]], path, f"{field}: source")
     embed, pretraining = (
         {key: kind for key, (kind, _) in declared_parameters(read_parameters_cell(
             home() / "notebooks" / f"{name}.ipynb")).items() if key not in GIVEN}
@@ -494,10 +495,17 @@ def forget_incomplete(run: Path) -> list[str]:
 
     The workflow then runs it again: a table that somebody deleted comes back by ``make figures``.
     Returns the stems that were forgotten.
+
+    Raises
+    ------
+    InputError
+        If a directory stands where a record belongs.
     """
     forgotten = []
     out = run.parent.parent
     for path in sorted(run.glob("provenance/[!.]*.json")):
+        if path.is_dir():
+            raise InputError(path, "file", "is a directory", "delete it")
         try:
             outputs = dict(artifacts.read_json(path)["hashed"]["outputs"])
             whole = all((out / name).is_file() for name in outputs)

@@ -18,15 +18,19 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 from safetensors.torch import load_file, save_file
 
 from mvhlib import claims, cohort, places
-from mvhlib.artifacts import InputError, check_file, h5_array, h5_reader, write_csv
+from mvhlib.artifacts import InputError, check_file, h5_array, h5_reader, read_csv, write_csv
 from mvhlib.backbones import from_pretrained
 from mvhlib.cohort import base
 from mvhlib.dino.config import read_settings
+from mvhlib.encoders import create_encoder
 from mvhlib.expression import leaderboard, transfer
 from mvhlib.features import Features, read_features, write_features
+from mvhlib.tiles import whole
+from mvhlib.tiles.slides import open_slide
 from mvhlib.training import read_log
 from tests.fuzz import mutate, run
 from tests.fuzz.readers import READERS, Reader, digest, seal_encoder
@@ -269,6 +273,85 @@ def test_a_finished_fit_vouches_for_its_weights(tmp_path):
     report = json.loads((tmp_path / "fit.json").read_text())
     (tmp_path / "fit.json").write_text(json.dumps(report | {"best_epoch": 0}))
     refused("is no finished fit", reader.call, tmp_path)
+
+
+@pytest.mark.parametrize("reader", ["slide_ome", "slide_svs", "slide_tiff"])
+def test_a_tiff_that_declares_more_than_it_can_hold(tmp_path, reader):
+    READERS[reader].build(tmp_path)
+    [path] = tmp_path.glob("a.*")
+    with tifffile.TiffFile(path, mode="r+") as tif:
+        for name in ("ImageWidth", "ImageLength"):
+            tif.pages[0].tags[name].overwrite(50_000)
+    refused(f"{path.name}: tiff: declares 50000 x 50000 px", open_slide, path)
+
+
+def test_names_that_only_a_damaged_file_holds(tmp_path):
+    for reader, name, old, new, message in (
+            ("gene_sets", "sets.gmt", "G2", "G\x082", "line 1: number"),
+            ("hest_bench", "splits/test_1.csv", "\nB3", "\n../B3", "sample_id, row 2"),
+            ("tile_source", "manifest.csv", ",s\n", ",s\x0bx\n", "study: is"),
+            ("scores", "within/ridge/vit/scores.csv", None, "", "rows: are none"),
+            ("clinical_survpath", "tcga_coadread.csv", None, None, "slide_id")):
+        folder = tmp_path / reader
+        folder.mkdir()
+        READERS[reader].build(folder)
+        text = (folder / name).read_text()
+        first, second, *rest = text.splitlines(keepends=True)
+        if old is None:  # no row, or the first one twice
+            text = first if new == "" else first + second + second + "".join(rest)
+        else:
+            assert old in text
+            text = text.replace(old, new, 1)
+        (folder / name).write_text(text)
+        refused(f"{Path(name).name}: {message}", READERS[reader].call, folder)
+
+
+def test_a_control_character_in_a_table_of_the_run(tmp_path):
+    path = write_csv(tmp_path / "a.csv", pd.DataFrame({"gene": ["A", "B"], "pcc": [1, 2]}))
+    path.write_bytes(path.read_bytes().replace(b"B", b"B\x13"))
+    refused("a.csv: row 3: holds the control character 0x13", read_csv, path)
+
+
+def test_unsigned_indices_are_read(tmp_path):
+    READERS["run_h5ad"].build(tmp_path)
+    whole = READERS["run_h5ad"].call(tmp_path)
+    with h5py.File(tmp_path / "run/A1.h5ad", "r+") as stream:
+        for name in ("indices", "indptr"):
+            values = stream[f"layers/counts/{name}"][:].astype(np.uint64)
+            del stream[f"layers/counts/{name}"]
+            stream[f"layers/counts/{name}"] = values
+    assert digest(READERS["run_h5ad"].call(tmp_path)) == digest(whole)
+
+
+def test_an_altered_configuration_of_mmap(tmp_path):
+    READERS["mmap_saved"].build(tmp_path)
+    path = tmp_path / "mmap/config.json"
+    path.write_text(path.read_text().replace('"s0"', '"s9"'))
+    refused("config.json: content: was altered", create_encoder, tmp_path / "mmap", device="cpu")
+
+
+def test_weights_that_overflow(tmp_path):
+    READERS["encoder_weights"].build(tmp_path)
+    path = tmp_path / "vit/model.safetensors"
+    tensors = load_file(path)
+    tensors["norm.weight"] = tensors["norm.weight"] * 3e38
+    save_file(tensors, path)
+    seal_encoder(tmp_path)
+    encoder = create_encoder(tmp_path / "vit", device="cpu")
+    refused("features: are NaN or infinite for", encoder.encode,
+            np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8))
+
+
+def test_one_slide_under_two_names_is_said(tmp_path, caplog):
+    for name, text in (("a.svs", "one"), ("b.svs", "one"), ("c.svs", "two")):
+        (tmp_path / name).write_text(text)
+    whole.read(tmp_path)
+    [said] = [record.getMessage() for record in caplog.records]
+    assert "a.svs" in said and "b.svs" in said and "the same file" in said
+    caplog.clear()
+    (tmp_path / "slides.csv").write_text("slide,patient\na,P1\nb,P1\nc,P2\n")
+    whole.read(tmp_path)
+    assert not caplog.records
 
 
 def test_one_name_for_two_sections_names_the_data(tmp_path):

@@ -12,6 +12,8 @@ from mvhlib.artifacts.files import atomic, check_file
 
 #: Nine significant digits: enough to reproduce a figure, few enough to read.
 FLOAT_FORMAT = "%.9g"
+#: Bytes that no cell holds; tabs and line ends may stand in quotes.
+_CONTROL = re.compile(rb"[\x01-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
 def write_csv(path: str | os.PathLike, frame) -> Path:
@@ -156,6 +158,11 @@ def _header(path: Path, content: bytes) -> list[str]:
         line = content[:error.start].count(b"\n") + 1
         raise InputError(path, f"row {line}", f"holds the byte 0x{content[error.start]:02x}, which "
                          "is no UTF-8", "save the table as UTF-8, or make it again") from error
+    odd = _CONTROL.search(content)
+    if odd:
+        raise InputError(path, f"row {content[:odd.start()].count(bytes([10])) + 1}",
+                         f"holds the control character 0x{odd[0][0]:02x}",
+                         "make the table again, or mend the cell")
     header: list[str] = []
     line = 0
     try:

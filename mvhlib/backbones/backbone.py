@@ -281,6 +281,9 @@ class Backbone(nn.Module):
         _check(args)
         self.model_args = {name: value for name, value in args.items()
                            if name not in ("scan_backend", "seed")}
+        if type(norm_eps) not in (int, float) or not 0 <= norm_eps < 1:
+            raise InputError("backbone", "norm_eps", f"is {norm_eps!r}",
+                             "give a number from 0 to 1, such as 1e-6")
         self.architecture, self.preset = "custom", "custom"
         self.pretrained_on: dict[str, list[str]] | None = None
         self.embed_dim = embed_dim

@@ -46,6 +46,7 @@ from mvhlib.cohort.base import (
     check_places,
     check_sparse,
     read_run,
+    signed_indices,
 )
 from mvhlib.cohort.feature_matrix import told_apart, without_versions
 from mvhlib.cohort.visium import (
@@ -248,7 +249,7 @@ def make_section(name: str, path: Path, adata: "AnnData", root: Path, row: dict[
     return Section(name=name, study=owners["study"], patient=owners["patient"],
                    specimen=row.get("specimen") or owners["patient"], source=source,
                    load=lambda: adata, mpp=mpp / scale if ref is not None else None, image_ref=ref,
-                   image_size=size, roots=roots)
+                   image_size=size, roots=roots, file=path)
 
 
 def _check_spot(spot_um: float, path: Path) -> None:
@@ -334,6 +335,8 @@ def raw_counts(stored: "AnnData", path: Path, obsm: str = "") -> "AnnData":
     from anndata import AnnData
     from scipy import sparse
 
+    with reading(path, "obs", "is no table of plain columns", "save it again"):
+        stored.obs[list(stored.obs)]  # a column of records raises here
     _place(stored, path)
     check_places(stored, path)
     raw = stored.raw
@@ -348,6 +351,7 @@ def raw_counts(stored: "AnnData", path: Path, obsm: str = "") -> "AnnData":
             continue
         if hasattr(matrix, "indptr"):
             check_sparse(matrix, path, where)
+            matrix = signed_indices(matrix)
         values = np.asarray(matrix.data if hasattr(matrix, "indptr") else matrix)
         if values.dtype.kind in "iufb" and np.isfinite(values).all() and (values >= 0).all() and (
                 values == np.round(values)).all():
@@ -360,6 +364,9 @@ def raw_counts(stored: "AnnData", path: Path, obsm: str = "") -> "AnnData":
             "whole numbers from 0", "store raw counts in " + (
                 f'obsm["{obsm}"]' if obsm else 'layers["counts"]'))
     matrix, genes = taken
+    most = np.max(matrix.data if hasattr(matrix, "indptr") else matrix, initial=0)
+    if most > np.iinfo(np.int32).max:
+        raise InputError(path, "counts", f"reach {most:.3g} in one spot", "store raw counts")
     kept = [column for column in (*_POSITIONS, "label", *sum(OWNERS.values(), ()))
             if column in stored.obs]
     adata = AnnData(obs=stored.obs[kept].copy(), var=pd.DataFrame(index=genes.astype(str)))
@@ -451,7 +458,11 @@ def picture_inside(adata: "AnnData", path: Path) -> Picture | None:
     if not found:
         return None
     [library] = found
-    images = library.get("images")
+    images, scalefactors = library.get("images"), library.get("scalefactors", {})
+    for name, part in (("images", images), ("scalefactors", scalefactors)):
+        if part is not None and not isinstance(part, Mapping):
+            raise InputError(path, f'uns["spatial"] {name}', f"are a {type(part).__name__}",
+                             "store a mapping, as scanpy does")
     if not images:
         return None
     size = next((size for size in SIZES if size in images), None)
@@ -459,7 +470,6 @@ def picture_inside(adata: "AnnData", path: Path) -> Picture | None:
         raise InputError(path, 'uns["spatial"]', f"has images called {sorted(images)[:4]}, "
                          f"of which none is one of {list(SIZES)}", "call the one that is meant "
                          "hires, and give its tissue_hires_scalef")
-    scalefactors = library.get("scalefactors", {})
     factor = 1.0 if size == "fullres" else _number(scalefactors.get(f"tissue_{size}_scalef"))
     if factor is None or not 0 < factor <= 10:
         raise InputError(path, f'uns["spatial"] tissue_{size}_scalef',

@@ -58,7 +58,15 @@ import numpy as np
 import pandas as pd
 
 from mvhlib import lattice, tables
-from mvhlib.artifacts import InputError, h5_array, h5_attr, h5_reader, h5_sizes, reading
+from mvhlib.artifacts import (
+    InputError,
+    check_sayable,
+    h5_array,
+    h5_attr,
+    h5_reader,
+    h5_sizes,
+    reading,
+)
 from mvhlib.cohort.base import (
     Cohort,
     ImageRef,
@@ -214,7 +222,7 @@ def read_corrections(path: str | Path) -> pd.DataFrame:
     table = tables.read_table(found, CORRECTION_COLUMNS)
     named = ["group"] if "group" in table else []
     for column in ("section", "study", "substudy", "donor", "specimen", *named):
-        tables.names(table, column, found, unique=column == "section")
+        tables.names(table, column, found, unique=column == "section", safe=column == "section")
     table = table.reset_index(drop=True)
     for column in ("duplicate_of", "note"):
         table[column] = table[column].where(table[column] != "", np.nan)
@@ -403,7 +411,10 @@ def _number(sample: _Sample, name: str) -> float | None:
     number = math.nan
     if _NUMBER.fullmatch(said):
         # pandas' own parser: it ends one step of the last digit off, and runs were keyed by that.
-        number = float(pd.to_numeric(said) if isinstance(value, str) else value)
+        try:
+            number = float(pd.to_numeric(said) if isinstance(value, str) else value)
+        except ValueError:  # a whole number beyond 64 bits
+            number = float(said)
     if not 0 < number < math.inf:
         raise InputError(sample.told_by, name, f"of {sample.name} is {value!r}",
                          "state a positive number, with a decimal point")
@@ -434,8 +445,10 @@ def _load(sample: _Sample, mpp: float | None, ref: ImageRef | None,
     if hasattr(stored.X, "indptr"):
         check_sparse(stored.X, path, "X")
     check_places(stored, path)
-    obs = stored.obs[[c for c in ("array_row", "array_col") if c in stored.obs]]
-    adata = anndata.AnnData(obs=obs.copy(), var=pd.DataFrame(index=stored.var_names.astype(str)))
+    with reading(path, "obs", "is no table of places", "fetch it again"):
+        obs = stored.obs[[c for c in ("array_row", "array_col") if c in stored.obs]]
+        adata = anndata.AnnData(obs=obs.copy(),
+                                var=pd.DataFrame(index=stored.var_names.astype(str)))
     adata.obs_names = adata.obs_names.astype(str)
     # Two Ensembl ids may share a symbol.
     adata.var_names = told_apart(adata.var_names, stored.var.get("gene_ids"))
@@ -816,7 +829,8 @@ def bench_folds(path: str | Path) -> pd.DataFrame:
             if file is None:
                 raise InputError(folder, f"{role}_{number}.csv", "does not exist",
                                  "fetch the task again")
-            samples = tables.names(tables.read_table(file, ("sample_id",)), "sample_id", file)
+            samples = tables.names(tables.read_table(file, ("sample_id",)), "sample_id", file,
+                                   safe=True)
             rows += [(str(number), name, role) for name in dict.fromkeys(samples)]
     frame = pd.DataFrame(rows, columns=["fold", "section", "role"])
     for fold, part in frame.groupby("fold"):
@@ -847,6 +861,7 @@ def bench_genes(path: str | Path, name: str = "var_50genes") -> list[str]:
         raise InputError(file, "genes", f"is no list of names ({genes!r:.60})", "fetch it again")
     if len(set(genes)) < len(genes):
         raise InputError(file, "genes", "names a gene more than once", "fetch it again")
+    check_sayable(genes, file, "gene")
     return genes
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from mvhlib import cohort
-from mvhlib.artifacts import InputError, safe_name
+from mvhlib.artifacts import InputError, check_sayable, safe_name
 from mvhlib.cohort.base import check_mpp
 from mvhlib.tiles import labelled
 from mvhlib.tiles.labelled import LabelledImage
@@ -63,9 +63,10 @@ def read(origins: Mapping[str, Sequence[Mapping[str, Any]]], data: str | os.Path
     images = []
     for organ, sets in origins.items():
         where = f"origins: {organ}"
-        if not (isinstance(organ, str) and organ.strip()):
-            raise InputError("origins", "organs", f"hold {organ!r}, which is no text",
-                             "write the organ's name in quotes")
+        if not (isinstance(organ, str) and organ.strip() and organ == organ.strip()):
+            raise InputError("origins", "organs", f"hold {organ!r}, which is no name",
+                             "write the organ's name without blanks around it, in quotes")
+        check_sayable([organ], "origins", "organs")
         if isinstance(sets, str | Mapping) or not isinstance(sets, Sequence) or not sets:
             raise InputError(where, "sets", f"are {sets!r}", "give a list of one data set or more")
         for each in sets:

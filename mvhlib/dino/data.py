@@ -351,7 +351,7 @@ def _provenance(names: Sequence[str], manifest: str | os.PathLike,
             row = known[name.rsplit("/", 1)[-1]]
             patients.add(safe_name(row[person], path, person))
             if row.get("study"):
-                studies.add(row["study"])
+                studies.add(safe_name(row["study"], path, "study"))
     return {"sections": sections, "patients": sorted(patients), "studies": sorted(studies)}
 
 

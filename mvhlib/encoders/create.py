@@ -126,7 +126,9 @@ def _directory(folder: Path, options: dict[str, Any]) -> PatchEncoder:
     title = options.pop("name", folder.name)
     if config.get("kind") in LOADERS:
         module, function = LOADERS[config["kind"]].split(":")
-        return getattr(importlib.import_module(module), function)(folder, config, title, **options)
+        made = getattr(importlib.import_module(module), function)(folder, config, title, **options)
+        made.where = folder
+        return made
     mpp = take_mpp(options)
     input_px, precision = take_input_px(options), take_precision(options)
     depths, pool = take_depths(options), take_pool(options)
@@ -136,8 +138,10 @@ def _directory(folder: Path, options: dict[str, Any]) -> PatchEncoder:
     if pool is not None and depths is None:
         overrides["pool"] = pool
     model = backbones.from_pretrained(folder, **overrides)
-    return _network(title, model, mpp, input_px, precision, is_random=False, config=config,
+    made = _network(title, model, mpp, input_px, precision, is_random=False, config=config,
                     pool=pool, depths=depths)
+    made.where = folder
+    return made
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

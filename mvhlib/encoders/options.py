@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from mvhlib.artifacts import InputError
+from mvhlib.artifacts import InputError, check_sayable
 from mvhlib.backbones.backbone import READ_OUTS
 from mvhlib.parameters import check_seed, fits
 
@@ -90,6 +90,8 @@ def check_saw(saw: Any, where: Any) -> None:
             for names in saw.values())):
         raise InputError(where, "pretrained_on", f"is {saw!r}", "list names of sections, patients "
                          "and studies, or copy it again from its source")
+    check_sayable((name for names in (saw or {}).values() for name in names), where,
+                  "pretrained_on")
 
 
 def refuse(where: Any, options: Iterable[str], known: Iterable[str]) -> None:

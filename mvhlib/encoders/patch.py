@@ -143,6 +143,8 @@ class PatchEncoder(nn.Module):
         if mpp is not None and not (math.isfinite(mpp) and mpp > 0):
             raise InputError(enc_name, "mpp", f"is {mpp}", "give micrometres per pixel, above 0")
         self.enc_name = enc_name
+        #: Where its weights came from, for errors about what they compute.
+        self.where: Any = enc_name
         self.model = model.eval().requires_grad_(False)
         self.eval_transforms = eval_transforms
         self.embedding_dim = int(embedding_dim)
@@ -243,7 +245,7 @@ class PatchEncoder(nn.Module):
         ------
         InputError
             If the tiles are not uint8 RGB, smaller than one patch, or coarser than the working
-            resolution.
+            resolution, or a feature is not finite.
         """
         shape = tuple(tiles.shape)
         if len(shape) != 4 or shape[3] != 3 or tiles.dtype != np.uint8:
@@ -274,6 +276,9 @@ class PatchEncoder(nn.Module):
                     continue
                 start += len(pixels)
                 bar.update(len(pixels))
+        if bad := int((~np.isfinite(out)).any(axis=1).sum()):
+            raise InputError(self.where, "features", f"are NaN or infinite for {bad} of "
+                             f"{len(out)} tiles", "look at its weights and its precision")
         return out
 
     def _encode_batch(self, pixels: np.ndarray, working: int | None) -> np.ndarray:

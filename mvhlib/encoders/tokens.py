@@ -68,14 +68,20 @@ def model_tokens(model: nn.Module, images: Tensor) -> Tensor:
     return torch.cat([found[0][:, None], found[1]], dim=1)  # registers are left out
 
 
-def pool_tokens(tokens: Tensor, grid: int) -> Tensor:
-    """Average the patch tokens of `(B, 1 + N, D)` over `grid` x `grid` fields; 0 keeps them."""
+def pool_tokens(tokens: Tensor, grid: int, where: Any = "pool_tokens") -> Tensor:
+    """Average the patch tokens of `(B, 1 + N, D)` over `grid` x `grid` fields; 0 keeps them.
+
+    Raises
+    ------
+    InputError
+        If there are fewer patch tokens than fields; `where` says who asked for them.
+    """
     if not grid:
         return tokens
     patches = tokens[:, 1:]
     side = math.isqrt(patches.shape[1])
     if side**2 != patches.shape[1] or side < grid:
-        raise InputError("pool_tokens", "grid", f"{grid} x {grid} cannot be made of "
+        raise InputError(where, "grid", f"{grid} x {grid} cannot be made of "
                          f"{patches.shape[1]} patch tokens", "use 0, or a coarser grid")
     image = patches.transpose(1, 2).unflatten(2, (side, side))  # (B, N, D) -> (B, D, side, side)
     pooled = F.adaptive_avg_pool2d(image, grid).flatten(2).transpose(1, 2)

@@ -14,6 +14,7 @@ where it was adapted, its low-rank updates come as well. Prototypes belong to a 
 `mvhlib.encoders.create_encoder` reads such a folder like any other.
 """
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,23 @@ from typing import Any
 from torch import Tensor, nn
 
 from mvhlib import encoders
-from mvhlib.artifacts import InputError, atomic, check_file, reading, sha256_file, write_json
+from mvhlib.artifacts import (
+    InputError,
+    atomic,
+    check_file,
+    reading,
+    sha256_file,
+    sha256_of,
+    write_json,
+)
 from mvhlib.backbones.backbone import CONFIG, WEIGHTS, Backbone, check_finite
 from mvhlib.encoders import EvalTransform, PatchEncoder, model_tokens, pool_tokens, seen
 from mvhlib.expression.mmap import MMAP, SpotModel, adapted_copies, crop_views
 
 #: Says in ``config.json`` what kind of encoder a folder holds.
 KIND = "mmap"
+#: A view is no smaller a part of its tile, and has no more fields a side.
+_MOST_ZOOM, _MOST_GRID = 64, 64
 
 
 class FusedToken(nn.Module):
@@ -43,19 +54,25 @@ class FusedToken(nn.Module):
         The trained stage 1. Where it holds encoders of its own, `backbone` is not asked.
     zooms, grid
         Views, and fields that patch tokens are averaged over, as in training.
+    where
+        The file that says so, for errors.
     """
 
     def __init__(self, backbone: nn.Module, transform: EvalTransform, spots: SpotModel,
-                 zooms: tuple[int, ...], grid: int):
+                 zooms: tuple[int, ...], grid: int, where: Any = "FusedToken"):
         super().__init__()
+        if not all(type(zoom) is int and 0 < zoom <= _MOST_ZOOM for zoom in zooms):
+            raise ValueError(f"zooms are {zooms}")
+        if type(grid) is not int or not 0 <= grid <= _MOST_GRID:
+            raise ValueError(f"grid is {grid!r}")
         self.backbone, self.transform, self.spots = backbone, transform, spots
-        self.zooms, self.grid = zooms, grid
+        self.zooms, self.grid, self.where = zooms, grid, where
 
     def forward(self, x: Tensor) -> Tensor:
         """Tiles `(B, 3, S, S)` in 0-1 to features `(B, D)`."""
         views = [self.transform.batch(view) for view in crop_views(x, self.zooms)]
         if self.spots.encoders is None:
-            views = [pool_tokens(model_tokens(self.backbone, view), self.grid).float()
+            views = [pool_tokens(model_tokens(self.backbone, view), self.grid, self.where).float()
                      for view in views]
         return self.spots(views)[1]
 
@@ -90,18 +107,19 @@ def save(estimator: MMAP, folder: str | os.PathLike, encoder: PatchEncoder, grid
     folder = Path(folder)
     before = encoder.pretrained_on
     encoder.model.save_pretrained(folder / "backbone", before)
-    with atomic(folder / WEIGHTS) as temporary:
-        save_file({name: tensor.detach().cpu().contiguous()
-                   for name, tensor in estimator.spot_model.state_dict().items()}, temporary)
-        weights = sha256_file(temporary)
     adapted = estimator.encoder is not None
-    write_json(folder / CONFIG, {
+    config = json.loads(json.dumps({
         "kind": KIND, "architecture": encoder.model.architecture, "zooms": list(estimator.zooms),
         "grid": grid, "n_genes": len(estimator.genes), "attention": estimator.attention,
         "adapted": [estimator.rank, estimator.alpha, estimator.first_block] if adapted else None,
         # If the base weights' training data are not listed, this list would be incomplete.
-        "pretrained_on": None if before is None else seen(before, estimator.trained_on),
-        "weights_sha256": weights})
+        "pretrained_on": None if before is None else seen(before, estimator.trained_on)}))
+    with atomic(folder / WEIGHTS) as temporary:
+        save_file({name: tensor.detach().cpu().contiguous()
+                   for name, tensor in estimator.spot_model.state_dict().items()}, temporary,
+                  metadata={"config_sha256": sha256_of(config)})
+        weights = sha256_file(temporary)
+    write_json(folder / CONFIG, config | {"weights_sha256": weights})
     return folder
 
 
@@ -111,9 +129,9 @@ def load(folder: Path, config: dict[str, Any], name: str, **options: Any) -> Pat
     Raises
     ------
     InputError
-        If a file is missing, or the weights are not those of the configuration.
+        If a file is missing or was altered, or the weights are not those of the configuration.
     """
-    from safetensors.torch import load_file
+    from safetensors import safe_open
 
     path, again = folder / WEIGHTS, "copy it again, or run 12_mmap"
     check_file(path)
@@ -121,7 +139,13 @@ def load(folder: Path, config: dict[str, Any], name: str, **options: Any) -> Pat
         if sha256_file(path) != config["weights_sha256"]:
             raise InputError(path, "sha256", f"does not match the one in {CONFIG}: truncated or of "
                              "another model", again)
-        weights = load_file(path)
+        with safe_open(path, framework="pt") as stream:
+            sealed = (stream.metadata() or {}).get("config_sha256")
+            weights = {key: stream.get_tensor(key) for key in stream.keys()}
+    said = {key: value for key, value in config.items() if key != "weights_sha256"}
+    if sealed is not None and sealed != sha256_of(said):  # None: written before 2026-11-27
+        raise InputError(folder / CONFIG, "content", f"was altered after {WEIGHTS} was written",
+                         again)
     check_finite(weights, path)
     base = encoders.create_encoder(folder / "backbone", name=name, device="cpu", **options)
     with reading(folder / CONFIG, "configuration", "does not fit the weights", again):
@@ -130,11 +154,8 @@ def load(folder: Path, config: dict[str, Any], name: str, **options: Any) -> Pat
         spots = SpotModel(base.model.embed_dim, config["n_genes"], len(zooms), copies,
                           **config["attention"])
         spots.load_state_dict(weights)
-        if not all(type(zoom) is int and zoom > 0 for zoom in zooms):
-            raise ValueError(f"zooms are {zooms}")
-        if type(config["grid"]) is not int or config["grid"] < 0:
-            raise ValueError(f"grid is {config['grid']!r}")
-    model = FusedToken(base.model, base.eval_transforms, spots, zooms, config["grid"])
+        model = FusedToken(base.model, base.eval_transforms, spots, zooms, config["grid"],
+                           folder / CONFIG)
     # The views are resized behind the crop, so that the tile itself is taken as it is.
     return PatchEncoder(
         name, model, EvalTransform(None), base.model.embed_dim, precision=base.precision,

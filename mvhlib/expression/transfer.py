@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from mvhlib import artifacts, phrases, statistics
+from mvhlib import phrases, statistics
 from mvhlib.artifacts import InputError
 from mvhlib.cohort.splits import ARROW
+from mvhlib.expression.leaderboard import read_scores
 from mvhlib.expression.scores import pearson
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def read(folder: str | Path) -> pd.DataFrame:
         If nothing was scored under ``transfer``.
     """
     columns = ("protocol", "control", "method", "encoder", "patient", "section", "gene", "pcc")
-    parts = [artifacts.read_csv(path, columns, dtype={"fold": str}) for protocol in PROTOCOLS
+    parts = [read_scores(path, columns) for protocol in PROTOCOLS
              for path in sorted(Path(folder, protocol).glob("*/*/scores.csv"))]
     if not any((part["protocol"] == "transfer").any() for part in parts):
         raise InputError(folder, "transfer", "holds no scores", "run 15_transfer, or 12_mmap or "

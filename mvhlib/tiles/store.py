@@ -270,6 +270,8 @@ def pictures(folder: str | os.PathLike, names: Iterable[str], tiles: Iterable[in
     return np.stack([read_tiles(path).img[tile] for path, tile in wanted])
 
 
+#: No pixel is so small [um]: a nanometre.
+SMALLEST_SCALE = 1e-3
 #: No tile is so wide [um, px] and no pixel [um]: a centimetre.
 LARGEST_SCALE = 1e4
 
@@ -277,9 +279,9 @@ LARGEST_SCALE = 1e4
 def _scale(path: Any, stream: Any, img: Any, side: int, tile_um: float | None
            ) -> tuple[float, float]:
     """Side of a tile [µm] and scale of level 0 [µm/px], from our attributes or HEST's."""
-    stated = {name: h5_attr(stream, name, above=0, below=LARGEST_SCALE)
+    stated = {name: h5_attr(stream, name, above=SMALLEST_SCALE, below=LARGEST_SCALE)
               for name in ("tile_px", "tile_um", "mpp", "source_mpp")}
-    hests = {name: h5_attr(img, name, above=0, below=LARGEST_SCALE)
+    hests = {name: h5_attr(img, name, above=SMALLEST_SCALE, below=LARGEST_SCALE)
              for name in ("patch_size_src", "pixel_size")}
     if stated["tile_px"] is not None and stated["tile_px"] != side:
         raise InputError(path, "tile_px", f"is {stated['tile_px']:g}, the tiles are {side} px",

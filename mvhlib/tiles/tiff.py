@@ -101,6 +101,7 @@ def plan(path: Path, known_to_openslide: bool) -> Plan:
                 raise InputError(path, "tiff", "holds no page",
                                  "it is probably truncated: copy it again from its source")
             first = tif.pages[0]
+            _check_segments_named(path, first)
             description = first.description or ""
             ome = _ome(path, description)
             _check_samples(path, first)
@@ -344,6 +345,31 @@ def decode(path: Path, how: Plan) -> Any:
             mode = "RGBa" if int(extra[0]) == 1 else "RGBA"
             return Image.frombuffer(mode, how.size, pixels.tobytes()).convert("RGBA")
         return Image.fromarray(np.ascontiguousarray(pixels[..., :3]))
+
+
+def check_size(path: Path) -> None:
+    """Refuse a tiff whose first page declares more than its strips or tiles can fill.
+
+    Raises
+    ------
+    InputError
+        If that is so, or the tags cannot be read.
+    """
+    import tifffile
+
+    with reading(path, "tiff", fix="it is probably truncated: copy it again from its source"):
+        with tifffile.TiffFile(path, _multifile=False) as tif:
+            if len(tif.pages):
+                _check_segments_named(path, tif.pages[0])
+
+
+def _check_segments_named(path: Path, page: Any) -> None:
+    """Refuse a page that does not name one strip or tile for each part of its declared size."""
+    wanted = math.prod(page.chunked)
+    if len(page.dataoffsets) < wanted:
+        raise InputError(path, "tiff", f"declares {page.imagewidth} x {page.imagelength} px and "
+                         f"names {len(page.dataoffsets)} of its {wanted} strips or tiles",
+                         "it is probably damaged: copy it again from its source")
 
 
 def _check_segments(path: Path, page: Any) -> None:

@@ -22,6 +22,7 @@ Without the table every whole slide of the directory is read, and nobody's name 
 may name some of the slides only. Labels and outcomes want patients, since folds keep them together.
 """
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -50,6 +51,8 @@ from mvhlib.tiles.store import coordinate_names, manifest_row, write_tiles
 
 if TYPE_CHECKING:
     import pandas as pd
+
+log = logging.getLogger(__name__)
 
 #: Months in one unit of a column of times.
 MONTHS = {"time": 1.0, "time_months": 1.0, "time_days": 12 / 365.25, "time_years": 12.0}
@@ -185,6 +188,25 @@ def _unique(where: Path, slides: Sequence[WholeSlide]) -> None:
         if seen.setdefault(slide.name.casefold(), slide.path) != slide.path:
             raise InputError(where, "slide", f"{slide.name} is the name of two files",
                              "give every slide a name of its own")
+    _say_copies(slides)
+
+
+def _say_copies(slides: Sequence[WholeSlide]) -> None:
+    """Put into the log which slides are one file under two names, and not said to be one patient's.
+
+    Folds keep a patient together; they cannot keep two copies together that nobody knows of. Files
+    are read only where others have the same number of bytes.
+    """
+    sizes = Counter(slide.path.stat().st_size for slide in slides if slide.path.is_file())
+    first: dict[str, WholeSlide] = {}
+    for slide in slides:
+        if not slide.path.is_file() or sizes[slide.path.stat().st_size] < 2:
+            continue
+        other = first.setdefault(sha256_file(slide.path), slide)
+        if other is not slide and not (slide.patient and slide.patient == other.patient):
+            log.warning("%s and %s are the same file under two names: one of them may be tested "
+                        "by a model that learned from the other. Delete one, or name one patient "
+                        "for both in slides.csv", other.path, slide.path)
 
 
 def _files(root: Path, table: Path, names: "pd.Series") -> dict[int, Path]:

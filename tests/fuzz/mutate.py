@@ -1099,7 +1099,8 @@ def text_encoding(path: Path, rng: np.random.Generator) -> Change:
 
 #: Kind of a file -> the changes of its structure.
 KINDS: dict[str, list[Mutator]] = {
-    "csv": TABLE, "json": [json_tree, json_tree, json_tree, json_text],
+    "csv": TABLE,
+    "json": [json_tree, json_tree, json_tree, json_text],
     "yaml": [yaml_tree, yaml_tree, yaml_text], "h5": H5, "parquet": [parquet_table],
     "image": IMAGE, "tiff": TIFF, "torch": [torch_tree],
     "safetensors": [safetensors_header, safetensors_values],

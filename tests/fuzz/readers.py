@@ -46,6 +46,9 @@ class Reader:
         True where a hash stands beside the file: altered bytes must never be believed.
     seal
         Makes the hashes fit what was changed, so that mutants come past them.
+    own
+        True where nobody but the collection writes the files: that another spelling of them is
+        taken for a broken file, and the file made again, is right.
     """
 
     name: str
@@ -55,6 +58,7 @@ class Reader:
     names_file: bool = True
     guarded: bool = False
     seal: Callable[[Path], None] | None = None
+    own: bool = False
 
 
 def digest(value: Any) -> str:
@@ -494,7 +498,7 @@ def call_feature_folder(folder: Path) -> Found:
 
     found = read_folder(folder)
     bad = [fault for each in found.values() for fault in _features(each)]
-    if set(found) != {"a", "b"}:
+    if not found or not set(found) <= {"a", "b"}:  # that a file is gone, a folder cannot tell
         bad.append(f"sections {sorted(found)}")
     return [[name, each.features, each.coords, each.barcodes] for name, each in found.items()], bad
 
@@ -646,17 +650,21 @@ def build_encoder(folder: Path) -> None:
 
 def seal_encoder(folder: Path) -> None:
     """Make the hashes of configuration and weights fit them, as somebody who means it could."""
+    _seal(folder / "vit")
+
+
+def _seal(folder: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     from mvhlib.artifacts import sha256_file, sha256_of
 
     try:
-        config = json.loads((folder / "vit/config.json").read_text(encoding="utf-8"))
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         config.pop("weights_sha256", None)
-        path = folder / "vit/model.safetensors"
+        path = folder / "model.safetensors"
         save_file(load_file(path), path, metadata={"config_sha256": sha256_of(config)})
         config["weights_sha256"] = sha256_file(path)
-        (folder / "vit/config.json").write_text(json.dumps(config), encoding="utf-8")
+        (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     except Exception:  # whatever was broken stays so
         return
 
@@ -699,16 +707,8 @@ def build_fused(folder: Path) -> None:
 
 
 def seal_fused(folder: Path) -> None:
-    """Make the hash in the configuration fit the weights."""
-    from mvhlib.artifacts import sha256_file
-
-    path = folder / "mmap/config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        config["weights_sha256"] = sha256_file(folder / "mmap/model.safetensors")
-        path.write_text(json.dumps(config), encoding="utf-8")
-    except Exception:  # whatever was broken stays so
-        return
+    """Make the hashes of MMAP's configuration and weights fit them."""
+    _seal(folder / "mmap")
 
 
 def call_fused(folder: Path) -> Found:
@@ -1494,7 +1494,7 @@ READERS: dict[str, Reader] = {reader.name: reader for reader in (
     Reader("settings", build_settings, {"03_pretrain.yaml": "yaml"}, call_settings),
     Reader("parameters_cell", build_parameters_cell, {"*.ipynb": "json"}, call_parameters_cell,
            names_file=False),
-    Reader("executed", build_executed, {"runs/toy/*/*.*": "json"}, call_executed),
+    Reader("executed", build_executed, {"runs/toy/*/*.*": "json"}, call_executed, own=True),
     Reader("features", build_features("mvhlib"), {"a.h5": "h5"}, call_features),
     Reader("features_trident", build_features("trident"), {"a.h5": "h5"}, call_features),
     Reader("features_hest", build_features("hest"), {"a.h5": "h5"}, call_features),
@@ -1504,7 +1504,7 @@ READERS: dict[str, Reader] = {reader.name: reader for reader in (
     Reader("tile_source", build_source, {"tiles/*.h5": "h5", "tiles/*.png": "image",
                                          "manifest.csv": "csv"}, call_source),
     Reader("checkpoint", build_checkpoint, {"step_*.pt": "torch"}, call_checkpoint, guarded=True),
-    Reader("log", build_log, {"log.csv": "csv"}, call_log),
+    Reader("log", build_log, {"log.csv": "csv"}, call_log, own=True),
     Reader("encoder_config", build_encoder, {"vit/config.json": "json"}, call_encoder,
            seal=seal_encoder),
     Reader("encoder_weights", build_encoder, {"vit/model.safetensors": "safetensors"},

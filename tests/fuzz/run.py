@@ -167,7 +167,7 @@ def _judged(reader: Reader, folder: Path, whole: str | None, change: Change) -> 
         return {"outcome": "believed", "message": "; ".join(map(str, problems))[:600]}
     if whole is None or found == whole:
         return {"outcome": "same", "digest": found}
-    if change.neutral:
+    if change.neutral and not reader.own:
         return {"outcome": "escape" if "another file" in change.words else "believed",
                 "message": "other values than of the whole file"}
     rotten = re.search(r"bit|bytes|fill|block|truncate", change.words.split(": ")[1])

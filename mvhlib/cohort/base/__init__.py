@@ -32,6 +32,7 @@ from mvhlib.cohort.base.checks import (
     check_places,
     check_scale,
     check_sparse,
+    signed_indices,
 )
 from mvhlib.cohort.base.listing import entries, present, section_list
 from mvhlib.cohort.base.run_folder import (
@@ -45,5 +46,5 @@ from mvhlib.cohort.base.section import MANIFEST_COLUMNS, Cohort, ImageRef, Secti
 
 __all__ = ["Cohort", "ImageRef", "MANIFEST_COLUMNS", "MPP_RANGE", "Section", "check_counts",
            "check_inside", "check_mpp", "check_places", "check_scale", "check_sparse", "entries",
-           "present", "read_run", "read_section", "section_list", "spot_labels", "truth_genes",
-           "write_section"]
+           "present", "read_run", "read_section", "section_list", "signed_indices", "spot_labels",
+           "truth_genes", "write_section"]

@@ -1,10 +1,12 @@
 """Checks of counts, places and scales before anything is computed from them."""
 
 import math
+from collections.abc import Iterable
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from mvhlib.artifacts import InputError, check_sayable
 
@@ -133,6 +135,39 @@ def check_sparse(matrix: Any, where, field: str = "counts") -> None:
         raise InputError(where, field, f"indices point outside the {minor} genes or spots", fix)
 
 
+def signed_indices(matrix: Any) -> Any:
+    """The sparse matrix with indices that SciPy computes with; some programs write unsigned ones.
+
+    A dense matrix, and one whose indices are signed, comes back as it is.
+    """
+    for name in ("indices", "indptr"):
+        found = getattr(matrix, name, None)
+        if found is not None and found.dtype.kind == "u":
+            setattr(matrix, name, found.astype(np.int64))
+    return matrix
+
+
+def _check_identifiers(names: Iterable[str], where, field: str) -> None:
+    """Refuse barcodes or genes of which one is blank, holds a control character, or is repeated.
+
+    Raises
+    ------
+    InputError
+        Names the first of them, as `field` of `where`.
+    """
+    index = pd.Index(names)
+    blank = np.array([not str(name).strip() for name in index])
+    if blank.any():
+        raise InputError(where, field, f"is blank in {int(blank.sum())} of {len(index)} places, "
+                         f"the first is number {int(blank.argmax()) + 1}",
+                         "give every one its name")
+    check_sayable(index, where, field)
+    if not index.is_unique:
+        twice = list(index[index.duplicated()][:3])
+        raise InputError(where, field, f"stands more than once, for example {twice}",
+                         "make the names unique or sum the rows")
+
+
 def check_counts(adata: "AnnData", where) -> None:
     """Refuse a matrix that does not hold raw counts.
 
@@ -146,17 +181,8 @@ def check_counts(adata: "AnnData", where) -> None:
         raise InputError(where, "spots", "no spot lies on tissue", "check selection and join")
     if adata.n_vars == 0:
         raise InputError(where, "genes", "there is none", "give a table with one gene or more")
-    for field_name, index in (("barcode", adata.obs_names), ("gene", adata.var_names)):
-        blank = np.array([not str(name).strip() for name in index])
-        if blank.any():
-            raise InputError(where, field_name, f"is blank in {int(blank.sum())} of {len(index)} "
-                             f"places, the first is number {int(blank.argmax()) + 1}",
-                             "give every one its name")
-        check_sayable(index, where, field_name)
-        if not index.is_unique:
-            twice = list(index[index.duplicated()][:3])
-            raise InputError(where, field_name, f"stands more than once, for example {twice}",
-                             "make the names unique or sum the rows")
+    _check_identifiers(adata.obs_names, where, "barcode")
+    _check_identifiers(adata.var_names, where, "gene")
     counts = adata.layers.get("counts")
     if counts is None:
         raise InputError(where, 'layers["counts"]', "is missing", "store the raw counts there")

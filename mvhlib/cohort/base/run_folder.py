@@ -18,7 +18,13 @@ from mvhlib.artifacts import (
     reading,
     safe_name,
 )
-from mvhlib.cohort.base.checks import check_counts, check_mpp, check_places, check_sparse
+from mvhlib.cohort.base.checks import (
+    check_counts,
+    check_mpp,
+    check_places,
+    check_sparse,
+    signed_indices,
+)
 from mvhlib.cohort.base.listing import section_list
 from mvhlib.cohort.base.section import MANIFEST_COLUMNS, Cohort, ImageRef, Section
 
@@ -88,6 +94,7 @@ def _read_section(path: Path, data: str | Path | None) -> tuple[Section, tuple[i
         for name, matrix in (("X", adata.X), *adata.layers.items()):
             if hasattr(matrix, "indptr"):
                 check_sparse(matrix, path, name)
+                signed_indices(matrix)
         check_counts(adata, path)
         check_places(adata, path)
         _check_owner(path, adata, record)

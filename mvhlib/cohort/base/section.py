@@ -61,6 +61,8 @@ class Section:
         Micrometres per level-0 pixel, or None without an image.
     source
         Name of the reader that made it.
+    file
+        Where the counts come from, for errors; None names the section there.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Section:
     image_ref: ImageRef | None = None
     image_size: tuple[int, int] | None = None  # (width, height) [px]
     roots: dict[str, Path] = field(default_factory=dict, repr=False)
+    file: Path | None = field(default=None, repr=False)
 
     def __post_init__(self):
         self.name = safe_name(self.name, "cohort", "section")
@@ -101,10 +104,11 @@ class Section:
         if lost.any() and not lost.all():
             dated_genes.say(adata.var_names, lost, self.name)
             adata = adata[:, ~lost].copy()
-        check_counts(adata, self.name)
-        check_places(adata, self.name)
+        where = self.name if self.file is None else self.file
+        check_counts(adata, where)
+        check_places(adata, where)
         if self.image_ref is not None and self.image_size is not None:
-            check_inside(adata.obsm["spatial"], self.image_size, self.name)
+            check_inside(adata.obsm["spatial"], self.image_size, where)
         return adata
 
     @property

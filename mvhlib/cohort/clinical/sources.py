@@ -185,6 +185,7 @@ def read_survpath(folder: str | os.PathLike, endpoint: str = "os", *,
                                                            "0.0": 0.0})
     rows["male"] = 1.0 - female
     one_patient_each(main, rows)
+    tables.names(given, "slide_id", main, unique=True)
     table = one_row_each(main, rows, {"age": "age", "site": "site", "male": "is_female",
                                       "time": time, "event": censorship})
     others = tables.read_table(found[0], ("case_id", "stage"))

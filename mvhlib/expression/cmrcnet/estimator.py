@@ -290,6 +290,8 @@ def _read_finished(folder: Path, network: nn.Module) -> Fit | None:
         check_finite(network.state_dict(), weights)
         network.eval()
         columns = content.pop("log_columns", None) or list(content["log"][0])
+        if any(row.keys() != set(columns) for row in content["log"]):
+            raise ValueError("its log has other columns than it says")
         report = Fit(**content | {"log": [{name: row[name] for name in columns}
                                           for row in content["log"]]})
         if type(report.best_epoch) is not int or not 1 <= report.best_epoch <= report.n_epochs or (

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from mvhlib import standardise
-from mvhlib.artifacts import InputError
+from mvhlib.artifacts import InputError, check_sayable
 from mvhlib.cohort.genes import marker_sets
 from mvhlib.expression.scores import is_constant, pearson
 
@@ -57,6 +57,7 @@ def read_gmt(path: str | Path) -> dict[str, list[str]]:
         if not name or not genes:
             raise InputError(path, f"line {number}", f"{line[:40]!r} has no name or no gene",
                              "give name, description and genes, separated by tabs")
+        check_sayable([name, *genes], path, f"line {number}")
         if name in sets:
             raise InputError(path, f"line {number}", f"the set {name!r} stands twice",
                              "give every set its own name")

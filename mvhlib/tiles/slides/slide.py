@@ -329,6 +329,8 @@ def open_slide(path: str | os.PathLike, mpp: float | None = None,
     else:
         source = Plain(path, max_pixels=max_pixels)
     if isinstance(source, Pyramid) and source.vendor != "generic-tiff":
+        if source.vendor == "aperio":
+            tiff.check_size(path)
         found = source.mpp
         stated = None if found is None else (found, "openslide.mpp-x")
     if mpp is None:
