@@ -48,7 +48,7 @@ def check_file(path: str | os.PathLike, field: str = "file") -> Path:
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        if isinstance(error, OSError) and path.is_symlink():
+        if isinstance(error, OSError) and os.path.islink(path):
             way = "runs in a circle" if error.errno == errno.ELOOP else "does not exist"
             raise InputError(path, field, f"is a link to {os.readlink(path)}, which {way}",
                              "mend the link, or put the file itself there") from None

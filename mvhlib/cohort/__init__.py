@@ -7,6 +7,7 @@
 import difflib
 import importlib
 import inspect
+import os
 from pathlib import Path
 
 from mvhlib.artifacts import InputError
@@ -78,7 +79,7 @@ def read(source: str, path: str | Path | None = None, *, seed: int | None = None
         if path is None or str(path) == "":
             raise InputError(f"cohort source {source}", "data", "no directory was given",
                              "pass the directory of the data set, as in make figures DATA=dir")
-        if not Path(path).exists():
+        if not os.path.exists(path):  # False as well for a name that no disk can hold
             raise InputError(path, "data", "does not exist", "check the path")
     module, function = SOURCES[source].split(":")
     reader = getattr(importlib.import_module(module), function)

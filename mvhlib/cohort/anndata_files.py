@@ -27,6 +27,7 @@ A folder that 01_cohort wrote is read as `mvhlib.cohort.base.read_run` does.
 """
 
 import logging
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -278,7 +279,7 @@ def _beside(path: Path, root: Path, row: dict[str, Any]) -> Path | None:
     """Find the full image: from the table, else of the same name beside the file."""
     if "image" in row:
         full = root / str(row["image"])
-        if not full.exists() or not full.absolute().is_relative_to(root.absolute()) \
+        if not os.path.exists(full) or not full.absolute().is_relative_to(root.absolute()) \
                 or ".." in Path(str(row["image"])).parts:
             raise InputError(full, "image", "is not there, or not below the data directory",
                              "write its path from the data directory")

@@ -29,6 +29,7 @@ hidden files     ``._*``, ``.DS_Store`` and folders that begin with a dot are pa
 
 import json
 import logging
+import os
 import re
 import unicodedata
 from collections.abc import Callable
@@ -794,7 +795,7 @@ def find_image(row: dict[str, Any], root: Path, spatial: Path,
 
 def _full_image(row: dict[str, Any], root: Path) -> Path:
     path = root / str(row["image"])
-    if not path.exists() and not path.is_symlink():
+    if not os.path.lexists(path):
         raise InputError(path, "image", "does not exist", "correct the path of the full image")
     return check_file(path, "image")
 

@@ -47,7 +47,13 @@ from mvhlib.artifacts import (
 from mvhlib.places import resolve
 from mvhlib.tiles.cut import Tiles, cut_at, grid_corners, tissue_mask
 from mvhlib.tiles.slides import TIFF, WHOLE_SLIDE, Slide, open_slide
-from mvhlib.tiles.store import coordinate_names, manifest_row, write_tiles
+from mvhlib.tiles.store import (
+    LARGEST_SCALE,
+    SMALLEST_SCALE,
+    coordinate_names,
+    manifest_row,
+    write_tiles,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -152,7 +158,8 @@ def read(folder: str | Path, table: str = "", *,
     files = _files(root, path, rows["slide"]) if files is None else _given(
         files, path, rows["slide"])
     known = _owners(path, rows)
-    mpp = tables.numbers(rows, "mpp", path, above=0, missing=True, unit="µm/px") \
+    mpp = tables.numbers(rows, "mpp", path, low=SMALLEST_SCALE, high=LARGEST_SCALE, missing=True,
+                         unit="µm/px") \
         if "mpp" in rows else rows["slide"].map(lambda _: np.nan).astype(float)
     outcomes = _outcomes(path, rows)
     made = []

@@ -1568,7 +1568,7 @@ READERS: dict[str, Reader] = {reader.name: reader for reader in (
     Reader("whole_slides", build_whole_slides, {"slides.csv": "csv"}, call_whole_slides),
     Reader("slide_features", build_slide_features, {"*/*.h5": "h5", "slides.csv": "csv"},
            call_slide_features),
-    Reader("read_csv", build_csv, {"t.csv": "csv"}, call_csv),
+    Reader("read_csv", build_csv, {"t.csv": "csv"}, call_csv, own=True),
     Reader("scores", build_scores, {"*/*/*/scores.csv": "csv"}, call_scores),
     Reader("clinical_panther", build_panther, {"*/*.csv": "csv"}, _clinical_call("panther")),
     Reader("clinical_survpath", build_survpath, {"*.csv": "csv"}, _clinical_call("survpath")),

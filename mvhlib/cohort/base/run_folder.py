@@ -181,7 +181,8 @@ def _check_owner(path: Path, adata: "AnnData", record: dict[str, Any]) -> None:
                          ("patient", record["patient"]), ("specimen", record["specimen"])):
         if column not in adata.obs:
             raise InputError(path, f"obs[{column}]", "is missing", "make the file by 01_cohort")
-        found = adata.obs[column].astype(object)
+        with reading(path, f"obs[{column}]", fix="make the file by 01_cohort"):
+            found = adata.obs[column].astype(object)
         other = found[found != said]
         if len(other):
             raise InputError(path, f"obs[{column}]", f"is {other.iloc[0]!r} for {len(other)} of "
