@@ -84,7 +84,7 @@ def works(bench: "Bench") -> None:
         for kind in ("real", "complex", "bfloat16"):
             bench.row(f"scan {name} {kind}", functools.partial(_scan_error, bench, name, kind),
                       unit="relative error")
-    for name in ("mamba_ssm", "torch"):
+    for name in ("triton", "mamba_ssm", "torch"):
         bench.row(f"ssd {name}", functools.partial(_ssd_error, bench, name),
                   unit="relative error")
     for name in GOLDEN:
@@ -105,15 +105,16 @@ def _versions(bench: "Bench") -> dict[str, Any]:
         except Exception as error:  # a broken build raises what it likes
             found.append(f"{name} {type(error).__name__}")
     found.append(f"backends {', '.join(scan.available_backends())}")
-    for name, (_, reason) in (("triton", scan._triton()),
-                              ("mamba_ssm", scan._mamba("selective_scan"))):
-        found += [f"{name}: {reason}"] if reason else []
+    for operation in ("selective_scan", "ssd"):
+        for name, (_, reason) in (("triton", scan._triton(operation)),
+                                  ("mamba_ssm", scan._mamba(operation))):
+            found += [f"{name} for {operation}: {reason}"] if reason else []
     return {"note": one_line("; ".join(found), 600)}
 
 
 def _usable(bench: "Bench", name: str, operation: str = "selective_scan") -> None:
     """Raise where a backend cannot be asked."""
-    if name == "triton" and (reason := scan._triton()[1]):
+    if name == "triton" and (reason := scan._triton(operation)[1]):
         raise Absent(reason)
     if name == "mamba_ssm" and (reason := scan._mamba(operation)[1]):
         raise Absent(reason)
@@ -142,6 +143,15 @@ def scan_inputs(batch: int, channels: int, length: int, states: int, *,
             kind = torch.complex128 if small == torch.float64 else torch.complex64
         found[name] = tensor.to(device, kind)
     return found
+
+
+def ssd_inputs(batch: int, length: int, heads: int, width: int, states: int) -> dict[str, Tensor]:
+    """Float32 inputs of `ssd` with steps about softplus(-3)."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(batch, length, heads, width, generator=generator)
+    dt = torch.nn.functional.softplus(torch.randn(batch, length, heads, generator=generator) - 3)
+    B, C = (torch.randn(batch, length, states, generator=generator) for _ in range(2))
+    return {"x": x, "dt": dt, "A": -torch.arange(1.0, heads + 1), "B": B, "C": C}
 
 
 def _with_gradients(function: Callable, given: dict[str, Tensor]) -> list[Tensor]:
@@ -181,12 +191,7 @@ def _within(error: float, tolerance: float) -> dict[str, Any]:
 
 def _ssd_error(bench: "Bench", name: str) -> dict[str, Any]:
     _usable(bench, name, "ssd")
-    generator = torch.Generator().manual_seed(0)
-    batch, length, heads, width, states = (1, 9, 2, 4, 4) if bench.dry else (2, 257, 4, 64, 64)
-    x = torch.randn(batch, length, heads, width, generator=generator)
-    dt = torch.nn.functional.softplus(torch.randn(batch, length, heads, generator=generator) - 3)
-    B, C = (torch.randn(batch, length, states, generator=generator) for _ in range(2))
-    given = {"x": x, "dt": dt, "A": -torch.arange(1.0, heads + 1), "B": B, "C": C}
+    given = ssd_inputs(*((1, 9, 2, 4, 4) if bench.dry else (2, 257, 4, 64, 64)))
     expected = _with_gradients(functools.partial(scan.ssd, backend="reference"),
                                {key: t.double() for key, t in given.items()})
     found = _with_gradients(functools.partial(scan.ssd, backend=name),
@@ -271,8 +276,9 @@ def scans(bench: "Bench") -> None:
         for dtype in (torch.float32, LOW):
             for backward in (False, True):
                 what = f"{'forward+backward' if backward else 'forward'} L{length}"
-                bench.row(f"scan {what} {_name(dtype)}", functools.partial(
-                    _scan_time, bench, length, dtype, backward), unit="ms", dtype=_name(dtype))
+                for name, measure in (("scan", _scan_time), ("ssd", _ssd_time)):
+                    bench.row(f"{name} {what} {_name(dtype)}", functools.partial(
+                        measure, bench, length, dtype, backward), unit="ms", dtype=_name(dtype))
     for name, make in MIXERS.items():
         for dtype in (torch.float32, LOW):
             bench.row(f"{name} forward+backward {_name(dtype)}", functools.partial(
@@ -286,10 +292,30 @@ def _name(dtype: torch.dtype) -> str:
 def _scan_time(bench: "Bench", length: int, dtype: torch.dtype, backward: bool) -> dict[str, Any]:
     batch, channels, states = (1, 4, 2) if bench.dry else (
         max(1, TOKENS_AT_ONCE // length), 384, 16)
-    length = 5 if bench.dry else length
-    given = scan_inputs(batch, channels, length, states, dtype=dtype, device=bench.device)
+    given = scan_inputs(batch, channels, 5 if bench.dry else length, states, dtype=dtype,
+                        device=bench.device)
     # As the mixers hand them over: tokens by channels in memory, seen the other way round.
     given = {name: t.mT.contiguous().mT if t.ndim == 3 else t for name, t in given.items()}
+    return _race(bench, scan.selective_scan, _mamba_scan, given, backward,
+                 ("triton", "mamba_ssm", *(("torch",) if length <= 257 else ())),
+                 f"B{batch} D{channels} N{states}")
+
+
+def _ssd_time(bench: "Bench", length: int, dtype: torch.dtype, backward: bool) -> dict[str, Any]:
+    """As Hydra asks: twelve heads of 64 channels, 64 states, both directions in a batch."""
+    batch, heads, width, states = (1, 1, 4, 4) if bench.dry else (
+        2 * max(1, TOKENS_AT_ONCE // length), 12, 64, 64)
+    given = ssd_inputs(batch, 5 if bench.dry else length, heads, width, states)
+    given = {name: t.to(bench.device, dtype if name in ("x", "B", "C") else torch.float32)
+             for name, t in given.items()}
+    return _race(bench, scan.ssd, _mamba_ssd, given, backward, ("triton", "mamba_ssm", "torch"),
+                 f"B{batch} H{heads} P{width} N{states}")
+
+
+def _race(bench: "Bench", operation: Callable[..., Tensor], mamba: Callable[..., Tensor],
+          given: dict[str, Tensor], backward: bool, names: tuple[str, ...], sizes: str
+          ) -> dict[str, Any]:
+    """Our Triton programs against mamba-ssm's kernel itself, which takes bfloat16 as it is."""
     given = {name: t.requires_grad_(backward) for name, t in given.items()}
 
     def run(function: Callable[..., Tensor]) -> None:
@@ -298,15 +324,11 @@ def _scan_time(bench: "Bench", length: int, dtype: torch.dtype, backward: bool) 
         if backward:
             torch.autograd.grad(y, list(given.values()), torch.ones_like(y))
 
-    taken, notes = {}, [f"B{batch} D{channels} N{states}"]
-    for name in ("triton", "mamba_ssm", "torch"):
+    taken, notes = {}, [sizes]
+    for name in names:
         try:
-            _usable(bench, name)
-            if name == "torch" and length > 257:
-                continue
-            function = functools.partial(scan.selective_scan, backend=name)
-            if name == "mamba_ssm":  # its kernel itself, which takes bfloat16 as it is
-                function = _mamba_kernel
+            _usable(bench, name, operation.__name__)
+            function = mamba if name == "mamba_ssm" else functools.partial(operation, backend=name)
             taken[name] = 1e3 * seconds_of(functools.partial(run, function), bench.device,
                                            bench.dry)
         except Absent as error:
@@ -316,15 +338,20 @@ def _scan_time(bench: "Bench", length: int, dtype: torch.dtype, backward: bool) 
     if "triton" not in taken:
         return {"status": "absent", "baseline": taken.get("mamba_ssm", ""),
                 "note": "; ".join(notes)}
-    peak = peak_mb(functools.partial(run, functools.partial(
-        scan.selective_scan, backend="triton")), bench.device)
+    peak = peak_mb(functools.partial(run, functools.partial(operation, backend="triton")),
+                   bench.device)
     return {"value": taken["triton"], "peak_mb": peak, "note": "; ".join(notes),
             **_against(taken.get("mamba_ssm"), taken["triton"])}
 
 
-def _mamba_kernel(u, delta, A, B, C, D, delta_bias) -> Tensor:
+def _mamba_scan(u, delta, A, B, C, D, delta_bias) -> Tensor:
     return scan._mamba("selective_scan")[0](u, delta, A, B, C, D=D, z=None,
                                             delta_bias=delta_bias, delta_softplus=True)
+
+
+def _mamba_ssd(x, dt, A, B, C) -> Tensor:
+    return scan._mamba("ssd")[0](x, dt, A, B[:, :, None], C[:, :, None], chunk_size=64,
+                                 dt_softplus=False)
 
 
 def _against(baseline: float | None, value: float) -> dict[str, float]:
@@ -489,10 +516,10 @@ def _compiled_rate(bench: "Bench", name: str) -> dict[str, Any]:
             "note": f"baseline: not compiled; cosine to it {cosine:.6f} at least"}
 
 
-def fuse(optimizer: torch.optim.Optimizer) -> None:
-    """One kernel for a step of AdamW in place of one for each of its operations."""
+def unfuse(optimizer: torch.optim.Optimizer) -> None:
+    """One kernel for each operation of AdamW in place of one for all, as published."""
     for group in optimizer.param_groups:
-        group["foreach"], group["fused"] = False, True
+        group["foreach"], group["fused"] = True, False
 
 
 def _step_rate(bench: "Bench", name: str) -> dict[str, Any]:
@@ -509,8 +536,7 @@ def _step_rate(bench: "Bench", name: str) -> dict[str, Any]:
             if kind == "published":
                 for model in (run.student, run.teacher):
                     _published(model.backbone)
-            else:
-                fuse(run.optimizer)
+                unfuse(run.optimizer)
             run.order = run._order()
             steps = zip(run._batches(), range(2 if bench.dry else 6), strict=False)
             taken = []

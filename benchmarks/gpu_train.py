@@ -1,7 +1,8 @@
 """Parts of `gpu.py` that train: jobs, several at a time, each in a process of its own.
 
-``python gpu_train.py JOB.json`` is one of these processes. What is carried home lies below
-``<out>/home``: encoders without their checkpoints, features, trajectories.
+``python gpu_train.py JOB.json`` is one of these processes; in a dry run each takes several jobs in
+turn, whose trainings are shorter than its start. What is carried home lies below ``<out>/home``:
+encoders without their checkpoints, features, trajectories.
 """
 
 import csv
@@ -13,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import gpu_pack
-from gpu_measure import Absent, fuse, micro_config, write_noise
+from gpu_measure import Absent, micro_config, write_noise
 
 from mvhlib import artifacts, training
 from mvhlib.dino import stability as grids
@@ -63,8 +64,9 @@ def main_experiment(bench: "Bench") -> None:
     """Every encoder with every seed; seed by seed, so that what is done can be compared."""
     tiles = _tiles(bench, "synthetic")
     jobs = []
-    for seed in range(1 if bench.dry else SEEDS):
-        for encoder, backbone in list(ENCODERS.items())[:2 if bench.dry else None]:
+    # Two seeds of a dry run are the fewest that profile `one_gpu` draws intervals from.
+    for seed in range(2 if bench.dry else SEEDS):
+        for encoder, backbone in ENCODERS.items():
             slug = f"{encoder}.s{seed}"
             recipe = {"backbone": backbone, "seed": seed, "encoder": slug, "steps": 2000,
                       "batch": 256, "base_lr": 0.002, "momentum": 0.99, "koleo_group": 16,
@@ -93,7 +95,7 @@ def stability(bench: "Bench") -> None:
             config = replace(grids.configure(config, cell), save_every=config.steps)
             jobs.append(_job(bench, what, "stability", config, {"precision": precision},
                              home=bench.out / "home" / "stability"))
-    _run_jobs(bench, jobs, 2 if bench.dry else AT_ONCE, tiles)
+    _run_jobs(bench, jobs, 1 if bench.dry else AT_ONCE, tiles)
 
 
 def her2st(bench: "Bench") -> None:
@@ -159,34 +161,37 @@ def _job(bench: "Bench", what: str, kind: str, config: Config, options: dict[str
 def _run_jobs(bench: "Bench", jobs: list[dict[str, Any]], at_once: int, tiles: Path | None) -> None:
     """Run jobs in turn, so many at a time; those that time ran out for are asked to save and stop.
 
-    A job that stopped leaves no row, and goes on from its checkpoint at the next call.
+    A process has one job, in a dry run its share of them. A job that stopped leaves no row, and
+    goes on from its checkpoint at the next call.
     """
     if tiles is None:
         for job in jobs:
             bench.row(job["what"], _not_packed)
         return
     waiting = [job for job in jobs if not bench.ledger.is_settled(bench.part, job["what"])]
-    running: list[tuple[dict[str, Any], subprocess.Popen, float]] = []
-    while waiting or running:
-        while waiting and len(running) < at_once and bench.left() > 0:
-            job = waiting.pop(0)
-            running.append((job, _start(bench, job), time.monotonic()))
+    groups = [waiting[i::at_once] for i in range(at_once)] if bench.dry else [[j] for j in waiting]
+    groups = [group for group in groups if group]
+    running: list[tuple[list[dict[str, Any]], subprocess.Popen, float]] = []
+    while groups or running:
+        while groups and len(running) < at_once and bench.left() > 0:
+            group = groups.pop(0)
+            running.append((group, _start(group), time.monotonic()))
         if not running:
             break
         for one in [one for one in running if one[1].poll() is not None]:
             running.remove(one)
             _finish(bench, *one)
         if bench.left() <= 0:
-            waiting = []
+            groups = []
             for _, process, _ in running:
                 process.send_signal(signal.SIGTERM)
-            for job, process, started in running:
+            for group, process, started in running:
                 try:
                     process.wait(60)
                 except subprocess.TimeoutExpired:
                     process.kill()
                     process.wait()
-                _finish(bench, job, process, started)
+                _finish(bench, group, process, started)
             break
         time.sleep(0.2)
     left = [job["what"] for job in jobs
@@ -203,28 +208,37 @@ def _folder(job: dict[str, Any]) -> Path:
     return Path(job["config"]["folder"])
 
 
-def _start(bench: "Bench", job: dict[str, Any]) -> subprocess.Popen:
-    folder = _folder(job)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = artifacts.write_json(folder / "job.json", job)
+def _start(group: list[dict[str, Any]]) -> subprocess.Popen:
+    paths = []
+    for job in group:
+        _folder(job).mkdir(parents=True, exist_ok=True)
+        (_folder(job) / "answer.json").unlink(missing_ok=True)
+        paths.append(str(artifacts.write_json(_folder(job) / "job.json", job)))
     threads = max(1, (os.cpu_count() or 1) // AT_ONCE)
-    log = open(folder / "job.txt", "a", encoding="utf-8")  # noqa: SIM115, the process keeps it
-    return subprocess.Popen([sys.executable, __file__, str(path)], stdout=log, stderr=log,
+    log = open(_log(group), "a", encoding="utf-8")  # noqa: SIM115, the process keeps it
+    return subprocess.Popen([sys.executable, __file__, *paths], stdout=log, stderr=log,
                             env=os.environ | {"OMP_NUM_THREADS": str(threads)})
 
 
-def _finish(bench: "Bench", job: dict[str, Any], process: subprocess.Popen, started: float) -> None:
-    """Write the row of a job that ended by itself."""
+def _log(group: list[dict[str, Any]]) -> Path:
+    """What a process prints goes to the folder of its first job."""
+    return _folder(group[0]) / "job.txt"
+
+
+def _finish(bench: "Bench", group: list[dict[str, Any]], process: subprocess.Popen,
+            started: float) -> None:
+    """Write the rows of the jobs of a process that ended by itself."""
     seconds = time.monotonic() - started
-    answer = _folder(job) / "answer.json"
-    if process.returncode == 0 and answer.exists():
-        bench.write(job["what"], {"status": "ok", "seconds": seconds}
-                    | artifacts.read_json(answer))
-    elif process.returncode not in (INTERRUPTED, -signal.SIGTERM, -signal.SIGKILL):
-        said = (_folder(job) / "job.txt").read_text(encoding="utf-8", errors="replace")
-        lines = said.strip().splitlines() or ["no message"]
-        bench.write(job["what"], {"status": "failed", "seconds": seconds,
-                                  "note": artifacts.one_line(lines[-1], 300)})
+    for job in group:
+        answer = _folder(job) / "answer.json"
+        if answer.exists():
+            bench.write(job["what"], {"status": "ok", "seconds": seconds}
+                        | artifacts.read_json(answer))
+        elif process.returncode not in (INTERRUPTED, -signal.SIGTERM, -signal.SIGKILL):
+            said = _log(group).read_text(encoding="utf-8", errors="replace")
+            lines = said.strip().splitlines() or ["no message"]
+            bench.write(job["what"], {"status": "failed", "seconds": seconds,
+                                      "note": artifacts.one_line(lines[-1], 300)})
 
 
 #: Exit status of a job that saved its state because it was asked to stop.
@@ -296,8 +310,6 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
     """Pretrain, keep how much the states are used, embed where that is asked for."""
     config = Config(**job["config"])
     run = Pretraining(config)
-    if run.device.type == "cuda":
-        fuse(run.optimizer)
     if not run.is_finished():
         run.train(_states_log(run) if job["options"].get("states") else None)
         run.export()
@@ -372,7 +384,15 @@ def train_cell(job: dict[str, Any]) -> dict[str, Any]:
                     + (f"; {stopped}" if stopped else "")}
 
 
-def main(path: Path) -> int:
+def main(paths: Sequence[str]) -> int:
+    """Jobs in turn, up to one that is asked to stop."""
+    for path in paths:
+        if status := run(Path(path)):
+            return status
+    return 0
+
+
+def run(path: Path) -> int:
     """One job; its answer appears when it is done."""
     job = json.loads(path.read_text(encoding="utf-8"))
     if torch.cuda.is_available():
@@ -393,4 +413,4 @@ def main(path: Path) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(Path(sys.argv[1])))
+    raise SystemExit(main(sys.argv[1:]))

@@ -2,16 +2,20 @@
 
 import csv
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
 
 import numpy as np
 import pytest
+import yaml
 
+from mvhlib import artifacts, workflow
 from mvhlib.artifacts import InputError
 from mvhlib.tiles import store
 from mvhlib.tiles.cut import Tiles
+from tests.absent import walk
 from tests.conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -38,15 +42,19 @@ def tissue(n, side, seed=0):
                  side, side * 0.5, 0.5, 0.5, [f"{i}x{i}" for i in range(n)])
 
 
-@pytest.fixture
-def run(tmp_path):
-    folder = tmp_path / "runs" / "her2st"
+def write_run(folder):
+    """A run that has come as far as its tiles."""
     for number, name in enumerate(("C2", "C3")):
         store.write_tiles(folder / "tiles" / f"{name}.h5", tissue(12, 64, number))
     (folder / "cohort").mkdir()
     (folder / "cohort" / "manifest.csv").write_text(
         "section,patient,study\nC2,C,her2st\nC3,C,her2st\n")
     return folder
+
+
+@pytest.fixture
+def run(tmp_path):
+    return write_run(tmp_path / "runs" / "her2st")
 
 
 def test_a_pack_comes_back_as_tiles(run, tmp_path, capsys):
@@ -120,27 +128,41 @@ def test_rows_are_kept_and_time_is_handed_on(tmp_path, capsys):
 
 
 def dry_run(tmp_path, *more):
+    """The command in three minutes, as often as a slow machine needs: it goes on where it was."""
     (tmp_path / "sitecustomize.py").write_text(BLOCKER)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)]),
                    "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     # With triton where a Python that has it is named; else its rows say that it is absent.
     python = os.environ.get("MVH_TRITON_PYTHON") or sys.executable
-    done = subprocess.run(
-        [python, str(ROOT / "benchmarks" / "gpu.py"), "--out", str(tmp_path / "out"), "--minutes",
-         "60", "--dry-run", *more], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
+    for _ in range(5):
+        done = subprocess.run(
+            [python, str(ROOT / "benchmarks" / "gpu.py"), "--out", str(tmp_path / "out"),
+             "--pack", str(tmp_path / "pack"), "--minutes", "3", "--dry-run", *more],
+            capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr[-3000:]
+        if "no time left" not in done.stdout:
+            break
     return done.stdout
 
 
-@pytest.mark.slow
-def test_the_whole_command_on_a_bare_machine(run, golden, tmp_path):
+@pytest.fixture(scope="module")
+def brought(golden, tmp_path_factory):
+    """Folder of a dry run on a bare machine, what it said, and what it brought home."""
     import gpu_pack
+
+    folder = tmp_path_factory.mktemp("bare")
+    run = write_run(folder / "runs" / "her2st")
+    gpu_pack.main(["--out", str(folder / "pack"), "--her2st", str(run), "--held-out", "C2",
+                   "--synthetic", str(run), "--golden", str(golden)])
+    return folder, dry_run(folder, "--bring", str(folder / "home"))
+
+
+@pytest.mark.slow
+def test_the_whole_command_on_a_bare_machine(brought):
     import gpu_unpack
 
-    gpu_pack.main(["--out", str(tmp_path / "pack"), "--her2st", str(run), "--held-out", "C2",
-                   "--synthetic", str(run), "--golden", str(golden)])
-    said = dry_run(tmp_path, "--pack", str(tmp_path / "pack"), "--bring", str(tmp_path / "home"))
-    with open(tmp_path / "out" / "rows.csv", newline="", encoding="utf-8") as stream:
+    folder, said = brought
+    with open(folder / "out" / "rows.csv", newline="", encoding="utf-8") as stream:
         rows = {(row["part"], row["what"]): row for row in csv.DictReader(stream)}
     assert not [key for key, row in rows.items() if row["status"] == "failed"], said
     assert {part for part, _ in rows} == {"works", "scan", "speed", "main", "stability", "her2st"}
@@ -148,23 +170,85 @@ def test_the_whole_command_on_a_bare_machine(run, golden, tmp_path):
     assert rows["speed", "embed mvhybrid_micro_patch8_64 bfloat16"]["status"] == "ok"
     if os.environ.get("MVH_TRITON_PYTHON"):
         assert rows["works", "scan triton complex"]["status"] == "ok"
-        assert rows["scan", "scan forward+backward L65 float32"]["status"] == "ok"
-    before = (tmp_path / "out" / "rows.csv").read_bytes()
-    dry_run(tmp_path, "--pack", str(tmp_path / "pack"))
-    assert (tmp_path / "out" / "rows.csv").read_bytes() == before  # nothing was measured again
+        assert rows["works", "ssd triton"]["status"] == "ok"
+        for name in ("scan", "ssd"):
+            assert rows["scan", f"{name} forward+backward L65 float32"]["status"] == "ok"
+    before = (folder / "out" / "rows.csv").read_bytes()
+    dry_run(folder)
+    assert (folder / "out" / "rows.csv").read_bytes() == before  # nothing was measured again
 
-    gpu_unpack.main([str(tmp_path / "home"), "--out", str(tmp_path / "clone")])
-    there = tmp_path / "clone" / "runs"
+    gpu_unpack.main([str(folder / "home"), "--out", str(folder / "clone")])
+    there = folder / "clone" / "runs"
     encoder = there / "one_gpu" / "encoders" / "mvhybrid-dino.s0"
     assert {path.name for path in encoder.iterdir()} >= {"model.safetensors", "states.csv"}
-    from mvhlib import encoders
-
-    # As 04_embed makes it of profile one_gpu.
-    model = encoders.create_encoder("mvhybrid_micro_patch8_64", name="mvhybrid-dino.s0",
-                                    weights=str(encoder), pool="cls+mean+std", device="cpu")
-    assert model.pretrained_on["patients"] == ["C"] and not model.is_random
     slug = "vit12-dino.no-c2.mean-std"
     assert (there / "one_gpu_her2st" / "features" / slug / "C3.h5").exists()
+
+
+def micro_profile(folder, runs):
+    """Profile `one_gpu` in `folder` for what a dry run brings: two seeds, few small sections."""
+    shutil.copytree(ROOT / "params" / "one_gpu", folder)
+
+    def change(name, **values):
+        path = folder / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | values))
+
+    encoders = {}
+    for slug, options in yaml.safe_load((folder / "workflow.yaml").read_text())[
+            "encoders"].items():
+        options = dict(options)
+        if options.get("weights", "").startswith("runs/"):
+            options["weights"] = str(runs.parent / options["weights"])
+        if slug.endswith((".s2", ".s3", ".s4", ".s5", ".s6", ".s7")):
+            continue
+        options |= {"seeds": 2} if "seeds" in options else {}
+        options |= {"read_outs": ["cls", "mean+std"]} if "read_outs" in options else {}
+        encoders[slug] = options
+    change("workflow", encoders=encoders)
+    change("01_cohort", source="synthetic", n_genes=60, pretraining={"n_studies": 1}, options={
+        "n_studies": 3, "patients_per_study": 2, "sections_per_patient": 1, "spots_per_side": 6,
+        "n_genes_per_program": 2})
+    change("05_expression", n_draws=9)
+    change("11_ablations", stability_grid=[{"lr_factor": [10], "depth": [2]}], stability_steps=4)
+    return folder
+
+
+@pytest.mark.slow
+def test_what_is_brought_home_is_drawn_on_a_cpu(brought, tmp_path, monkeypatch):
+    """Notebooks 05, 11 and 14 of profile `one_gpu`, called as the workflow calls them."""
+    import gpu_unpack
+
+    # numba would take benchmarks/coverage.py for the package of that name.
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p != str(ROOT / "benchmarks")])
+    gpu_unpack.main([str(brought[0] / "home"), "--out", str(tmp_path)])
+    folder = micro_profile(tmp_path / "params" / "one_gpu", tmp_path / "runs")
+    plan = workflow.prepare(workflow.Call("one_gpu", params=str(folder.parent)))
+    whole = [*plan["scored"], *plan["chosen"]]
+    given = {"05_expression": {"encoders": plan["scored"], "members": plan["members"],
+                               "read_outs": plan["read_outs"]},
+             "11_ablations": {"encoders": whole}, "14_leaderboard": {"encoders": whole}}
+    for name in ("01_cohort", "02_tiles", "04_embed", "05_expression", "11_ablations",
+                 "14_leaderboard"):
+        jobs = [{"encoder": slug, **options} for slug, options in plan["encoders"].items()
+                ] if name == "04_embed" else [given.get(name, {})]
+        for job in jobs:
+            walk(name, tmp_path, profile="one_gpu", **workflow.read_params(folder, name) | job)
+
+    figures = tmp_path / "figures" / "one_gpu"
+    for name in given:
+        assert list((figures / name).glob("*.png")) and (figures / name / "answer.md").exists()
+    table = artifacts.read_csv(figures / "11_ablations" / "comparisons.csv")
+    pair = table[(table["variant"] == "mvhybrid-dino.chosen") & (table["measure"] == "all")
+                 & (table["reference"] == "vit17-dino.chosen")]
+    assert {"random10_section", "loso", "drop"} <= set(pair["protocol"])
+    assert set(pair["n_seeds"]) == {2} and np.isfinite(pair["difference"]).all()
+    states = artifacts.read_csv(figures / "11_ablations" / "state_shares.csv")
+    assert {"mvhybrid-dino", "mvhybrid-mamba"} <= set(states["encoder"].str.partition(".s")[0])
+    board = artifacts.read_csv(figures / "14_leaderboard" / "leaderboard.csv")
+    assert any("mvhybrid-dino" in str(value) for value in board.to_numpy().ravel())
+    saw = artifacts.read_json(
+        tmp_path / "runs/one_gpu/features/mvhybrid-dino.cls.s0/pretrained_on.json")
+    assert saw["patients"] == ["C"]  # whom the encoder saw is known at home
 
 
 def test_a_command_that_cannot_run_says_so(tmp_path):
@@ -179,8 +263,6 @@ def test_a_command_that_cannot_run_says_so(tmp_path):
 def test_the_profiles_of_what_is_brought_home_name_what_is_unpacked(tmp_path):
     import gpu_train
     import gpu_unpack
-
-    from mvhlib import workflow
 
     params = ROOT / "params"
     plan = workflow.read_plan(params / "one_gpu")
@@ -200,25 +282,6 @@ def test_the_profiles_of_what_is_brought_home_name_what_is_unpacked(tmp_path):
     assert all(flat[name] == gpu_train.FULL_RECIPE[name] for name in (
         "steps", "batch", "global_px", "local_px", "n_local", "prototypes", "head_hidden",
         "head_bottleneck", "koleo_group", "momentum", "precision"))
-
-
-def test_a_fused_optimiser_takes_the_same_steps():
-    import gpu_measure
-    import torch
-
-    results = []
-    for fused in (False, True):
-        torch.manual_seed(0)
-        model = torch.nn.Linear(7, 3)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.2, foreach=True)
-        if fused:
-            gpu_measure.fuse(optimizer)
-        for step in range(5):
-            optimizer.zero_grad()
-            model(torch.full((2, 7), step + 1.0)).square().sum().backward()
-            optimizer.step()
-        results.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
-    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)
 
 
 def test_archives_stay_small(tmp_path, monkeypatch):

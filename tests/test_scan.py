@@ -265,6 +265,23 @@ def test_ssd_matches_the_float64_loop(length, chunk):
     assert_close(found, expected, 2e-5, names)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("length", [1, 65, 257, 1000])
+def test_ssd_on_a_gpu(length, backend):
+    tensors, upstream = ssd_inputs(2, length, 2, 64, 64)
+    expected = with_gradients(scan.ssd, tensors, upstream, backend="reference")
+    leaves = [t.float().cuda().requires_grad_() for t in tensors]
+    y = scan.ssd(*leaves, backend=backend)
+    y.backward(upstream.float().cuda())
+    found = [t.cpu() for t in (y.detach(), *(leaf.grad for leaf in leaves))]
+    names = ("y", "x", "dt", "A", "B", "C")
+    # One token has no state to decay: the gradient of A is zero, and has no relative error.
+    kept = [i for i in range(6) if length > 1 or names[i] != "A"]
+    assert_close([found[i] for i in kept], [expected[i] for i in kept], 1e-3,
+                 [names[i] for i in kept])
+
+
 def test_ssd_is_a_selective_scan_with_one_decay_per_head():
     (x, dt, A, B, C), _ = ssd_inputs(2, 40, 3, 4, 5)
     u = x.flatten(2).mT  # (B, L, H, P) -> (B, H * P, L)

@@ -1,4 +1,4 @@
-"""The Triton scan without a GPU: interpreted against the plain loop in float64, and compiled.
+"""The Triton programs without a GPU: interpreted against the plain loop in float64, and compiled.
 
 Triton is large and of no use on a CPU, so it is not in the default install. `MVH_TRITON_PYTHON`
 names a Python that has it (with torch, numpy below 2.4, h5py and safetensors).
@@ -18,7 +18,8 @@ from tests import interpreted_scan as interpreted
 from tests.conftest import ROOT
 
 #: Relative error that a case may have where it is not float32's rounding.
-TOLERANCES = {"bfloat16": 5e-3, "float16": 1e-3, "golden_scan": 1e-4, "golden_mixer": 1e-4}
+TOLERANCES = {"bfloat16": 5e-3, "float16": 1e-3, "ssd_bfloat16": 5e-3, "ssd_float16": 1e-3,
+              "golden_scan": 1e-4, "golden_mixer": 1e-4, "golden_hydra": 1e-4}
 CASES = [name.removeprefix("case_") for name in vars(interpreted) if name.startswith("case_")]
 
 
@@ -65,7 +66,7 @@ def test_without_a_gpu_it_is_refused():
                torch.zeros(1, 2, 5), torch.zeros(1, 2, 5)]
     with pytest.raises(InputError, match="triton is not usable here: PyTorch sees no NVIDIA GPU"):
         scan.selective_scan(*tensors, backend="triton")
-    with pytest.raises(InputError, match="no kernel for ssd"):
+    with pytest.raises(InputError, match="triton is not usable here: PyTorch sees no NVIDIA GPU"):
         scan.ssd(torch.zeros(1, 5, 2, 3), torch.zeros(1, 5, 2), torch.zeros(2),
                  torch.zeros(1, 5, 4), torch.zeros(1, 5, 4), backend="triton")
 
@@ -79,18 +80,26 @@ class _Gpu:
         return "cuda:0"
 
 
+@pytest.mark.parametrize("operation", ["selective_scan", "ssd"])
 @pytest.mark.parametrize(("working", "is_complex", "chosen"), [
     (("mamba_ssm", "triton"), False, "mamba_ssm"), (("mamba_ssm", "triton"), True, "triton"),
     (("triton",), False, "triton"), ((), False, "torch")])
-def test_the_rule_on_a_gpu(monkeypatch, working, is_complex, chosen):
+def test_the_rule_on_a_gpu(monkeypatch, operation, working, is_complex, chosen):
+    asked = set()
+
+    def probe(name):
+        def answer(operation):
+            asked.add(operation)
+            return ("kernel", "") if name in working else (None, "missing")
+        return answer
+
     monkeypatch.delenv(scan.ENVIRONMENT, raising=False)
     monkeypatch.setattr(scan, "_announce", lambda *_: None)
-    monkeypatch.setattr(scan, "_mamba", lambda operation: (
-        ("kernel", "") if "mamba_ssm" in working else (None, "missing")))
-    monkeypatch.setattr(scan, "_triton", lambda: (
-        ("kernel", "") if "triton" in working else (None, "missing")))
+    monkeypatch.setattr(scan, "_mamba", probe("mamba_ssm"))
+    monkeypatch.setattr(scan, "_triton", probe("triton"))
     gpu, single = _Gpu(), torch.float32
     unfit = {"native": scan._unfit_for_native(gpu, single, is_complex),
              "mamba_ssm": scan._unfit_for_mamba(gpu, single, is_complex, 16),
              "triton": scan._unfit_for_triton(gpu, single)}
-    assert scan._choose("selective_scan", "auto", unfit) == chosen
+    assert scan._choose(operation, "auto", unfit) == chosen
+    assert asked == {operation}

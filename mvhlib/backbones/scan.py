@@ -9,7 +9,7 @@ section 6). Each has a plain loop as its reference and faster ways to the same n
 ``torch``      PyTorch alone, CPU or GPU, any dtype
 ``native``     a C kernel compiled at first use (CPU, float32, real `A`; selective scan only)
 ``mamba_ssm``  the CUDA and Triton kernels of the package mamba-ssm (GPU, real `A`)
-``triton``     Triton programs of ours (GPU, complex `A` too; selective scan only)
+``triton``     Triton programs of ours (GPU, complex `A` too)
 ``auto``       on a GPU mamba_ssm where it works, then triton; native on a CPU where it works; else
                torch. Who has compiled mamba-ssm wants it, and its kernels have been timed
 =============  ==========================================================================
@@ -42,6 +42,10 @@ ENVIRONMENT = "MVH_SCAN_BACKEND"
 
 #: Steps between stored states of the torch backend; a backward pass recomputes what lies between.
 CHECKPOINT = 8
+
+#: Columns of a head's state that our Triton programs for `ssd` take, at most: with 256 they compile
+#: for minutes, and most of what they hold leaves the registers.
+SSD_STATES = 128
 
 INSTALL_MAMBA = (
     "on a machine with an NVIDIA GPU, nvcc and torch already installed, run "
@@ -129,7 +133,8 @@ def selective_scan(
     chosen = _choose("selective_scan", backend, unfit)
     with torch.autocast(u.device.type, enabled=False):
         if chosen == "triton":  # its kernel widens what it reads
-            return _triton()[0](u, delta, A, B, C, D, delta_bias, delta_softplus)
+            return _triton("selective_scan")[0](
+                u, delta, A, B, C, D, delta_bias, delta_softplus)
         wide = [None if tensor is None else _widen(tensor, precision)
                 for tensor in (u, delta, A, B, C, D, delta_bias)]
         y = _SELECTIVE[chosen](*wide, delta_softplus)
@@ -167,10 +172,11 @@ def ssd(
     B, C
         Input and output projection per token, shared by all heads, `(B, L, N)`.
     chunk
-        Tokens in a chunk, at most; a length that is no multiple is padded with steps of zero.
+        Tokens in a chunk, at most; a length that is no multiple is padded with steps of zero. A
+        matter of speed alone; ``"triton"`` has chunks of its own.
     backend
-        One of `BACKENDS`; ``"native"`` and ``"triton"`` have no kernel here and are refused as an
-        argument, while ``MVH_SCAN_BACKEND=native`` leaves this operation to torch.
+        One of `BACKENDS`; ``"native"`` has no kernel here and is refused as an argument, while
+        ``MVH_SCAN_BACKEND=native`` leaves this operation to torch.
 
     Returns
     -------
@@ -185,11 +191,14 @@ def ssd(
     _check_ssd(x, dt, A, B, C, chunk)
     precision = _precision([x, dt, A, B, C])
     unfit = {
-        "native": "it has no kernel for ssd", "triton": "it has no kernel for ssd",
+        "native": "it has no kernel for ssd",
         "mamba_ssm": _unfit_for_mamba(x.device, precision, False, B.shape[-1]),
+        "triton": _unfit_for_triton(x.device, precision, B.shape[-1]),
     }
     chosen = _choose("ssd", backend, unfit)
     with torch.autocast(x.device.type, enabled=False):
+        if chosen == "triton":  # widens what it reads by itself
+            return _triton("ssd")[0](x, dt, A, B, C)
         wide = [_widen(tensor, precision) for tensor in (x, dt, A, B, C)]
         return _SSD[chosen](*wide, chunk).to(x.dtype)
 
@@ -202,7 +211,7 @@ def available_backends() -> list[str]:
     names = []
     if _mamba("selective_scan")[0] is not None:
         names.append("mamba_ssm")
-    if _triton()[0] is not None:
+    if _triton("selective_scan")[0] is not None:
         names.append("triton")
     if _native()[0] is not None:
         names.append("native")
@@ -221,7 +230,7 @@ def _choose(operation: str, backend: str, unfit: dict[str, str]) -> str:
     if asked not in BACKENDS:
         raise InputError(where, "backend", f"unknown backend {asked!r}",
                          f"choose one of {', '.join(BACKENDS)}")
-    if asked in ("native", "triton") and operation == "ssd" and backend == "auto":
+    if asked == "native" and operation == "ssd" and backend == "auto":
         asked = "torch"
     if asked == "auto":
         chosen = "torch"
@@ -229,7 +238,7 @@ def _choose(operation: str, backend: str, unfit: dict[str, str]) -> str:
             chosen = "mamba_ssm"
         elif not unfit["native"] and _native()[0] is not None:
             chosen = "native"
-        elif not unfit["triton"] and _triton()[0] is not None:
+        elif not unfit["triton"] and _triton(operation)[0] is not None:
             chosen = "triton"
         _announce(operation, chosen)
         return chosen
@@ -237,7 +246,7 @@ def _choose(operation: str, backend: str, unfit: dict[str, str]) -> str:
     # "needs a GPU tensor" would send the reader the wrong way.
     if asked == "mamba_ssm" and (reason := _mamba(operation)[1]):
         raise InputError(where, "backend", f"mamba_ssm is not usable here: {reason}", INSTALL_MAMBA)
-    if asked == "triton" and operation == "selective_scan" and (reason := _triton()[1]):
+    if asked == "triton" and (reason := _triton(operation)[1]):
         raise InputError(where, "backend", f"triton is not usable here: {reason}", INSTALL_TRITON)
     if asked == "native" and operation == "selective_scan" and (reason := _native()[1]):
         raise InputError(where, "backend", f"native is not usable here: {reason}", INSTALL_COMPILER)
@@ -253,8 +262,8 @@ def _announce(operation: str, chosen: str) -> None:
     reasons = []
     if torch.cuda.is_available() and chosen != "mamba_ssm" and _mamba(operation)[1]:
         reasons.append(f"mamba_ssm: {_mamba(operation)[1]}")
-    if torch.cuda.is_available() and operation == "selective_scan" and chosen == "torch":
-        reasons.append(f"triton: {_triton()[1]}" if _triton()[1] else "")
+    if torch.cuda.is_available() and chosen == "torch" and _triton(operation)[1]:
+        reasons.append(f"triton: {_triton(operation)[1]}")
     if operation == "selective_scan" and chosen == "torch" and _native.cache_info().currsize:
         reasons.append(f"native: {_native()[1]}" if _native()[1] else "")
     detail = "; ".join(filter(None, reasons))
@@ -295,11 +304,14 @@ def _unfit_for_mamba(
     return ""
 
 
-def _unfit_for_triton(device: torch.device, precision: torch.dtype) -> str:
+def _unfit_for_triton(device: torch.device, precision: torch.dtype, states: int = 0) -> str:
+    """`states` are those of ssd; the selective scan takes any number."""
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return f"tensors are on {device}, it runs on a GPU"
     if precision != torch.float32:
         return "an input is float64, it computes in float32"
+    if states > SSD_STATES:
+        return f"{states} states, it takes at most {SSD_STATES}"
     return ""
 
 
@@ -619,36 +631,49 @@ def _ssd_mamba(x, dt, A, B, C, chunk):
 
 
 @functools.cache
-def _triton():
-    """Our Triton scan, or None and the reason why it cannot be used; imports triton for a GPU only.
+def _triton(operation: str):
+    """Our Triton programs for `operation`, or None and the reason why they cannot be used.
 
-    It has to find the output and gradients that plain PyTorch finds: a kernel that compiles and is
-    wrong on some card or version of the compiler is left alone.
+    Imports triton for a GPU only. They have to find the output and gradients that plain PyTorch
+    finds: a kernel that compiles and is wrong on some card or version of the compiler is left
+    alone.
     """
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if not torch.cuda.is_available() and not interpreted:
         return None, "PyTorch sees no NVIDIA GPU"
     try:
-        from mvhlib.backbones.triton_scan import scan as function
+        if operation == "selective_scan":
+            from mvhlib.backbones.triton_scan import scan as function
+        else:
+            from mvhlib.backbones.triton_ssd import ssd as function
 
         if not interpreted:
-            _try_out(function, torch.device("cuda"))
+            _try_out(operation, function, torch.device("cuda"))
     except Exception as error:
         return None, f"{type(error).__name__}: {error}".splitlines()[0]
     return function, ""
 
 
-def _try_out(function, device: torch.device) -> None:
-    """Raise if a scan does not agree with the plain one on a small case, gradients included."""
+def _try_out(operation: str, function, device: torch.device) -> None:
+    """Raise if a kernel does not agree with plain PyTorch on a small case, gradients included."""
     generator = torch.Generator().manual_seed(0)
-    sizes = ((2, 33, 19), (2, 33, 19), (33, 3), (2, 3, 19), (2, 3, 19), (33,), (33,))
-    tensors = [torch.randn(size, generator=generator).to(device) for size in sizes]
-    tensors[2] = -tensors[2].exp()
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator)
+
+    if operation == "selective_scan":
+        plain, options = _scan_torch, (True,)
+        tensors = [normal(2, 33, 19), normal(2, 33, 19), -normal(33, 3).exp(), normal(2, 3, 19),
+                   normal(2, 3, 19), normal(33), normal(33)]
+    else:
+        plain, options = functools.partial(_ssd_torch, chunk=64), ()
+        tensors = [normal(2, 83, 2, 35), functional.softplus(normal(2, 83, 2)), -normal(2).exp(),
+                   normal(2, 83, 33), normal(2, 83, 33)]
     found = []
     with torch.enable_grad(), torch.autocast(device.type, enabled=False):
-        for scan in (function, _scan_torch):
-            leaves = [tensor.clone().requires_grad_() for tensor in tensors]
-            y = scan(*leaves, True)
+        for compute in (function, plain):
+            leaves = [tensor.to(device, copy=True).requires_grad_() for tensor in tensors]
+            y = compute(*leaves, *options)
             found.append([y.detach(), *torch.autograd.grad(y.square().sum(), leaves)])
     for ours, expected in zip(*found, strict=True):
         error = float((ours - expected).norm() / expected.norm())

@@ -329,7 +329,7 @@ class _Scan(torch.autograd.Function):
         spans = triton.cdiv(length, EVERY)
         kept = torch.empty((1 + sizes["COMPLEX"], batch, spans, A.shape[-2], channels)
                            if keep else (1,), dtype=torch.float32, device=u.device)
-        with _on(u.device):
+        with on(u.device):
             _forward[_grid(u, parts)](*_pointers(*given), y, kept, *_shape(u, A),
                                       *_strides(u, delta, B, C), **sizes, KEEP=keep, num_warps=1)
         ctx.save_for_backward(*given, kept)
@@ -355,7 +355,7 @@ class _Scan(torch.autograd.Function):
         dA = empty(batch, *numbers, states, channels)
         dB, dC = (empty(blocks, batch, length, states, *numbers) for _ in range(2))
         dskip, dbias = empty(batch, channels), empty(parts, batch, channels)
-        with _on(u.device):
+        with on(u.device):
             _backward[_grid(u, parts)](
                 *_pointers(*given), dy, kept, scratch, du, ddelta, dA, dB, dC, dskip, dbias,
                 *_shape(u, A), *_strides(u, delta, B, C, dy), **ctx.sizes, num_warps=1)
@@ -405,6 +405,6 @@ def _together(parts: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return whole.to(dtype).transpose(1, 2)
 
 
-def _on(device: torch.device):
+def on(device: torch.device):
     """Programs start on the current GPU, whatever tensors they are given."""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()

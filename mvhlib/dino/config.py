@@ -106,7 +106,7 @@ class Config:
     temperature_warmup: float = 0.15
     # machine
     precision: str = "float32"     # float32, bf16 (autocast), float64 (for comparisons)
-    compile: bool = False          # torch.compile the student and the teacher
+    compile: bool = False          # torch.compile student and teacher, as far as that works
     parallel: str = "ddp"          # ddp or fsdp, for many processes
     checkpointing: bool = False    # recompute blocks in the backward pass
     processes: int = 1             # that notebook 03 starts; torchrun's own count wins

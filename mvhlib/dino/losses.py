@@ -62,10 +62,11 @@ def sinkhorn(logits: Tensor | Sequence[Tensor], temperature: float,
         rows.append(top)
     highest = all_reduce(torch.cat([*rows, rows[0].new_tensor([-torch.inf])]).max(), "max")
     rows = [(top - highest).exp() for top in rows]
-    for _ in range(n_iterations):
-        mass = sum(row @ plan for row, plan in zip(rows, plans, strict=True))  # (K,)
-        columns = 1 / all_reduce(mass).clamp(min=LEAST_MASS)
-        rows = [1 / (plan @ columns) for plan in plans]
+    with torch.autocast(plans[0].device.type, enabled=False):  # it would round the products
+        for _ in range(n_iterations):
+            mass = sum(row @ plan for row, plan in zip(rows, plans, strict=True))  # (K,)
+            columns = 1 / all_reduce(mass).clamp(min=LEAST_MASS)
+            rows = [1 / (plan @ columns) for plan in plans]
     for row, plan in zip(rows, plans, strict=True):
         plan.mul_(columns).mul_(row[:, None])
     return plans if several else plans[0]

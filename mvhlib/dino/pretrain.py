@@ -89,19 +89,33 @@ class Pretraining:
             sharding.shard(self.student)
             sharding.shard(self.teacher)
         groups = parameter_groups(self.student, config.patch_embed_lr, config.layer_decay)
-        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999), foreach=True)
+        # On a GPU a step of the optimiser is one kernel; parts of tensors have none.
+        fused = self.device.type == "cuda" and not self._sharded
+        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999), foreach=not fused,
+                                           fused=fused)
         self.clipped = {part: list(getattr(self.student, part).parameters()) for part in PARTS}
         self.state = training.LoopState(student=self.student, teacher=self.teacher,
                                         optimizer=self.optimizer)
         self.key = config.recipe() | {"tiles_sha256": self.source.identity}
         self.checkpoints = training.Checkpoints(config.path / "state", config.keep, self.key)
         self.run_student: Callable = self._wrapped()
-        self.run_teacher: Callable = (torch.compile(self.teacher) if config.compile
-                                      else self.teacher)
+        self.run_teacher: Callable = self._compiled(self.teacher)
         self.low_rank_for = 0
 
+    def _compiled(self, model: nn.Module) -> nn.Module:
+        """The model by `torch.compile`, if that is asked for; what does not compile runs as it is.
+
+        PyTorch warns of every part that it leaves as it is.
+        """
+        if not self.config.compile:
+            return model
+        import torch._dynamo  # takes seconds
+
+        torch._dynamo.config.suppress_errors = True
+        return torch.compile(model)
+
     def _wrapped(self) -> Callable:
-        model = torch.compile(self.student) if self.config.compile else self.student
+        model = self._compiled(self.student)
         if self.n_processes == 1 or self.config.parallel == "fsdp":
             return model
         ids = [self.device.index] if self.device.type == "cuda" else None

@@ -124,7 +124,7 @@ def preload() -> None:
 
     for module in pkgutil.walk_packages(mvhlib.__path__, "mvhlib."):
         # triton is no part of an install for a CPU
-        if not module.name.endswith(("__main__", "triton_scan")):
+        if not module.name.endswith(("__main__", "triton_scan", "triton_ssd")):
             importlib.import_module(module.name)
     torch.set_num_threads(1)
     pyarrow.set_cpu_count(1)
