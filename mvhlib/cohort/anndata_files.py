@@ -520,7 +520,7 @@ def _scale(adata: "AnnData", path: Path) -> tuple[str, float | None]:
     columns = ("array_row", "array_col")
     if not set(columns) <= set(adata.obs):
         return "unknown", None
-    positions = pd.DataFrame({name: pd.to_numeric(adata.obs[name], errors="coerce")
+    positions = pd.DataFrame({name: pd.to_numeric(adata.obs[name], errors="coerce").astype(float)
                               for name in columns})
     positions["pxl_col_in_fullres"], positions["pxl_row_in_fullres"] = np.asarray(
         adata.obsm["spatial"], dtype=np.float64).T

@@ -24,7 +24,7 @@ import pandas as pd
 
 from mvhlib.artifacts import InputError, check_file, reading
 from mvhlib.cohort import pseudospots, visium
-from mvhlib.cohort.base import Cohort, Section
+from mvhlib.cohort.base import FARTHEST_PX, Cohort, Section
 from mvhlib.cohort.feature_matrix import GeneNames
 
 if TYPE_CHECKING:
@@ -128,8 +128,13 @@ def centroids(path: Path) -> pd.DataFrame:
         rings = [np.asarray(_outer(feature["geometry"]), dtype=np.float64)[:, :2]
                  for feature in features]
         places = np.array([_centroid(ring) for ring in rings]).reshape(-1, 2)
-    if len(set(number)) < len(number) or not np.isfinite(places).all():
-        raise InputError(path, "features", "name a cell twice, or have an outline without a centre",
+    far = ~(np.abs(places) <= FARTHEST_PX).all(axis=1)
+    if far.any():
+        at = int(far.argmax())
+        raise InputError(path, f"features: cell_id {number[at]}",
+                         f"has its centre at {places[at].tolist()} px", fix)
+    if len(set(number)) < len(number):
+        raise InputError(path, "features", "name a cell twice",
                          fix)
     return pd.DataFrame(places, index=number, columns=["x", "y"])
 

@@ -45,6 +45,7 @@ from mvhlib.artifacts import (
     OUTPUTS,
     InputError,
     check_file,
+    check_sayable,
     check_spelling,
     is_output,
     read_attr,
@@ -143,6 +144,7 @@ def read(kind: str, folder: str | os.PathLike, n_classes: int = 2) -> list[Label
     for image in images:
         safe_name(image.name, image.path, "name")
     for field_name in ("label", "patient"):
+        check_sayable([getattr(image, field_name) for image in images], folder, field_name)
         check_spelling([getattr(image, field_name) for image in images], folder, field_name)
     one_file_each(folder, images)
     nobody = [image.name for image in images if not image.patient]

@@ -20,7 +20,7 @@ MPP_RANGE = (0.01, 1000.0)
 MOST_OUTSIDE = 0.05
 
 #: Places beyond this are no pixels of any image [px].
-_FARTHEST_PX = 1e8
+FARTHEST_PX = 1e8
 
 
 def check_mpp(mpp: Any, where, field: str = "mpp") -> float:
@@ -225,7 +225,7 @@ def check_places(adata: "AnnData", where) -> None:
     if places.shape != (adata.n_obs, 2) or places.dtype.kind not in "iuf":
         raise InputError(where, name, f"is {places.dtype} of shape {places.shape}",
                          f"store numbers of shape ({adata.n_obs}, 2)")
-    lost = ~(np.abs(places.astype(np.float64)) <= _FARTHEST_PX).all(axis=1)
+    lost = ~(np.abs(places.astype(np.float64)) <= FARTHEST_PX).all(axis=1)
     if lost.any():
         first = int(lost.argmax())
         raise InputError(where, name, f"is {places[first].tolist()} for spot "
