@@ -45,7 +45,7 @@ from mvhlib.cohort.base.run_folder import (
 )
 from mvhlib.cohort.base.section import MANIFEST_COLUMNS, Cohort, ImageRef, Section
 
-__all__ = ["Cohort", "FARTHEST_PX", "ImageRef", "MANIFEST_COLUMNS", "MPP_RANGE", "Section", "check_counts",
-           "check_inside", "check_mpp", "check_places", "check_scale", "check_sparse", "entries",
-           "present", "read_run", "read_section", "section_list", "signed_indices", "spot_labels",
-           "truth_genes", "write_section"]
+__all__ = ["Cohort", "FARTHEST_PX", "ImageRef", "MANIFEST_COLUMNS", "MPP_RANGE", "Section",
+           "check_counts", "check_inside", "check_mpp", "check_places", "check_scale",
+           "check_sparse", "entries", "present", "read_run", "read_section", "section_list",
+           "signed_indices", "spot_labels", "truth_genes", "write_section"]
