@@ -91,7 +91,8 @@ def read_scores(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     Raises
     ------
     InputError
-        If there is no row, a column of `columns` is lacking, or a name is blank or padded.
+        If there is no row, a column of `columns` is lacking, a name is blank or padded, or a
+        correlation lies outside -1 to 1.
     """
     table = artifacts.read_csv(path, columns, dtype={"fold": str})
     again = "delete the file and run its notebook again"
@@ -102,6 +103,10 @@ def read_scores(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
                  if not isinstance(name, str) or not name.strip() or name != name.strip()]
         if wrong:
             raise InputError(path, column, f"holds {wrong[0]!r}, which is no name", again)
+        artifacts.check_sayable(pd.unique(table[column]), path, column)
+    wrong = table["pcc"][table["pcc"].abs() > 1 + 1e-6]  # blank where a gene is constant
+    if len(wrong):
+        raise InputError(path, "pcc", f"is {wrong.iloc[0]:g} in row {wrong.index[0] + 2}", again)
     return table
 
 

@@ -15,6 +15,8 @@ ENDPOINTS = {"os": "overall survival", "dss": "disease-specific survival",
              "composition": "hazard by composition", "spread": "hazard by spread"}
 
 _OUTCOME = ("patient", "time_months", "event")
+#: A minute, and two hundred years.
+_SHORTEST_MONTHS, _LONGEST_MONTHS = 2e-5, 2400.0
 
 
 @dataclass
@@ -100,6 +102,11 @@ def check_outcomes(where: str | os.PathLike, table: pd.DataFrame) -> None:
                          f"patients, for example {list(table['patient'][bad][:3])}",
                          "to leave them out, since such times say nothing about survival, write "
                          "not_positive: drop under columns in 09_survival.yaml")
+    odd = (time < _SHORTEST_MONTHS) | (time > _LONGEST_MONTHS)
+    if odd.any():
+        raise InputError(where, "time", f"is {time[odd].iloc[0]:g} months for patient "
+                         f"{table['patient'][odd].iloc[0]!r}", "correct it, or the unit of the "
+                         "times")
     values = set(pd.unique(table["event"]))
     if not values <= {0, 1}:
         raise InputError(where, "event", f"has values {sorted(map(str, values))}",

@@ -35,6 +35,9 @@ SOURCES = ("panther", "survpath", "slides", "table")
 PANTHER_COLUMNS = {"age": "age_at_initial_pathologic_diagnosis", "sex": "sex",
                    "stage": "ajcc_pathologic_tumor_stage", "site": "tissue_source_site"}
 
+#: Larger covariates are slips of a pen.
+LARGEST = 1e9
+
 #: Endpoints of the synthetic slide cohort, and the suffix of their columns.
 SLIDE_ENDPOINTS = {"composition": "", "spread": "_spread"}
 
@@ -300,8 +303,11 @@ def read_table(path: str | os.PathLike, *, patient: str = "id", time: str = "tim
             out[name] = is_male(path, given, name)
         elif words and "stage" in name.casefold():
             out[name] = stages_of(path, given, name)
+        elif name.casefold() == "age":
+            out[name] = tables.numbers(given, name, path, low=0, high=120, missing=True,
+                                       unit="years")
         else:
-            out[name] = tables.numbers(given, name, path, missing=True)
+            out[name] = tables.numbers(given, name, path, low=-LARGEST, high=LARGEST, missing=True)
     out = out.reset_index(drop=True)
     clinical = Clinical(out, endpoint, None, None, tuple(covariates))
     return with_site(with_outcome(path, clinical, not_positive))
