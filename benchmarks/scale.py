@@ -143,7 +143,6 @@ def moran(n: int, _folder: Path) -> Task:
 def spatial_map(n: int, folder: Path) -> Task:
     import anndata
     import matplotlib
-    import squidpy
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
@@ -151,7 +150,6 @@ def spatial_map(n: int, folder: Path) -> Task:
     from mvhlib import plots
 
     def draw(coords: np.ndarray) -> None:
-        assert squidpy
         adata = anndata.AnnData(np.zeros((len(coords), 1), np.float32))
         adata.obsm["spatial"] = coords
         fig, ax = plt.subplots()

@@ -14,7 +14,6 @@ NOTEBOOK_LINES, NOTEBOOK_WORDS = 200, 1200
 
 #: Longer than the rest, and why.
 LONG_MODULES = {
-    "backbones/backbone.py": "one class, and the published names of its parameters",
     "backbones/scan.py": "two recurrences whose backends are read side by side",
     "cohort/hest.py": "reader, benchmark and downloader of one data set",
     "cohort/visium.py": "four formats of one vendor, which share their tables",

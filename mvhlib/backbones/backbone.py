@@ -13,9 +13,8 @@ of the other, so a truncated or edited file is noticed.
 """
 
 import inspect
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +25,8 @@ from torch.utils.checkpoint import checkpoint
 
 import mvhlib
 from mvhlib import read_outs
-from mvhlib.artifacts import (
-    InputError,
-    atomic,
-    check_file,
-    read_json,
-    reading,
-    sha256_file,
-    sha256_of,
-    write_json,
-)
+from mvhlib.artifacts import InputError, reading
+from mvhlib.backbones import sealed
 from mvhlib.backbones.channel import EinFFT, Mlp
 from mvhlib.backbones.initial import initialise
 from mvhlib.backbones.mixers import Attention, BidirectionalMamba, HydraMixer, MambaVisionMixer
@@ -70,7 +61,6 @@ MAMBA_NO_DECAY = ("A_log", "A_b_log", "A_imag", "D", "D_b", "dt_bias", "complex_
                   "complex_bias_2")
 #: Added to the grid's size before a position embedding is resized, as DINOv2 does.
 INTERPOLATE_OFFSET = 0.1
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
 class PatchEmbed(nn.Module):
@@ -478,8 +468,6 @@ class Backbone(nn.Module):
             Sections, patients and studies whose images the weights have seen; default: what the
             model already says.
         """
-        from safetensors.torch import save_file
-
         folder = Path(folder)
         if pretrained_on is not None:
             unknown = set(pretrained_on) - {"sections", "patients", "studies"}
@@ -488,20 +476,11 @@ class Backbone(nn.Module):
                                  "use sections, patients, studies")
             self.pretrained_on = {key: [str(v) for v in values]
                                   for key, values in pretrained_on.items()}
-        config = {
+        sealed.write(folder, self.state_dict(), {
             "architecture": self.architecture, "preset": self.preset,
             "model_args": self.model_args, "embed_dim": self.embed_dim,
             "num_features": self.num_features, "pretrained_cfg": self.pretrained_cfg,
-            "pretrained_on": self.pretrained_on, "mvhlib_version": mvhlib.__version__}
-        config = json.loads(json.dumps(config))
-        tensors = {name: tensor.detach().cpu().contiguous()
-                   for name, tensor in self.state_dict().items()}
-        path = folder / WEIGHTS
-        with atomic(path) as temporary:
-            # One key only: safetensors writes several in random order.
-            save_file(tensors, temporary, metadata={"config_sha256": sha256_of(config)})
-            weights = sha256_file(temporary)
-        write_json(folder / CONFIG, config | {"weights_sha256": weights})
+            "pretrained_on": self.pretrained_on, "mvhlib_version": mvhlib.__version__})
         return folder
 
     @classmethod
@@ -522,27 +501,11 @@ class Backbone(nn.Module):
             If a file is missing, truncated or altered, the two do not belong together, or a weight
             is not finite.
         """
-        from safetensors import safe_open
-
         folder = Path(folder)
-        weights_path, config_path = folder / WEIGHTS, folder / CONFIG
-        again = "copy or train the model again"
-        config = read_json(config_path)
-        check_file(weights_path)
+        config_path, again = folder / sealed.CONFIG, "copy or train the model again"
+        tensors, config = sealed.read(folder, again)
         with reading(config_path, "content", "is not a model configuration", again):
-            expected, args = config.pop("weights_sha256"), dict(config["model_args"])
-        with reading(weights_path, "content", "is not readable", again):
-            if sha256_file(weights_path) != expected:
-                raise InputError(weights_path, "sha256",
-                                 f"does not match the one in {CONFIG}: truncated, altered, or of "
-                                 "another model", again)
-            with safe_open(weights_path, framework="pt") as stream:
-                metadata = stream.metadata() or {}
-                tensors = {name: stream.get_tensor(name) for name in stream.keys()}
-        if metadata.get("config_sha256") != sha256_of(config):
-            raise InputError(config_path, "content", f"was altered after {WEIGHTS} was written",
-                             again)
-        check_finite(tensors, weights_path)
+            args = dict(config["model_args"])
         unsaid = [name for name, value in args.items()
                   if isinstance(value, float) and not math.isfinite(value)]
         if unsaid:
@@ -597,14 +560,6 @@ def read_out(cls: Tensor | None, patches: Tensor, pool: str) -> Tensor:
              "std": lambda: patches.float().std(dim=1, correction=0)}
     found = [parts[part]() for part in pool.split("+")]
     return found[0] if len(found) == 1 else torch.cat(found, dim=-1)
-
-
-def check_finite(tensors: Mapping[str, Tensor], where: str | Path) -> None:
-    """Refuse weights that are NaN or infinite: every prediction would be NaN, or nothing."""
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise InputError(where, name, "holds NaN or infinite weights",
-                             "use a checkpoint from before the training diverged")
 
 
 def _build(kind: Callable[..., nn.Module], field: str, dim: int, **options: Any) -> nn.Module:

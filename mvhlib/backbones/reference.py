@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from mvhlib.artifacts import InputError, check_file, reading
-from mvhlib.backbones.backbone import check_finite
 from mvhlib.backbones.mixers import MambaVisionMixer
+from mvhlib.backbones.sealed import check_finite
 
 #: Wrappers that add themselves in front of, or inside, a parameter's name.
 _WRAPPERS = re.compile(r"(^|(?<=\.))(module|_orig_mod|_fsdp_wrapped_module)\.")

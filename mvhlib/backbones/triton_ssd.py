@@ -101,17 +101,35 @@ def _after(state, b, push, behind, whole):
 
 
 @triton.jit
+def _own(heads):
+    """Number of a program's head among those of all sequences, its sequence, and its head."""
+    own = tl.cast(tl.program_id(0), tl.int64)
+    return own, own // heads, own % heads
+
+
+@triton.jit
+def _places(width, states, CHUNK: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_P: tl.constexpr):
+    """Tokens of a chunk, columns and rows of a state, and which of the two there are."""
+    n = tl.arange(0, BLOCK_N)
+    p = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
+    return tl.arange(0, CHUNK), n, p, (n < states)[None, :], (p < width)[None, :]
+
+
+@triton.jit
+def _begin(x, dt, B, C, sequence, head, x_b, x_h, dt_b, dt_h, B_b, C_b):
+    """Where the first token of a sequence and head stands in each tensor."""
+    return (x + sequence * x_b + head * x_h, dt + sequence * dt_b + head * dt_h,
+            B + sequence * B_b, C + sequence * C_b)
+
+
+@triton.jit
 def _forward(x, dt, A, B, C, y, length, heads, width, states,
              x_b, x_l, x_h, x_p, dt_b, dt_l, dt_h, B_b, B_l, B_n, C_b, C_l, C_n,
              CHUNK: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr):
-    own = tl.cast(tl.program_id(0), tl.int64)
-    sequence, head = own // heads, own % heads
-    i, n = tl.arange(0, CHUNK), tl.arange(0, BLOCK_N)
-    p = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
-    is_p, is_n = (p < width)[None, :], (n < states)[None, :]
+    own, sequence, head = _own(heads)
+    i, n, p, is_n, is_p = _places(width, states, CHUNK, BLOCK_N, BLOCK_P)
+    x_at, dt_at, B_at, C_at = _begin(x, dt, B, C, sequence, head, x_b, x_h, dt_b, dt_h, B_b, C_b)
     rate = tl.load(A + head)
-    x_at, dt_at = x + sequence * x_b + head * x_h, dt + sequence * dt_b + head * dt_h
-    B_at, C_at = B + sequence * B_b, C + sequence * C_b
     y_at = y + (sequence * length * heads + head) * width
 
     state = tl.zeros((BLOCK_N, BLOCK_P), tl.float32)  # S0'
@@ -137,15 +155,11 @@ def _back_to_C(x, dt, A, B, C, dy, kept, flow, dC, length, heads, width, states,
                CHUNK: tl.constexpr, EVERY: tl.constexpr, BLOCK_P: tl.constexpr,
                BLOCK_N: tl.constexpr):
     """Forth in time: (6), the first two sums of (8), and every `EVERY`-th state."""
-    own = tl.cast(tl.program_id(0), tl.int64)
-    sequence, head = own // heads, own % heads
-    part = tl.cast(tl.program_id(1), tl.int64) * tl.num_programs(0) + own
-    i, n = tl.arange(0, CHUNK), tl.arange(0, BLOCK_N)
-    p = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
-    is_p, is_n = (p < width)[None, :], (n < states)[None, :]
+    own, sequence, head = _own(heads)
+    i, n, p, is_n, is_p = _places(width, states, CHUNK, BLOCK_N, BLOCK_P)
+    x_at, dt_at, B_at, C_at = _begin(x, dt, B, C, sequence, head, x_b, x_h, dt_b, dt_h, B_b, C_b)
     rate = tl.load(A + head)
-    x_at, dt_at = x + sequence * x_b + head * x_h, dt + sequence * dt_b + head * dt_h
-    B_at, C_at = B + sequence * B_b, C + sequence * C_b
+    part = tl.cast(tl.program_id(1), tl.int64) * tl.num_programs(0) + own
     dy_at = dy + sequence * dy_b + head * dy_h
     flow_at, dC_at = flow + part * length, dC + part * length * states
     kept_at = kept + own * tl.cdiv(length, CHUNK * EVERY) * states * width
@@ -183,15 +197,11 @@ def _back_to_x(x, dt, A, B, C, dy, kept, flow, dx, ddt, dA, dB, length, heads, w
                CHUNK: tl.constexpr, EVERY: tl.constexpr, BLOCK_P: tl.constexpr,
                BLOCK_N: tl.constexpr):
     """Back in time: (5), (7), the rest of (8), (9) and (10)."""
-    own = tl.cast(tl.program_id(0), tl.int64)
-    sequence, head = own // heads, own % heads
-    part = tl.cast(tl.program_id(1), tl.int64) * tl.num_programs(0) + own
-    i, n = tl.arange(0, CHUNK), tl.arange(0, BLOCK_N)
-    p = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
-    is_p, is_n = (p < width)[None, :], (n < states)[None, :]
+    own, sequence, head = _own(heads)
+    i, n, p, is_n, is_p = _places(width, states, CHUNK, BLOCK_N, BLOCK_P)
+    x_at, dt_at, B_at, C_at = _begin(x, dt, B, C, sequence, head, x_b, x_h, dt_b, dt_h, B_b, C_b)
     rate = tl.load(A + head)
-    x_at, dt_at = x + sequence * x_b + head * x_h, dt + sequence * dt_b + head * dt_h
-    B_at, C_at = B + sequence * B_b, C + sequence * C_b
+    part = tl.cast(tl.program_id(1), tl.int64) * tl.num_programs(0) + own
     dy_at = dy + sequence * dy_b + head * dy_h
     dx_at = dx + (sequence * length * heads + head) * width
     flow_at, ddt_at, dB_at = flow + part * length, ddt + part * length, dB + part * length * states

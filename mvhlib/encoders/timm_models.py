@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mvhlib.artifacts import InputError, check_file, one_line, reading
-from mvhlib.backbones.backbone import check_finite
+from mvhlib.backbones.sealed import check_finite
 from mvhlib.encoder_sources import Published
 from mvhlib.encoders.memory import lacks_memory
 from mvhlib.encoders.options import (

@@ -14,7 +14,6 @@ where it was adapted, its low-rank updates come as well. Prototypes belong to a 
 `mvhlib.encoders.create_encoder` reads such a folder like any other.
 """
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -22,16 +21,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from mvhlib import encoders
-from mvhlib.artifacts import (
-    InputError,
-    atomic,
-    check_file,
-    reading,
-    sha256_file,
-    sha256_of,
-    write_json,
-)
-from mvhlib.backbones.backbone import CONFIG, WEIGHTS, Backbone, check_finite
+from mvhlib.artifacts import InputError, reading
+from mvhlib.backbones import sealed
+from mvhlib.backbones.backbone import Backbone
 from mvhlib.encoders import EvalTransform, PatchEncoder, model_tokens, pool_tokens, seen
 from mvhlib.expression.mmap import MMAP, SpotModel, adapted_copies, crop_views
 
@@ -102,24 +94,16 @@ def save(estimator: MMAP, folder: str | os.PathLike, encoder: PatchEncoder, grid
     if not isinstance(encoder.model, Backbone):
         raise InputError(encoder.enc_name, "encoder", f"is a {type(encoder.model).__name__}, no "
                          "backbone of mvhlib", "build MMAP on one that save_pretrained can write")
-    from safetensors.torch import save_file
-
     folder = Path(folder)
     before = encoder.pretrained_on
     encoder.model.save_pretrained(folder / "backbone", before)
     adapted = estimator.encoder is not None
-    config = json.loads(json.dumps({
+    sealed.write(folder, estimator.spot_model.state_dict(), {
         "kind": KIND, "architecture": encoder.model.architecture, "zooms": list(estimator.zooms),
         "grid": grid, "n_genes": len(estimator.genes), "attention": estimator.attention,
         "adapted": [estimator.rank, estimator.alpha, estimator.first_block] if adapted else None,
         # If the base weights' training data are not listed, this list would be incomplete.
-        "pretrained_on": None if before is None else seen(before, estimator.trained_on)}))
-    with atomic(folder / WEIGHTS) as temporary:
-        save_file({name: tensor.detach().cpu().contiguous()
-                   for name, tensor in estimator.spot_model.state_dict().items()}, temporary,
-                  metadata={"config_sha256": sha256_of(config)})
-        weights = sha256_file(temporary)
-    write_json(folder / CONFIG, config | {"weights_sha256": weights})
+        "pretrained_on": None if before is None else seen(before, estimator.trained_on)})
     return folder
 
 
@@ -131,31 +115,17 @@ def load(folder: Path, config: dict[str, Any], name: str, **options: Any) -> Pat
     InputError
         If a file is missing or was altered, or the weights are not those of the configuration.
     """
-    from safetensors import safe_open
-
-    path, again = folder / WEIGHTS, "copy it again, or run 12_mmap"
-    check_file(path)
-    with reading(path, "weights", "are not those of the configuration", again):
-        if sha256_file(path) != config["weights_sha256"]:
-            raise InputError(path, "sha256", f"does not match the one in {CONFIG}: truncated or of "
-                             "another model", again)
-        with safe_open(path, framework="pt") as stream:
-            sealed = (stream.metadata() or {}).get("config_sha256")
-            weights = {key: stream.get_tensor(key) for key in stream.keys()}
-    said = {key: value for key, value in config.items() if key != "weights_sha256"}
-    if sealed is not None and sealed != sha256_of(said):  # None: written before 2026-11-27
-        raise InputError(folder / CONFIG, "content", f"was altered after {WEIGHTS} was written",
-                         again)
-    check_finite(weights, path)
+    again = "copy it again, or run 12_mmap"
+    weights, _ = sealed.read(folder, again)
     base = encoders.create_encoder(folder / "backbone", name=name, device="cpu", **options)
-    with reading(folder / CONFIG, "configuration", "does not fit the weights", again):
+    with reading(folder / sealed.CONFIG, "configuration", "does not fit the weights", again):
         zooms, lora = tuple(config["zooms"]), config["adapted"]
         copies = None if lora is None else adapted_copies(base.model, len(zooms), *lora)
         spots = SpotModel(base.model.embed_dim, config["n_genes"], len(zooms), copies,
                           **config["attention"])
         spots.load_state_dict(weights)
         model = FusedToken(base.model, base.eval_transforms, spots, zooms, config["grid"],
-                           folder / CONFIG)
+                           folder / sealed.CONFIG)
     # The views are resized behind the crop, so that the tile itself is taken as it is.
     return PatchEncoder(
         name, model, EvalTransform(None), base.model.embed_dim, precision=base.precision,

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from mvhlib import artifacts, phrases, statistics
+from mvhlib import phrases, statistics
 from mvhlib.artifacts import InputError
+from mvhlib.expression.score_files import read_first_panel
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,8 +68,7 @@ def read(folder: str | Path, protocol: str, encoders: Iterable[str] | None = Non
         method, encoder = path.parts[-3], path.parts[-2]
         if encoders is not None and encoder not in set(encoders) and method != GIVEN:
             continue
-        table = read_scores(path, ("control", "panel", *SCORE_COLUMNS[1:]))
-        table = table[(table["control"] == "none") & (table["panel"] == table["panel"].iloc[0])]
+        table = read_first_panel(path, SCORE_COLUMNS[1:])
         system = encoder if method in ("ridge", GIVEN) else f"{method} on {encoder}"
         parts.append(table.assign(system=system))
     if not parts and protocol:
@@ -83,31 +83,6 @@ def read(folder: str | Path, protocol: str, encoders: Iterable[str] | None = Non
         raise InputError(folder, protocol, "the systems share no section and gene",
                          "evaluate all of them on one cohort and panel")
     return everything.loc[shared, list(SCORE_COLUMNS)].reset_index(drop=True)
-
-
-def read_scores(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
-    """Read one ``scores.csv``, which has rows, and in each of them who and what was scored.
-
-    Raises
-    ------
-    InputError
-        If there is no row, a column of `columns` is lacking, a name is blank or padded, or a
-        correlation lies outside -1 to 1.
-    """
-    table = artifacts.read_csv(path, columns, dtype={"fold": str})
-    again = "delete the file and run its notebook again"
-    if table.empty:
-        raise InputError(path, "rows", "are none", again)
-    for column in ("encoder", "patient", *KEYS):
-        wrong = [name for name in pd.unique(table[column])
-                 if not isinstance(name, str) or not name.strip() or name != name.strip()]
-        if wrong:
-            raise InputError(path, column, f"holds {wrong[0]!r}, which is no name", again)
-        artifacts.check_sayable(pd.unique(table[column]), path, column)
-    wrong = table["pcc"][table["pcc"].abs() > 1 + 1e-6]  # blank where a gene is constant
-    if len(wrong):
-        raise InputError(path, "pcc", f"is {wrong.iloc[0]:g} in row {wrong.index[0] + 2}", again)
-    return table
 
 
 def unit_means(scores: pd.DataFrame, unit: str = "patient") -> pd.DataFrame:

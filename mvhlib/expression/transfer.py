@@ -20,7 +20,7 @@ import pandas as pd
 from mvhlib import phrases, statistics
 from mvhlib.artifacts import InputError
 from mvhlib.cohort.splits import ARROW
-from mvhlib.expression.leaderboard import read_scores
+from mvhlib.expression.score_files import read_scores
 from mvhlib.expression.scores import pearson
 
 if TYPE_CHECKING:

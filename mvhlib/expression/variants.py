@@ -18,6 +18,7 @@ from mvhlib import artifacts, phrases, plots, statistics, verdicts
 from mvhlib.artifacts import InputError
 from mvhlib.cohort import synthetic
 from mvhlib.expression import site
+from mvhlib.expression.score_files import read_first_panel
 from mvhlib.read_outs import SEEDED
 
 if TYPE_CHECKING:
@@ -79,9 +80,7 @@ def read_scores(folder: str | Path, protocols: Sequence[str], encoders: Sequence
             if not path.exists():
                 raise InputError(path, "file", "does not exist",
                                  f"run 05_expression with encoder {slug!r}")
-            table = artifacts.read_csv(path)
-            table = table[(table["control"] == "none")
-                          & (table["panel"] == table["panel"].iloc[0])]
+            table = read_first_panel(path, ("study", "patient", "section", "program"))
             variant, seed = split_slug(slug)
             parts.append(_by_measure(table).assign(protocol=protocol, variant=variant, seed=seed))
     return pd.concat(parts, ignore_index=True)

@@ -275,7 +275,7 @@ def _write_finished(folder: Path, network: nn.Module, report: Fit) -> None:
 def _read_finished(folder: Path, network: nn.Module) -> Fit | None:
     from safetensors.torch import load_model
 
-    from mvhlib.backbones.backbone import check_finite
+    from mvhlib.backbones.sealed import check_finite
 
     path = folder / "fit.json"
     if not path.is_file():
