@@ -11,6 +11,7 @@ output and gradients included [MB = 10^6 bytes].
 import argparse
 import copy
 import functools
+import math
 import multiprocessing
 import os
 import time
@@ -154,6 +155,33 @@ def scan_rows(quick: bool) -> list[dict]:
     return rows
 
 
+def pole_rows(quick: bool) -> list[dict]:
+    """What complex poles cost: by the backend that each kind of pole is given on this machine."""
+    sizes = (2, 64, 65, 16) if quick else (16, 384, 257, 16)
+    real = [tensor.detach() for tensor in scan_tensors(*sizes)]
+    generator = torch.Generator().manual_seed(1)
+    states = real[2].shape[1]
+    frequency = math.pi * torch.arange(states).repeat(sizes[1], 1)
+    B, C = (torch.complex(tensor, torch.randn(tensor.shape, generator=generator))
+            for tensor in real[3:5])
+    turning = [*real[:2], torch.complex(real[2], frequency), B, C, *real[5:]]
+    rows = []
+    for label, run in (("forward", forward), ("forward+backward", forward_backward)):
+        def task(backend, tensors, run=run):
+            given = [tensor.clone().requires_grad_() for tensor in tensors]
+            return functools.partial(
+                run, functools.partial(scan.selective_scan, backend=backend), given)
+
+        seconds = in_turns({"native": task("auto", real), "torch": task("torch", real),
+                            "complex": task("auto", turning)}, 2 if quick else 9)
+        for name in ("native", "torch"):
+            rows.append(row(
+                "selective scan {} B{} D{} L{} N{}, complex poles".format(label, *sizes),
+                f"real poles, {name}", "complex poles, torch", seconds[name], seconds["complex"],
+                note="a complex product is four real ones"))
+    return rows
+
+
 def ssd_rows(quick: bool) -> list[dict]:
     """Chunked SSD against its loop, forward and with gradients."""
     batch, length, heads, width, states = (2, 65, 2, 16, 16) if quick else (4, 257, 12, 64, 64)
@@ -216,24 +244,49 @@ def in_turns(tasks: dict[str, Callable], rounds: int) -> dict[str, float]:
     return seconds
 
 
+def large_product(quick: bool) -> tuple[Callable, int]:
+    """A product of two large matrices, which runs at the machine's peak, and its operations."""
+    edge = 512 if quick else 4096
+    left, right = (torch.randn(edge, edge) for _ in range(2))
+    return functools.partial(torch.mm, left, right), 2 * edge**3
+
+
+def flops_of(task: Callable) -> int:
+    """Operations of the matrix products, convolutions and attention in a task."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False, depth=0) as counter:
+        task()
+    return counter.get_total_flops()
+
+
 def channel_rows(quick: bool) -> list[dict]:
     """EinFFT by real products against its published formulation."""
     batch, n, dim = (2, 65, 64) if quick else (16, 257, 384)
     layer = EinFFT(dim)
     x = torch.randn(batch, n, dim, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    parameters = [x, *layer.parameters()]
+    product, work = large_product(quick)
     rows = []
     for label in ("forward", "forward+backward"):
         def run(module, label=label):
             if label == "forward":
                 with torch.no_grad():
                     return module(x)
-            return torch.autograd.grad(module(x).sum(), parameters)
+            return module(x).sum().backward()  # torch counts no operations in autograd.grad
 
-        seconds = in_turns({"published": functools.partial(run, PublishedEinFFT(layer)),
-                            "ours": functools.partial(run, layer)}, 3 if quick else 9)
-        rows.append(row(f"EinFFT {label} B{batch} N{n} D{dim}", "published formulation",
-                        "real products", seconds["published"], seconds["ours"]))
+        seconds = in_turns({"product": product, "published": functools.partial(
+            run, PublishedEinFFT(layer)), "ours": functools.partial(run, layer)},
+            3 if quick else 9)
+        what = f"EinFFT {label} B{batch} N{n} D{dim}"
+        rows.append(row(what, "published formulation", "real products", seconds["published"],
+                        seconds["ours"]))
+        peak = work / seconds["product"]
+        alone = flops_of(functools.partial(run, layer)) / peak
+        rows.append(row(
+            f"{what}: share of matrix-product peak", f"products alone at {peak / 1e9:.0f} GFLOP/s",
+            "real products", alone, seconds["ours"],
+            note=f"ratio is the share; at the peak it would be {seconds['published'] / alone:.1f} "
+                 f"times the published one; {where_time_goes(functools.partial(run, layer))}"))
     return rows
 
 
@@ -279,14 +332,11 @@ def where_time_goes(task: Callable) -> str:
 
 def model_rows(quick: bool) -> list[dict]:
     """MVHybrid against ViT24 and its own published formulation, and its share of the peak."""
-    from torch.utils.flop_counter import FlopCounterMode
-
     size, batch, side = ("micro_patch8_64", 2, 64) if quick else ("small_patch16_256", 16, 256)
     mvhybrid, vit24 = (create_model(f"{family}_{size}").eval() for family in ("mvhybrid", "vit24"))
     published = as_published(mvhybrid)
     x = torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(0))
-    edge = 512 if quick else 4096
-    left, right = (torch.randn(edge, edge) for _ in range(2))
+    product, work = large_product(quick)
 
     def embed(model):
         with torch.inference_mode():
@@ -294,14 +344,12 @@ def model_rows(quick: bool) -> list[dict]:
 
     # The peak is taken within the same turns as the models, so that they share its conditions.
     seconds = in_turns({
-        "product": functools.partial(torch.mm, left, right),
+        "product": product,
         "ViT24": functools.partial(embed, vit24), "MVHybrid": functools.partial(embed, mvhybrid),
         "published": functools.partial(embed, published)}, 2 if quick else 5)
-    peak = 2 * edge**3 / seconds["product"]  # [FLOP/s]
+    peak = work / seconds["product"]  # [FLOP/s]
     # Counted on the published formulation, whose transform and scan are no products.
-    with FlopCounterMode(display=False) as counter:
-        embed(published)
-    flops = counter.get_total_flops()
+    flops = flops_of(functools.partial(embed, published))
     time = seconds["MVHybrid"]
     per_second = {name: batch / s for name, s in seconds.items()}
     what = f"MVHybrid forward B{batch} {side} px"
@@ -318,7 +366,7 @@ def model_rows(quick: bool) -> list[dict]:
 
 
 #: What `backbones.csv` holds, in its order. Each takes `quick` and returns rows.
-SECTIONS = (scan_rows, ssd_rows, channel_rows, model_rows)
+SECTIONS = (scan_rows, pole_rows, ssd_rows, channel_rows, model_rows)
 
 
 def main() -> None:

@@ -116,22 +116,65 @@ def write_tiles(folder: Path, side: int, n: int) -> None:
     store.write_tiles(folder / "noise.h5", tiles, [str(i) for i in range(n)])
 
 
-def time_augmentation(full: bool, device: torch.device, repeats: int) -> dict:
+#: Parts of the augmentation, functions of `mvhlib.dino.augment`.
+PARTS = ("draw", "crop_boxes", "crop", "colour_jitter", "to_grey", "gaussian_blur")
+
+
+def time_augmentation(full: bool, device: torch.device, repeats: int) -> list[dict]:
     settings = ViewSettings() if full else ViewSettings(64, 32, 4)
     side, n = (256, 16) if full else (64, 64)
     tiles = np.random.default_rng(0).integers(0, 256, (n, side, side, 3), dtype=np.uint8)
     single = PerImage(settings, (0.7, 0.5, 0.6), (0.2, 0.3, 0.2))
     batched = MultiCrop(settings, (0.7, 0.5, 0.6), (0.2, 0.3, 0.2))
     clock = Clock(device)
+
+    def batch():
+        return batched(torch.from_numpy(tiles).to(device), 0, 0, np.arange(n))
+
     for _ in range(repeats + 1):
         clock.time("single", single, tiles)
-        clock.time("batched", lambda: batched(torch.from_numpy(tiles).to(device), 0, 0,
-                                              np.arange(n)))
+        clock.time("batched", batch)
     one, other = clock.median("single") / n, clock.median("batched") / n
-    return {"what": f"augmentation of an image, {settings.global_px} + {settings.local_px} px",
-            "baseline": "one image at a time, Pillow", "candidate": "batched tensors",
-            "baseline_s": one, "candidate_s": other, "ratio": one / other,
-            "note": f"{1 / other:.0f} images/s; one CPU process for the baseline"}
+    what = f"augmentation of an image, {settings.global_px} + {settings.local_px} px"
+    rows = [{"what": what, "baseline": "one image at a time, Pillow",
+             "candidate": "batched tensors", "baseline_s": one, "candidate_s": other,
+             "ratio": one / other,
+             "note": f"{1 / other:.0f} images/s; one CPU process for the baseline"}]
+    spent, kept = Clock(device), {part: getattr(augment, part) for part in PARTS}
+    spy(spent, {part: (augment, part) for part in PARTS})
+    try:
+        for _ in range(repeats):
+            spent.time("whole", batch)
+    finally:
+        for part, function in kept.items():
+            setattr(augment, part, function)
+    whole = sum(spent.seconds["whole"]) / n / repeats
+    for part in PARTS:
+        seconds = sum(spent.seconds[part]) / n / repeats
+        rows.append({"what": f"{what}: {part}", "baseline": "batched tensors", "candidate": part,
+                     "baseline_s": whole, "candidate_s": seconds, "ratio": whole / seconds,
+                     "note": f"{100 * seconds / whole:.0f} % of it"})
+    return rows
+
+
+def time_poles(folder: Path, device: torch.device, repeats: int) -> dict:
+    """A whole pretraining step with complex poles against one with real ones, in turns."""
+    clock, runs = Clock(device), {}
+    for poles in ("real", "complex"):
+        options = {} if poles == "real" else {"mixer_options": {"eigenvalues": "complex"}}
+        run = Pretraining(Config(
+            backbone="mvhybrid_micro_patch8_64", backbone_options=options, tiles=str(folder),
+            folder=str(folder / poles), steps=1000, device=device.type, progress=False))
+        run.order = run._order()
+        runs[poles] = run, run._batches()
+    for _ in range(repeats + 1):
+        for poles, (run, batches) in runs.items():
+            step, images = next(batches)
+            clock.time(poles, run.step, images, step)
+    real, turning = clock.median("real"), clock.median("complex")
+    return {"what": "mvhybrid_micro_patch8_64: whole step, complex poles",
+            "baseline": "real poles", "candidate": "complex poles", "baseline_s": real,
+            "candidate_s": turning, "ratio": real / turning, "note": "batch 32"}
 
 
 def time_step(name: str, folder: Path, device: torch.device, quick: bool) -> list[dict]:
@@ -253,7 +296,7 @@ def main() -> None:
     on_gpu, repeats = device.type == "cuda", 2 if given.quick else 7
     names = given.backbones or (FULL if on_gpu else MICRO[:2] if given.quick else
                                 (*MICRO, *FULL[:2]))
-    rows = [time_augmentation(False, device, repeats), time_augmentation(True, device, repeats),
+    rows = [*time_augmentation(False, device, repeats), *time_augmentation(True, device, repeats),
             time_sinkhorn(device, repeats)]
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
@@ -262,6 +305,8 @@ def main() -> None:
                 part.mkdir()
                 write_tiles(part, 256 if "small" in name else 64, 64)
             rows += time_step(name, part, device, given.quick)
+        if Path(folder, "micro").exists():
+            rows.append(time_poles(Path(folder, "micro"), device, repeats))
     common = {"peak_mb": "", "threads": torch.get_num_threads(), "device": device.type,
               "dtype": "float32"}
     with atomic(given.out / "dino.csv") as temporary, open(

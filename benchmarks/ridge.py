@@ -14,6 +14,11 @@ one eigendecomposition per fold
     fold, with the solver's own arithmetic, but nothing shared between folds, and predictions for
     the held-out study. Where the note says so, some folds are timed and multiplied.
 
+share of the machine's peak
+    Products alone, at the rate of one large product in the same precision, taken between the
+    candidate's runs. The note says how many times scikit-learn's refits in float32 would take if
+    both sides ran at their precision's peak: what sharing between folds can give at most.
+
 The candidate works in float64 and standardises the features, which the refits do not. ``peak_mb``
 is what numpy allocates for it beside the data; LAPACK's own workspace of one eigendecomposition
 comes on top. The last row is that peak at two numbers of spots.
@@ -170,6 +175,28 @@ def peak_mb(data) -> float:
     return peak / 2**20
 
 
+def peak_rate(dtype, edge: int = 4096) -> float:
+    """Operations a second of one large product [FLOP/s]."""
+    left, right = (np.random.default_rng(0).random((edge, edge)).astype(dtype) for _ in range(2))
+    left @ right
+    return 2 * edge**3 / min(timed(np.matmul, left, right) for _ in range(3))
+
+
+def operations(size: Size, width: int) -> tuple[float, float]:
+    """What the candidate and all of scikit-learn's refits must compute at least [FLOP].
+
+    A product of a matrix with itself is symmetric and counts half; an eigendecomposition counts
+    nine times the cube of its side, a Cholesky factor a third.
+    """
+    n, genes, alphas = size.n, size.genes, len(ridge.DEFAULT_ALPHAS)
+    sums = n * width**2 + 2 * n * width * genes
+    fold = (9 + 4) * width**3 + 4 * width**2 * genes + width**2 * alphas * genes
+    known = n * (STUDIES - 1) / STUDIES
+    fit = (known * width**2 + 2 * known * width * genes + width**3 / 3 + 2 * width**2 * genes
+           + 2 * (n - known) * width * genes)
+    return sums + STUDIES * fold, STUDIES * alphas * fit
+
+
 def timed(function, *arguments) -> float:
     start = time.perf_counter()
     function(*arguments)
@@ -198,8 +225,9 @@ def main() -> None:
                 f"{size.genes} genes, {width} features")
         data = list(sections(size.n, width, size.genes))
         peak = peaks[size.genes, size.n] = peak_mb(data)  # warms up as well
-        ours, hand = [], []
+        ours, hand, rates = [], [], []
         for _ in range(size.repeats):  # side by side, so that drift hits both
+            rates.append([peak_rate(dtype) for dtype in (np.float64, np.float32)])
             ours.append(timed(at_once, data))
             hand.append(timed(per_fold, data, size.by_hand) * STUDIES / size.by_hand)
         candidate = statistics.median(ours)
@@ -221,6 +249,13 @@ def main() -> None:
                      "pairs of fold and penalty")
         against("one eigendecomposition per fold", statistics.median(hand), "float64 / float64",
                 note)
+        wide, narrow = (statistics.median(rate) for rate in zip(*rates, strict=True))
+        least, refits = operations(size, width)
+        against(f"products alone at {wide / 1e9:.0f} GFLOP/s", least / wide, "float64",
+                f"ratio is the share of the peak; with both sides at their peak, float32 at "
+                f"{narrow / 1e9:.0f} GFLOP/s, refits in float32 would take "
+                f"{refits / narrow / (least / wide):.0f} times as long, in float64 "
+                f"{refits / least:.0f} times")
     (few, low), (many, high) = sorted((n, peak) for (genes, n), peak in peaks.items()
                                       if genes == sizes[0].genes)
     add(f"memory, {sizes[0].genes} genes, {width} features", f"{few} spots", f"{many} spots",
