@@ -24,7 +24,7 @@ SMALL = {
     "02_tiles": {"tile_px": 64}, "04_embed": {},
     "03_pretrain": {"encoder": "mvh", "backbone": "mvhybrid_micro_patch8_64", "steps": 2,
                     "batch": 8, "n_local": 2, "prototypes": 32, "koleo_group": 4, "save_every": 2},
-    "05_expression": {"encoders": ["handmade"], "primary": [], "centred": [], "n_draws": 9},
+    "05_expression": {"encoders": ["handmade"], "primary": [], "n_draws": 9},
     "06_spatial_maps": {"n_permutations": 9},
     "07_classification": {"datasets": ["tissue"], "encoders": ["handmade"], "n_folds": 3},
     "08_retrieval": {"encoders": ["handmade"], "depths": [1, 3], "n_hits": 3, "n_umap": 100},
@@ -47,13 +47,14 @@ SMALL = {
     "16_predict": {"zarr": False, "synthetic": {"spots_per_side": 5, "n_genes_per_program": 2}},
     "17_frequency_theory": {"n_images": 4, "n_tokens": 16, "n_draws": 20},
     "18_embeddings": {"encoders": ["handmade"]},
+    "19_genes": {}, "20_site": {"encoders": ["handmade"]},
 }
 
 #: Notebooks in the order in which one needs another.
 ORDER = ("01_cohort", "02_tiles", "03_pretrain", "04_embed", "05_expression", "06_spatial_maps",
          "07_classification", "08_retrieval", "10_frequency", "11_ablations", "12_mmap",
          "13_cmrcnet", "14_leaderboard", "15_transfer", "16_predict",
-         "17_frequency_theory", "18_embeddings")
+         "17_frequency_theory", "18_embeddings", "19_genes", "20_site")
 
 
 def walk(name: str, out: Path, **given) -> str:

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from mvhlib import artifacts
+from mvhlib import artifacts, notebook
 from mvhlib.artifacts import InputError
 from mvhlib.cohort import base, splits
 from mvhlib.expression import evaluation, scores, site
@@ -281,6 +281,18 @@ def test_only_an_interval_without_zero_proves_a_leak(mean, half, n_units, verdic
     if n_units == 16:  # half of a t interval of 99.9 % over half of one of 95 %
         wider = stats.t.ppf(0.9995, 15) / stats.t.ppf(0.975, 15)
         assert found["high"].item() == pytest.approx(mean + wider * half)
+
+
+def test_scores_of_05_are_read_together_and_their_absence_is_no_error(tmp_path):
+    run = notebook.Run("20_site", {"profile": "test", "out": str(tmp_path), "data": "", "seed": 0,
+                                   "device": "cpu"})
+    table = score_table({"a": 0.3}, studies=2)
+    path = run.path("expression", "loso", "ridge", "a", "scores.csv")
+    artifacts.write_csv(path, table)
+    found = evaluation.read_scores(run, ["loso", "random10_section"], "ridge", ["a", "b"])
+    np.testing.assert_allclose(found["pcc"], table["pcc"], rtol=1e-8)
+    assert [name.endswith("a/scores.csv") for name in run.inputs] == [True]
+    assert evaluation.read_scores(run, ["loso"], "ridge", ["b"]).empty
 
 
 def test_what_05_left_out_is_shown_by_another_protocol_and_said(tmp_path):

@@ -100,6 +100,23 @@ def test_genes_far_below_their_ceiling_are_named_by_group():
     assert findings.far_below_ceiling(genes.assign(pcc=np.nan)) == "No gene has a ceiling."
 
 
+def test_genes_are_said_by_quartiles_with_their_ceiling_and_slope():
+    per_gene = pd.DataFrame({"gene": list("abcde"), "pcc": [0.0, 0.1, 0.2, 0.3, 0.4],
+                             "ceiling": 0.5, "group": "tissue class"})
+    limit = pd.DataFrame({"gene": list("abcde"), "ceiling_counting": 0.8, "ceiling_true": 0.7})
+    bins = pd.DataFrame({"slope": [0.9]})
+    found, limits = findings.genes(per_gene, limit, bins, "handmade", "loso")
+    assert found.startswith("hand-made predicts the median gene on a study that no model saw with "
+                            "r 0.20 (quartiles 0.10 and 0.30 of 5 genes)")
+    assert "by 0.30 (r 0.20, ceiling 0.50)" in found and "a measured one of 0.90" in found
+    assert "synthetic rates" in limits
+    flat, _ = findings.genes(per_gene.assign(pcc=np.nan), limit, bins, "handmade", "loso")
+    assert "no correlation for any gene" in flat
+    _, real = findings.genes(per_gene, limit.drop(columns="ceiling_true"),
+                             bins.assign(slope=np.nan), "handmade", "loso")
+    assert "known on synthetic tissue alone" in real
+
+
 def test_a_program_below_zero_is_turned_round():
     rows = pd.DataFrame({"program": ["artefact", "artefact", "tumour"], "mean": [-0.3, -0.1, 0.6],
                          "ci_low": [-0.4, -0.3, 0.5], "ci_high": [-0.2, 0.1, 0.7]})

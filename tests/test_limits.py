@@ -30,9 +30,7 @@ MANY_PARAMETERS = {
     "expression/protocols/evaluate.py:run": "a keyword per choice that the tables name",
     "prediction/model.py:save": "what a model's file says of its making",
 }
-LONG_NOTEBOOKS = {
-    "05_expression": "the evaluation that the others rest on: a table per question",
-}
+LONG_NOTEBOOKS: dict[str, str] = {}
 
 HOME = Path(mvhlib.__file__).parent
 MODULES = {str(path.relative_to(HOME)): path.read_text(encoding="utf-8")

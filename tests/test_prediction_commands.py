@@ -151,7 +151,7 @@ PROFILE = {
     "01_cohort": {"source": "her2st", "options": {"sections": SECTIONS}, "n_genes": 60,
                   "protocols": ["section"]},
     "02_tiles": {"tile_um": 154.6, "tile_px": 224},
-    "05_expression": {"organ": "breast", "protocols": ["section"], "primary": [], "centred": [],
+    "05_expression": {"organ": "breast", "protocols": ["section"], "primary": [],
                       "n_draws": 9, "keep_folds": ["section/C.C2"]},
     "12_mmap": {"encoder": "vit", "source": "vit12_micro_patch8_64", "weights": "random",
                 "protocols": ["section"], "similarity_from": 0, "ablations": ["prototypes"],

@@ -292,3 +292,24 @@ def test_remedy_effect_is_paired_within_units():
     assert found["ci_high"] - found["ci_low"] < 0.2 and found["remedy"] == "e+centred"
     with pytest.raises(InputError, match="no scores"):
         site.remedy_effects(scores, plain="other")
+
+
+def test_the_answer_quotes_both_ends_of_the_probes_and_the_remedy():
+    probes = pd.DataFrame([
+        {"encoder": name, "target": "study", "balanced_accuracy": value, "chance": 0.25,
+         "ci_low": value - 0.1, "ci_high": value + 0.1} for name, value in (
+             ("handmade", 0.75), ("vit12-dino", 0.5))])
+    related = pd.DataFrame({"encoder": list("abcdef"), "study_excess": [1, 2, 3, 4, 5, 6.0],
+                            "difference": [2, 3, 5, 4, 8, 9.0]})
+    remedies = site.all_remedies(pd.concat([
+        scores_of("e", "loso", [0.1, 0.3, 0.2]), scores_of("e+centred", "loso", [0.2, 0.4, 0.35])]))
+    against = site.correlations(related, columns=["study_excess"])
+    found, _ = site.said(probes, against, remedies, "loso")
+    assert "best from hand-made, with a balanced accuracy of 0.75 [0.65, 0.85]" in found
+    assert "chance gives 0.25" in found and "worst from ViT12-dino with 0.50" in found
+    assert "over 6 encoders (p 0.017)" in found and "e+centred changes r of e by +0.117" in (
+        found.replace("by 0.117", "by +0.117"))
+    few = site.correlations(related[:2], columns=["study_excess"])
+    nothing, _ = site.said(probes[:0], few, remedies[:0], "loso")
+    assert nothing.startswith("no probe could name a study") and "is not known" in nothing
+    assert "nan" not in nothing

@@ -10,7 +10,7 @@ import pandas as pd
 
 from mvhlib import phrases, plots, statistics
 from mvhlib.cohort import synthetic
-from mvhlib.expression import evaluation
+from mvhlib.expression import ceilings, evaluation
 
 #: Protocols as they are said: what a model is tested on, and what of it may be in training.
 TESTED_ON = {
@@ -152,6 +152,43 @@ def far_below_ceiling(per_gene: pd.DataFrame, group: str = "group") -> str:
         f"{str(name) or 'all genes'} by {phrases.number(row['gap'])} "
         f"(r {phrases.number(row['pcc'])}, ceiling {phrases.number(row['ceiling'])})"
         for name, row in short.iterrows()) + "."
+
+
+def genes(per_gene: pd.DataFrame, limit: pd.DataFrame, bins: pd.DataFrame, encoder: str,
+          protocol: str) -> tuple[str, str]:
+    """Say which genes are predicted, what their counts allow, and how large differences come out.
+
+    Parameters
+    ----------
+    per_gene, bins
+        From `scores.per_gene`, with a column ``group``, and `scores.calibration`.
+    limit
+        From `ceilings.table`.
+    encoder, protocol
+        Whose scores these are.
+
+    Returns
+    -------
+    tuple of str
+        What was found, and what that does not show.
+    """
+    known = per_gene["pcc"].dropna()
+    if known.empty:
+        return (f"{plots.label(encoder)} has no correlation for any gene: measured or predicted "
+                "expression does not vary.", "Whether anything could be predicted.")
+    low, middle, high = (phrases.number(known.quantile(share)) for share in (0.25, 0.5, 0.75))
+    slope = bins["slope"].iloc[0]
+    said = "" if pd.isna(slope) else (
+        f" A predicted difference of 1 is a measured one of {phrases.number(slope)}.")
+    found = (f"{plots.label(encoder)} predicts the median gene {tested_on(protocol)} with r "
+             f"{middle} (quartiles {low} and {high} of {phrases.count(len(known), 'gene')}). "
+             f"{far_below_ceiling(per_gene)} {ceilings.said(limit)}{said}")
+    return found, ("Quartiles are over genes and say nothing of other patients: `05_expression` "
+                   "has the intervals. " + (
+                       "The true ceiling is that of the synthetic rates."
+                       if "ceiling_true" in limit else
+                       "No estimate of a ceiling is the true one, which is known on synthetic "
+                       "tissue alone."))
 
 
 def turned(kinds: pd.DataFrame) -> str:

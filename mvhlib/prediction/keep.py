@@ -1,6 +1,6 @@
 """Models that 05, 12 and 13 keep: fitted on all training sections, and saved."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,13 @@ def recipe_of(folder: Path) -> dict[str, Any] | None:
     """Read 04_embed's settings for the encoder of a folder below ``features/``; None: unknown."""
     path = folder / "encoder.json"
     return artifacts.read_json(path).get("recipe") if path.exists() else None
+
+
+def learned_expression(run: "Run", encoders: Iterable[str]) -> list[str]:
+    """Encoders of a run whose weights a method trained on measured expression (MMAP, CMRCNet)."""
+    recipes = {name: recipe_of(run.path("features", name)) or {} for name in encoders}
+    return [name for name, recipe in recipes.items()
+            if encoder_sources.learned_expression(recipe.get("weights", ""))]
 
 
 def keep(run: "Run", results: "Sequence[Evaluation]", people: "Cohort",

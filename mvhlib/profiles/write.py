@@ -201,12 +201,13 @@ def _sections(found: Found, samples: Path | None) -> dict[str, list[tuple[str, s
         options = f", options: {{mpp: {float(f'{coarsest:.3g}') + 0.01:.3g}}}"
     tiles = _tiles(scales, tile_um, "side of a tile [um]: a spot and its surroundings")
     expression = [(f"protocols: {_flow(protocols)}", "as in 01_cohort.yaml"),
-                  ("primary: [handmade, vit12-random]", "the comparison named in advance"),
-                  ("centred: []", "encoders that are tried again with each study centred")]
+                  ("primary: [handmade, vit12-random]", "the comparison named in advance")]
     if len(found.values("study") or []) > 2:
         expression.append(("unit: study", "unit of the intervals"))
     return {"workflow.yaml": _workflow(["01_cohort", "02_tiles", "04_embed", "05_expression",
-                                        "06_spatial_maps", "18_embeddings"], _encoders(options)),
+                                        "06_spatial_maps", "18_embeddings", "19_genes"],
+                                       _encoders(options), ["20_site"],
+                                       "samples.csv names several studies"),
             "01_cohort.yaml": cohort, "02_tiles.yaml": tiles, "05_expression.yaml": expression,
             "06_spatial_maps.yaml": [(f"protocol: {protocols[0]}",
                                       "whose predictions are drawn; another where 05 left it out")]}
@@ -232,11 +233,12 @@ def _encoders(options: str = "") -> list[tuple[str, str]]:
 
 
 def _workflow(notebooks: Sequence[str], encoders: Sequence[tuple[str, str]],
-              later: Sequence[str] = ()) -> list[tuple[str, str]]:
+              later: Sequence[str] = (), when: str = "slides.csv has a label, an outcome"
+              ) -> list[tuple[str, str]]:
     """Lines of ``workflow.yaml``; `later` are notebooks that wait for something to be filled in."""
     said = "what runs, in this order"
     if later:
-        said += f"; add {', '.join(later)} when slides.csv has a label, an outcome"
+        said += f"; add {', '.join(later)} when {when}"
     return [("needs_data: true", "make figures ... DATA=<directory>"),
             (f"notebooks: {_flow(list(notebooks))}", said), *encoders]
 

@@ -23,6 +23,7 @@ from mvhlib.expression.evaluation.comparison import (
 from mvhlib.expression.evaluation.files import (
     features_of,
     read_prediction,
+    read_scores,
     scored,
     write_left_out,
     write_nothing,
@@ -46,5 +47,5 @@ from mvhlib.expression.evaluation.scoring import Evaluation, benchmarks, crossfi
 __all__ = ["Evaluation", "Inputs", "Job", "LEFT_OUT_COLUMNS", "Member", "assign", "benchmarks",
            "choose_panels", "comparisons", "crossfit", "drops", "encoder_correlation", "end",
            "evaluate", "features_of", "fewer", "first_possible", "jobs", "jobs_or_end", "leaks",
-           "nobody_imaged", "nulls", "read_inputs", "read_prediction", "remarks", "resolution",
-           "scored", "with_panels", "write_left_out", "write_nothing"]
+           "nobody_imaged", "nulls", "read_inputs", "read_prediction", "read_scores", "remarks",
+           "resolution", "scored", "with_panels", "write_left_out", "write_nothing"]

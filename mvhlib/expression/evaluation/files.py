@@ -1,5 +1,6 @@
 """Tables and predictions of 05_expression, written and read again."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,7 +9,7 @@ import pandas as pd
 from mvhlib import artifacts
 from mvhlib.artifacts import InputError
 from mvhlib.cohort import splits
-from mvhlib.expression import protocols
+from mvhlib.expression import protocols, score_files
 from mvhlib.expression.evaluation.comparison import comparisons, drops
 from mvhlib.expression.evaluation.plan import LEFT_OUT_COLUMNS
 
@@ -85,6 +86,24 @@ def scored(folder: str | Path, protocol: str, method: str, encoder: str) -> tupl
                     + f"), {own[0]} is shown.")
         protocol = own[0]
     return protocol, encoder, " ".join(said)
+
+
+def read_scores(run: "Run", wanted: Sequence[str], method: str,
+                encoders: Sequence[str]) -> pd.DataFrame:
+    """Read what 05 has scored of the protocols in `wanted`: all panels, with their controls.
+
+    Returns
+    -------
+    DataFrame
+        Columns of `protocols.SCORE_COLUMNS`; without a row where nothing was scored.
+    """
+    paths = [run.path("expression", protocol, method, encoder, "scores.csv")
+             for protocol in wanted for encoder in encoders]
+    found = [score_files.read_scores(run.need(path, made_by="05_expression"),
+                                     ("control", "panel", "program"))
+             for path in paths if path.exists()]
+    return (pd.concat(found, ignore_index=True) if found
+            else pd.DataFrame(columns=list(protocols.SCORE_COLUMNS)))
 
 
 def features_of(folder: str | Path, section: str) -> str:

@@ -14,7 +14,7 @@ from mvhlib.expression.site.probing import probe, unit_accuracy
 from mvhlib.expression.site.remedies import all_remedies, centre, remedy_effects
 from mvhlib.expression.site.shares import SHARE_COLUMNS, variance_shares
 from mvhlib.expression.site.spot_rows import Rows, rows
-from mvhlib.expression.site.summary import correlations, relate, table
+from mvhlib.expression.site.summary import correlations, relate, said, table
 
 __all__ = ["Rows", "SHARE_COLUMNS", "all_remedies", "centre", "correlations", "probe", "relate",
-           "remedy_effects", "rows", "table", "unit_accuracy", "variance_shares"]
+           "remedy_effects", "rows", "said", "table", "unit_accuracy", "variance_shares"]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from mvhlib import statistics
+from mvhlib import phrases, plots, statistics
 from mvhlib.artifacts import InputError
 from mvhlib.expression.site.probing import UNSEEN, probe
 from mvhlib.expression.site.shares import variance_shares
@@ -133,3 +133,49 @@ def correlations(related: pd.DataFrame, against: str = "difference",
                 row["p"] = float(stats.spearmanr(a, b).pvalue)
         found.append(row)
     return pd.DataFrame(found)
+
+
+def said(probes: pd.DataFrame, against: pd.DataFrame, remedies: pd.DataFrame,
+         protocol: str) -> tuple[str, str]:
+    """Say which embedding names the study most readily, what goes with that, and what helps.
+
+    Parameters
+    ----------
+    probes, against, remedies
+        From `table`, `correlations` and `all_remedies`.
+    protocol
+        Whose remedies are quoted.
+
+    Returns
+    -------
+    tuple of str
+        What was found, and what that does not show.
+    """
+    known = probes.dropna(subset=["balanced_accuracy"])
+    known = known[known["target"] == "study"].sort_values("balanced_accuracy", kind="stable")
+    if known.empty:
+        found = ["no probe could name a study: the data hold one, or too few patients of each."]
+    else:
+        most = known.iloc[-1]
+        found = [f"a linear probe names the study of unseen patients best from "
+                 f"{plots.label(most['encoder'])}, with a balanced accuracy of "
+                 + phrases.mean(most["balanced_accuracy"], most["ci_low"], most["ci_high"])
+                 + f" where chance gives {phrases.number(most['chance'])}"]
+        if len(known) > 1:
+            least = known.iloc[0]
+            found[0] += (f", and worst from {plots.label(least['encoder'])} with "
+                         + phrases.mean(least["balanced_accuracy"], least["ci_low"],
+                                        least["ci_high"]))
+        found[0] += "."
+    for row in against[against["measure"] == "study_excess"].itertuples():
+        p = f"p {row.p:.2g}" if pd.notna(row.p) else row.note
+        encoders = phrases.count(row.n_encoders, "encoder")
+        found.append("Whether that goes with what an unseen study costs is not known." if pd.isna(
+            row.spearman) else f"Its rank correlation with what an unseen study costs is "
+            f"{phrases.number(row.spearman)} over {encoders} ({p}).")
+    for row in remedies[remedies["protocol"] == protocol].itertuples():
+        found.append(f"{row.remedy} changes r of {row.encoder} by "
+                     f"{phrases.mean(row.difference, row.ci_low, row.ci_high, 3)}.")
+    return " ".join(found), (
+        "A probe finds what can be read from an embedding, not what a model uses of it. Encoders "
+        "are not a sample of anything, so that a correlation over them only suggests.")
