@@ -19,6 +19,7 @@ from sklearn.preprocessing import StandardScaler
 
 from mvhlib.artifacts import InputError, read_csv
 from mvhlib.cohort import base, hest, read, splits
+from mvhlib.cohort.hest import metadata
 from mvhlib.expression import evaluation, protocols
 from mvhlib.features import Features, read_features
 from mvhlib.places import home
@@ -488,13 +489,14 @@ def test_genes_of_a_task_are_a_list_of_names(tmp_path, content):
 def test_real_metadata_against_pandas(shared):
     """Every row of HEST's table as pandas reads it; what its embedded scales are worth."""
     file = shared / "data" / "hest_metadata" / "HEST_v1_1_0.csv"
-    rows, _ = hest._metadata(file.parent, None)
+    rows, _ = metadata.read_metadata(file.parent, None)
     table = pd.read_csv(file)
     assert list(rows) == list(table["id"])
     for row in table.to_dict("records"):
         found = rows[row["id"]]
-        sample = hest._Sample(row["id"], file.parent, file, found, file)
-        assert hest._number(sample, "pixel_size_um_estimated") == row["pixel_size_um_estimated"]
+        sample = metadata.Sample(row["id"], file.parent, file, found, file)
+        assert metadata.stated_number(sample, "pixel_size_um_estimated") == \
+            row["pixel_size_um_estimated"]
         assert found["dataset_title"] == row["dataset_title"].strip()
         stated = isinstance(row["patient"], str) and row["patient"].strip()
         assert found.get("patient") == (row["patient"].strip() if stated else None)
