@@ -23,6 +23,7 @@ from mvhlib.cohort import (
     thumbnail,
     visium,
 )
+from mvhlib.cohort.visium import images
 
 PITCH_PX = 50.0  # of the small arrays below; 200 um, hence 4 um/px
 GENES = ["GENEA", "GENEB", "MT-CO1", "NA"]
@@ -1356,8 +1357,8 @@ def test_an_image_of_other_size_is_refused(tmp_path):
 def test_the_scale_of_the_images_own_tags_must_fit(tmp_path, monkeypatch):
     write_visium(tmp_path / "outs")
     Image.new("RGB", (200, 180), "pink").save(tmp_path / "full.png")
-    opened = visium.open_slide
-    monkeypatch.setattr(visium, "open_slide", lambda path: opened(path, mpp=0.25))
+    opened = images.open_slide
+    monkeypatch.setattr(images, "open_slide", lambda path: opened(path, mpp=0.25))
     refuses(lambda: load_visium(tmp_path, image=tmp_path / "full.png"), "0.25", "5", "mpp=")
     load_visium(tmp_path, image=tmp_path / "full.png", mpp=5.0)
 

@@ -19,6 +19,7 @@ from sklearn.preprocessing import StandardScaler
 
 from mvhlib.artifacts import InputError, read_csv
 from mvhlib.cohort import base, hest, read, splits
+from mvhlib.cohort.hest import metadata
 from mvhlib.expression import evaluation, protocols
 from mvhlib.features import Features, read_features
 from mvhlib.places import home
@@ -488,13 +489,14 @@ def test_genes_of_a_task_are_a_list_of_names(tmp_path, content):
 def test_real_metadata_against_pandas(shared):
     """Every row of HEST's table as pandas reads it; what its embedded scales are worth."""
     file = shared / "data" / "hest_metadata" / "HEST_v1_1_0.csv"
-    rows, _ = hest._metadata(file.parent, None)
+    rows, _ = metadata.read_metadata(file.parent, None)
     table = pd.read_csv(file)
     assert list(rows) == list(table["id"])
     for row in table.to_dict("records"):
         found = rows[row["id"]]
-        sample = hest._Sample(row["id"], file.parent, file, found, file)
-        assert hest._number(sample, "pixel_size_um_estimated") == row["pixel_size_um_estimated"]
+        sample = metadata.Sample(row["id"], file.parent, file, found, file)
+        assert metadata.stated_number(sample, "pixel_size_um_estimated") == \
+            row["pixel_size_um_estimated"]
         assert found["dataset_title"] == row["dataset_title"].strip()
         stated = isinstance(row["patient"], str) and row["patient"].strip()
         assert found.get("patient") == (row["patient"].strip() if stated else None)
@@ -734,13 +736,14 @@ def test_hest_bench_equals_a_transcription(task):
     genes, expected = transcription(task)
     assert len(genes) == 50 and set(expected) == {"0", "1"}
     pooled = result.pooled[result.pooled["scope"] == "fold"]
+    # The smallest components are rounding, and differ between processors.
     for fold, values in expected.items():
         own = pooled[pooled["fold"] == fold].set_index("gene")
-        np.testing.assert_allclose(own.loc[genes, "pcc_pooled"], values, rtol=0, atol=1e-8)
+        np.testing.assert_allclose(own.loc[genes, "pcc_pooled"], values, rtol=0, atol=1e-7)
     table = protocols.benchmark_table(result.pooled).iloc[0]
     means = [np.mean(values) for values in expected.values()]
-    assert table["pearson_mean"] == pytest.approx(np.mean(means), abs=1e-8)
-    assert table["pearson_std"] == pytest.approx(np.std(means), abs=1e-8)  # of the population
+    assert table["pearson_mean"] == pytest.approx(np.mean(means), abs=1e-7)
+    assert table["pearson_std"] == pytest.approx(np.std(means), abs=1e-7)  # of the population
     assert table["n_folds"] == 2 and table["pearson_mean"] > 0.2
     assert result.method == "hest_ridge" and "genes selected with test samples" in result.notes[0]
     # Components: the width of the features, and the 35 training spots of the second fold.

@@ -15,8 +15,6 @@ NOTEBOOK_LINES, NOTEBOOK_WORDS = 200, 1200
 #: Longer than the rest, and why.
 LONG_MODULES = {
     "backbones/scan.py": "two recurrences whose backends are read side by side",
-    "cohort/hest.py": "reader, benchmark and downloader of one data set",
-    "cohort/visium.py": "four formats of one vendor, which share their tables",
 }
 LONG_FUNCTIONS = {
     "backbones/backbone.py:Backbone.__init__": "builds every part, in the order of the data",
