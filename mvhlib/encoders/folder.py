@@ -6,7 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mvhlib.artifacts import InputError, read_attr, sha256_file, sha256_of
+from mvhlib.artifacts import (
+    InputError,
+    check_h5_files,
+    read_attr,
+    sha256_file,
+    sha256_of,
+)
 from mvhlib.encoders.patch import PatchEncoder
 from mvhlib.features import Features, write_features
 from mvhlib.tiles.store import open_tiles
@@ -59,6 +65,8 @@ def encode_folder(encoder: PatchEncoder, tiles_dir: str | os.PathLike, out_dir: 
         raise InputError(tiles_dir, "tiles", f"{missing or 'no section'} has no h5 file here",
                          "cut them by 02_tiles" if not found else f"here are {found[:8]}")
     identity, rows = encoder.identity, []
+    check_h5_files(tiles_dir / f"{name}.h5" for name in names)
+    check_h5_files(out_dir / f"{name}.h5" for name in names)
     for name in names:
         start = time.perf_counter()
         source, target = tiles_dir / f"{name}.h5", out_dir / f"{name}.h5"

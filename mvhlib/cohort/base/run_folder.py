@@ -11,6 +11,7 @@ import pandas as pd
 from mvhlib.artifacts import (
     InputError,
     atomic,
+    check_h5_files,
     h5_array,
     h5_reader,
     h5_sizes,
@@ -223,6 +224,7 @@ def read_run(path: str | Path, *, data: str | Path | None = None,
             raise InputError(file, "section", f"lacks {unknown}",
                              f"use some of {list(manifest['section'])}")
         manifest = manifest.set_index("section", drop=False).loc[sections]
+    check_h5_files(folder / f"{name}.h5ad" for name in manifest["section"])
     made = []
     for row in manifest.to_dict("records"):
         section, shape = _read_section(folder / f"{row['section']}.h5ad", data)
@@ -301,6 +303,8 @@ def spot_labels(sections: "Iterable[Section]", truth: str | Path = "") -> "dict[
     dict
         Section -> classes indexed by barcode. Sections without any are left out.
     """
+    sections = list(sections)
+    check_h5_files(Path(truth) / f"{section.name}.h5ad" for section in sections)
     found = {}
     for section in sections:
         path = Path(truth) / f"{section.name}.h5ad"
