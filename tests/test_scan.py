@@ -40,6 +40,24 @@ def scan_inputs(batch, channels, length, states, *, seed=0, large_steps=False):
     return tensors, normal(batch, channels, length)
 
 
+def turning_inputs(batch, channels, length, states, *, imaginary=(2, 3, 4), seed=0, **options):
+    """The same with imaginary parts for `imaginary`, positions of A, B and C, and rounded to single
+    precision: what remains between two computations is theirs."""
+    tensors, upstream = scan_inputs(batch, channels, length, states, seed=seed, **options)
+    turned, _ = scan_inputs(batch, channels, length, states, seed=seed + 1)
+    for i in imaginary:
+        tensors[i] = torch.complex(tensors[i], 3 * turned[i] if i == 2 else turned[i])
+    return [widened(t) for t in singles(tensors)], upstream.float().double()
+
+
+def singles(tensors):
+    return [t.to(torch.complex64 if t.is_complex() else torch.float32) for t in tensors]
+
+
+def widened(tensor):
+    return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
+
+
 def ssd_inputs(batch, length, heads, width, states, seed=0):
     generator = torch.Generator().manual_seed(seed)
 
@@ -187,16 +205,145 @@ def test_torch_scan_passes_gradcheck():
 
 @pytest.mark.parametrize("length", LENGTHS)
 def test_complex_scan_matches_the_loop(length):
-    tensors, upstream = scan_inputs(2, 6, length, 3, seed=4)
-    turned, _ = scan_inputs(2, 6, length, 3, seed=5)
-    for i in (2, 3, 4):
-        tensors[i] = torch.complex(tensors[i], turned[i])
+    tensors, upstream = turning_inputs(2, 6, length, 3, seed=4)
     expected = with_gradients(scan.selective_scan, tensors, upstream, backend="reference")
     found = with_gradients(scan.selective_scan, tensors, upstream, backend="torch")
     assert_close(found, expected, 1e-12, ("y", *NAMES))
-    single = [t.to(torch.complex64 if t.is_complex() else torch.float32) for t in tensors]
-    found = with_gradients(scan.selective_scan, single, upstream)
+    found = with_gradients(scan.selective_scan, singles(tensors), upstream)
     assert_close(found, expected, 1e-5, ("y", *NAMES))
+
+
+#: What is complex: poles alone, everything, and whatever else may be mixed.
+MIXTURES = ((2,), (2, 3, 4), (2, 3), (2, 4), (3,), (4,), (3, 4))
+
+
+@needs_compiler
+@pytest.mark.parametrize("large_steps", [False, True])
+@pytest.mark.parametrize(("channels", "states"), [(37, 5), (16, 1), (48, 16)])
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("imaginary", MIXTURES[:2])
+def test_native_complex_scan_matches_the_float64_loop(imaginary, length, channels, states,
+                                                      large_steps):
+    tensors, upstream = turning_inputs(2, channels, length, states, imaginary=imaginary,
+                                       large_steps=large_steps)
+    expected = with_gradients(scan.selective_scan, tensors, upstream, backend="torch")
+    found, plain = (
+        with_gradients(scan.selective_scan, singles(tensors), upstream, backend=backend)
+        for backend in ("native", "torch"))
+    # The rounding of a step turns a state by its frequency as much; where gradients cancel, what
+    # single precision has lost in any order counts.
+    for name, *tensors in zip(("y", *NAMES), found, expected, plain, strict=True):
+        lost = (tensors[2] - tensors[1]).norm() / tensors[1].norm().clamp(min=1e-30)
+        assert_close(*([t] for t in tensors[:2]), 1e-5 + 4 * lost, [name])
+
+
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("imaginary", MIXTURES)
+def test_complex_scan_gives_gradients_in_the_kind_of_each_input(imaginary, backend):
+    tensors, upstream = turning_inputs(2, 20, 70, 3, imaginary=imaginary, seed=2)
+    expected = with_gradients(scan.selective_scan, tensors, upstream, backend="reference")
+    found = with_gradients(scan.selective_scan, singles(tensors), upstream, backend=backend)
+    assert [t.is_complex() for t in found[1:]] == [i in imaginary for i in range(7)]
+    assert_close(found, expected, 1e-5, ("y", *NAMES))
+
+
+@pytest.mark.parametrize("backend", FAST)
+def test_complex_scan_takes_any_memory_layout(backend):
+    """Slices, transposed and expanded tensors; conjugates and signs that are not in memory yet."""
+    (u, delta, A, B, C, D, bias), _ = turning_inputs(3, 32, 70, 4, seed=1)
+    plain = [u, delta, A, B[:1].expand(3, -1, -1).contiguous(), C, D, bias]
+    odd = singles(plain)
+    odd[0] = torch.complex(torch.zeros(3, 32, 70), -odd[0]).conj().imag
+    odd[1] = odd[1].mT.contiguous().mT
+    odd[2] = odd[2].t().contiguous().t()
+    odd[3] = odd[3][:1].expand(3, -1, -1)
+    odd[4] = torch.stack([odd[4], odd[4]], dim=-1)[..., 0].conj().resolve_conj().conj()
+    assert odd[0].is_neg() and odd[4].is_conj()
+    leaves = [t.detach().requires_grad_() for t in odd]
+    y = scan.selective_scan(*leaves, backend=backend)
+    y.sum().backward()
+    found = [y.detach(), *(leaf.grad for leaf in leaves)]
+    expected = with_gradients(scan.selective_scan, plain, torch.ones(3, 32, 70),
+                              backend="reference")
+    assert_close(found, expected, 1e-5, ("y", *NAMES))
+
+
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("imaginary", MIXTURES[:2])
+def test_complex_scan_without_skip_bias_and_softplus(imaginary, backend):
+    (u, delta, A, B, C, _, _), upstream = turning_inputs(2, 16, 20, 3, imaginary=imaginary)
+    tensors = [u, delta.abs(), A, B, C]
+    expected, found = (
+        with_gradients(scan.selective_scan, given, upstream, delta_softplus=False, backend=name)
+        for given, name in ((tensors, "reference"), (singles(tensors), backend)))
+    assert_close(found, expected, 1e-5, ("y", *NAMES[:5]))
+
+
+@pytest.mark.parametrize("backend", FAST)
+def test_complex_scan_turns_as_often_as_asked(backend):
+    """One pulse, decayed and turned by up to ten thousand radians, against the exponential."""
+    generator = torch.Generator().manual_seed(0)
+    channels, states = 64, 8
+    A = torch.complex(-torch.rand(channels, states, generator=generator),
+                      1e4 * (2 * torch.rand(channels, states, generator=generator) - 1))
+    A.imag[0], A.real[1] = 0, 0
+    u, ones = torch.zeros(1, channels, 2), torch.ones(1, states, 2)
+    u[..., 0] = 1
+    for state in range(states):
+        only = ones * (torch.arange(states) == state)[:, None]
+        y = scan.selective_scan(u, torch.ones_like(u), A, ones, only, delta_softplus=False,
+                                backend=backend)[0, :, 1]
+        expected = 2 * A[:, state].to(torch.complex128).exp().real
+        torch.testing.assert_close(y.double(), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("imaginary", MIXTURES[:2])
+@needs_compiler
+def test_native_complex_scan_stays_finite_where_the_angle_is_beyond_its_digits(imaginary):
+    tensors, upstream = turning_inputs(1, 20, 70, 4, imaginary=imaginary)
+    tensors = singles(tensors)
+    tensors[1] = tensors[1] * 1e3
+    tensors[2].imag.mul_(1e6)
+    tensors[2].real[:10] = 0
+    found = with_gradients(scan.selective_scan, tensors, upstream, backend="native")
+    assert all(torch.view_as_real(t).isfinite().all() if t.is_complex() else t.isfinite().all()
+               for t in found)
+
+
+@needs_compiler
+def test_native_complex_scan_agrees_with_differences_of_its_values():
+    """Central differences of a kernel in single precision: steps of a hundredth, a coarse bound."""
+    tensors, upstream = turning_inputs(1, 5, 9, 3, seed=7)
+    tensors, upstream = singles(tensors), upstream.float()
+    _, *gradients = with_gradients(scan.selective_scan, tensors, upstream, backend="native")
+
+    def loss(i, step):
+        moved = [t + step if i == j else t for j, t in enumerate(tensors)]
+        y = scan.selective_scan(*moved, backend="native")
+        return float((y.double() * upstream).sum())
+
+    for i, gradient in enumerate(gradients):
+        direction = torch.randn(gradient.shape, generator=torch.Generator().manual_seed(i),
+                                dtype=gradient.dtype)
+        step = 1e-2 * direction / direction.norm()
+        found = (loss(i, step) - loss(i, -step)) / 2
+        expected = float((gradient.conj() * step).sum().real)
+        assert abs(found - expected) < 2e-3 * float(gradient.norm() * step.norm()), NAMES[i]
+
+
+@needs_compiler
+def test_native_complex_scan_makes_only_wanted_gradients():
+    tensors, upstream = turning_inputs(2, 16, 20, 4)
+    tensors, upstream = singles(tensors), upstream.float()
+    full = with_gradients(scan.selective_scan, tensors, upstream, backend="native")
+    for wanted in range(len(tensors)):
+        leaves = [t.clone().requires_grad_(i == wanted) for i, t in enumerate(tensors)]
+        scan.selective_scan(*leaves, backend="native").backward(upstream)
+        assert [leaf.grad is not None for leaf in leaves] == [i == wanted for i in range(7)]
+        assert torch.equal(leaves[wanted].grad, full[wanted + 1])
+    with torch.no_grad():
+        y = scan.selective_scan(*(t.requires_grad_() for t in tensors), backend="native")
+    assert not y.requires_grad and torch.equal(y, full[0])
 
 
 def test_complex_scan_stands_for_conjugate_pairs():
@@ -216,21 +363,23 @@ def test_complex_scan_stands_for_conjugate_pairs():
 
 
 @pytest.mark.parametrize("backend", FAST)
-def test_scan_is_bit_equal_from_run_to_run(backend):
-    tensors, upstream = scan_inputs(3, 48, 130, 16)
-    runs = [with_gradients(scan.selective_scan, tensors, upstream, torch.float32, backend=backend)
+@pytest.mark.parametrize("imaginary", ((), *MIXTURES[:2]))
+def test_scan_is_bit_equal_from_run_to_run(imaginary, backend):
+    tensors, upstream = turning_inputs(3, 48, 130, 16, imaginary=imaginary)
+    runs = [with_gradients(scan.selective_scan, singles(tensors), upstream, backend=backend)
             for _ in range(2)]
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
 @needs_compiler
-def test_native_scan_does_not_depend_on_the_number_of_threads():
-    tensors, upstream = scan_inputs(3, 80, 130, 16)
+@pytest.mark.parametrize("imaginary", ((), *MIXTURES[:2]))
+def test_native_scan_does_not_depend_on_the_number_of_threads(imaginary):
+    tensors, upstream = turning_inputs(3, 80, 130, 16, imaginary=imaginary)
     before, runs = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            runs.append(with_gradients(scan.selective_scan, tensors, upstream, torch.float32,
+            runs.append(with_gradients(scan.selective_scan, singles(tensors), upstream,
                                        backend="native"))
     finally:
         torch.set_num_threads(before)
@@ -335,8 +484,9 @@ def test_environment_chooses_where_the_argument_does_not(monkeypatch):
 
 
 @needs_compiler
-def test_auto_takes_the_compiled_kernel_for_float32_on_a_cpu(monkeypatch):
-    tensors = [t.float() for t in scan_inputs(1, 4, 10, 2)[0]]
+@pytest.mark.parametrize("imaginary", ((), *MIXTURES[:2]))
+def test_auto_takes_the_compiled_kernel_for_float32_on_a_cpu(monkeypatch, imaginary):
+    tensors = singles(turning_inputs(1, 4, 10, 2, imaginary=imaginary)[0])
     called = []
     monkeypatch.setitem(scan._SELECTIVE, "native",
                         lambda *_: called.append(1) or torch.zeros(1, 4, 10))
@@ -383,9 +533,8 @@ def test_native_refuses_what_it_cannot_take():
     tensors, _ = scan_inputs(1, 4, 10, 2)
     with pytest.raises(InputError, match="float64"):
         scan.selective_scan(*tensors, backend="native")
-    tensors = [t.float() for t in tensors]
-    tensors[2] = tensors[2] + 0j
-    with pytest.raises(InputError, match="complex"):
+    tensors, _ = turning_inputs(1, 4, 10, 2)
+    with pytest.raises(InputError, match="float64"):
         scan.selective_scan(*tensors, backend="native")
     with pytest.raises(InputError, match="no kernel for ssd"):
         scan.ssd(*ssd_inputs(1, 4, 1, 2, 2)[0], backend="native")

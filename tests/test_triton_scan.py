@@ -98,7 +98,7 @@ def test_the_rule_on_a_gpu(monkeypatch, operation, working, is_complex, chosen):
     monkeypatch.setattr(scan, "_mamba", probe("mamba_ssm"))
     monkeypatch.setattr(scan, "_triton", probe("triton"))
     gpu, single = _Gpu(), torch.float32
-    unfit = {"native": scan._unfit_for_native(gpu, single, is_complex),
+    unfit = {"native": scan._unfit_for_native(gpu, single),
              "mamba_ssm": scan._unfit_for_mamba(gpu, single, is_complex, 16),
              "triton": scan._unfit_for_triton(gpu, single)}
     assert scan._choose(operation, "auto", unfit) == chosen

@@ -7,7 +7,7 @@ section 6). Each has a plain loop as its reference and faster ways to the same n
 =============  ==========================================================================
 ``reference``  the loop over whole tensors, as published; any dtype, slow, much memory
 ``torch``      PyTorch alone, CPU or GPU, any dtype
-``native``     a C kernel compiled at first use (CPU, float32, real `A`; selective scan only)
+``native``     a C kernel compiled at first use (CPU, float32, complex `A` too; selective scan only)
 ``mamba_ssm``  the CUDA and Triton kernels of the package mamba-ssm (GPU, real `A`)
 ``triton``     Triton programs of ours (GPU, complex `A` too)
 ``auto``       on a GPU mamba_ssm where it works, then triton; native on a CPU where it works; else
@@ -126,7 +126,7 @@ def selective_scan(
     is_complex = any(tensor.is_complex() for tensor in given)
     precision = _precision(given)
     unfit = {
-        "native": _unfit_for_native(u.device, precision, is_complex),
+        "native": _unfit_for_native(u.device, precision),
         "mamba_ssm": _unfit_for_mamba(u.device, precision, is_complex, A.shape[1]),
         "triton": _unfit_for_triton(u.device, precision),
     }
@@ -280,11 +280,9 @@ def _widen(tensor: torch.Tensor, precision: torch.dtype) -> torch.Tensor:
     return tensor.to(precision.to_complex() if tensor.is_complex() else precision)
 
 
-def _unfit_for_native(device: torch.device, precision: torch.dtype, is_complex: bool) -> str:
+def _unfit_for_native(device: torch.device, precision: torch.dtype) -> str:
     if device.type != "cpu":
         return f"tensors are on {device}, it runs on the CPU"
-    if is_complex:
-        return "A, B or C is complex, it is real only"
     if precision != torch.float32:
         return "an input is float64, it computes in float32"
     return ""
@@ -694,7 +692,8 @@ class _Scan(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in (
-            "batch", "channels", "length", "states", "groups", "softplus", "threads")),
+            "batch", "channels", "length", "states", "groups", "softplus", "threads",
+            "kind")),
         *((name, _Source) for name in ("u", "delta", "B", "C", "dy")),
         *((name, ctypes.c_void_p) for name in ("A", "D", "bias")),
         *((name, _Source) for name in ("y", "du", "ddelta")),
@@ -702,8 +701,20 @@ class _Scan(ctypes.Structure):
     ]
 
 
+#: What is complex, as `_scan.c` has it.
+_REAL, _POLES, _ALL = range(3)
+
+
+def _kind(A: torch.Tensor, B: torch.Tensor) -> int:
+    if not A.is_complex():
+        return _REAL
+    return _ALL if B.is_complex() else _POLES
+
+
 def _strided(tensor: torch.Tensor) -> _Source:
-    return _Source(tensor.data_ptr(), *tensor.stride())
+    """Address and strides, these in floats: a complex number is two."""
+    width = 2 if tensor.is_complex() else 1
+    return _Source(tensor.data_ptr(), *(width * stride for stride in tensor.stride()))
 
 
 def _address(tensor: torch.Tensor | None) -> int | None:
@@ -711,6 +722,12 @@ def _address(tensor: torch.Tensor | None) -> int | None:
 
 
 def _scan_native(u, delta, A, B, C, D, delta_bias, delta_softplus):
+    if B.is_complex() or C.is_complex():  # the kernel has both complex or none, and A with them
+        A, B, C = (tensor.to(torch.complex64) for tensor in (A, B, C))
+    # Signs and conjugates that PyTorch puts off are not in memory yet.
+    u, delta, A, B, C, D, delta_bias = (
+        None if tensor is None else tensor.resolve_conj().resolve_neg()
+        for tensor in (u, delta, A, B, C, D, delta_bias))
     # Inside a Function gradients are off in any case, so it has to be told whether they are wanted.
     return _NativeScan.apply(
         u, delta, A, B, C, D, delta_bias, delta_softplus, torch.is_grad_enabled())
@@ -725,7 +742,7 @@ class _NativeScan(torch.autograd.Function):
         checkpoints = None
         if recording and any(ctx.needs_input_grad):
             blocks, chunks = _blocks(library, u)
-            checkpoints = u.new_empty(
+            checkpoints = A.new_empty(
                 u.shape[0], blocks, chunks, A.shape[1], library.scan_lanes())
         call = _describe(u, delta, A, B, C, D, delta_bias, delta_softplus)
         call.y, call.checkpoints = _strided(y), _address(checkpoints)
@@ -745,12 +762,14 @@ class _NativeScan(torch.autograd.Function):
         # Enough pieces for many cores; by shapes alone, so that threads do not change the sums.
         groups = min(blocks, -(-_TASKS // batch))
         du, ddelta = torch.empty_like(u), torch.empty_like(delta)
-        dA = u.new_empty(batch, blocks, states, lanes)
-        dB, dC = (u.new_empty(groups, batch, states, length) for _ in range(2))
+        parts, bc_parts = (2 if tensor.is_complex() else 1 for tensor in (A, B))
+        dA = u.new_empty(batch, blocks, parts, states, lanes)
+        dB, dC = (u.new_empty(groups, batch, bc_parts, states, length) for _ in range(2))
         dD, dbias = (u.new_empty(batch, blocks, lanes) for _ in range(2))
 
         call = _describe(u, delta, A, B, C, D, delta_bias, ctx.delta_softplus)
         call.groups, call.checkpoints = groups, _address(checkpoints)
+        dy = dy.resolve_neg()
         call.dy, call.du, call.ddelta = _strided(dy), _strided(du), _strided(ddelta)
         call.dA, call.dB, call.dC = _address(dA), _address(dB), _address(dC)
         call.dD, call.dbias = _address(dD), _address(dbias)
@@ -763,9 +782,9 @@ class _NativeScan(torch.autograd.Function):
         return (
             du if needed[0] else None,
             ddelta if needed[1] else None,
-            dA.sum(0).mT.reshape(-1, states)[:channels] if needed[2] else None,
-            dB.sum(0) if needed[3] else None,
-            dC.sum(0) if needed[4] else None,
+            _joined(dA.sum(0)).mT.reshape(-1, states)[:channels] if needed[2] else None,
+            _joined(dB.sum(0)) if needed[3] else None,
+            _joined(dC.sum(0)) if needed[4] else None,
             channelwise(dD) if needed[5] else None,
             channelwise(dbias) if needed[6] else None,
             None,
@@ -777,6 +796,11 @@ class _NativeScan(torch.autograd.Function):
 _TASKS = 32
 
 
+def _joined(parts: torch.Tensor) -> torch.Tensor:
+    """The number that axis 1 holds in one or, real and imaginary, two parts."""
+    return torch.complex(*parts.unbind(1)) if parts.shape[1] == 2 else parts.squeeze(1)
+
+
 def _blocks(library, u) -> tuple[int, int]:
     """Blocks of channels, and chunks of tokens."""
     return -(-u.shape[1] // library.scan_lanes()), -(-u.shape[2] // library.scan_chunk())
@@ -786,7 +810,7 @@ def _describe(u, delta, A, B, C, D, delta_bias, delta_softplus) -> _Scan:
     batch, channels, length = u.shape
     return _Scan(
         batch=batch, channels=channels, length=length, states=A.shape[1], groups=1,
-        softplus=int(delta_softplus), threads=torch.get_num_threads(),
+        softplus=int(delta_softplus), threads=torch.get_num_threads(), kind=_kind(A, B),
         u=_strided(u), delta=_strided(delta), B=_strided(B), C=_strided(C),
         A=_address(A), D=_address(D), bias=_address(delta_bias),
     )

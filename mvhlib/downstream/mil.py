@@ -25,7 +25,15 @@ import torch
 from torch import Tensor, nn
 
 from mvhlib import standardise, statistics
-from mvhlib.artifacts import InputError, h5_array, h5_reader, read_attr, sha256_file, sha256_of
+from mvhlib.artifacts import (
+    InputError,
+    check_h5_files,
+    h5_array,
+    h5_reader,
+    read_attr,
+    sha256_file,
+    sha256_of,
+)
 from mvhlib.downstream import probe
 from mvhlib.training import Fit, FitConfig, fit, keyed_generator
 
@@ -83,6 +91,7 @@ class Bags:
         self.folder, self.names = Path(folder), list(names)
         if not self.names:
             raise InputError(folder, "bags", "are none", "name the slides")
+        check_h5_files(map(self._path, self.names))
         shapes = [self._shape(name) for name in self.names]
         empty = [name for name, shape in zip(self.names, shapes, strict=True) if shape[0] == 0]
         if empty:
