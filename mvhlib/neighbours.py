@@ -75,12 +75,12 @@ def build(vectors: Any, kind: str = "exact", *, metric: str = "cosine", device: 
         if value not in known:
             raise InputError("neighbours", name, f"is {value!r}", f"use one of {list(known)}")
     rows = torch.as_tensor(vectors)
-    if rows.ndim != 2 or rows.shape[0] == 0:
+    if rows.ndim != 2 or rows.numel() == 0:
         raise InputError("neighbours", "vectors", f"have shape {tuple(rows.shape)}",
-                         "give (n, D) with at least one row")
+                         "give (n, D) with at least one row and column")
     rows = rows.detach().float()
-    at_once = max(1, CPU_BLOCK // max(1, rows.shape[1]))
-    if not all(torch.isfinite(part).all() for part in rows.split(at_once)):
+    # Both carry a NaN on, and need no arrays as large as the gallery.
+    if not torch.isfinite(torch.stack(rows.aminmax())).all():
         raise InputError("neighbours", "vectors", "hold NaN or infinity", "embed them again")
     rows = _unit(rows) if metric == "cosine" else rows
     if kind == "exact":
