@@ -20,6 +20,7 @@ dimensions evenly have no structure that an index could use: it then searches ne
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,14 @@ METRICS = ("cosine", "dot")
 
 #: Similarities computed at once: 128 MB of float32.
 BLOCK = 2**25
+
+#: Values at once of the exact search on a CPU: 16 MB, which are written over from block to block,
+#: where larger ones would be fresh memory every time.
+CPU_BLOCK = 2**22
+
+#: Rows of a gallery that the exact search compares at once, and at least so many per neighbour:
+#: with fewer, finding the nearest of every part takes longer than those of the whole.
+PART_ROWS, ROWS_PER_NEIGHBOUR = 2**16, 256
 
 #: Training vectors per cell, and rounds, of k-means: more hardly moves the recall.
 PER_CELL, ROUNDS = 64, 8
@@ -66,11 +75,12 @@ def build(vectors: Any, kind: str = "exact", *, metric: str = "cosine", device: 
         if value not in known:
             raise InputError("neighbours", name, f"is {value!r}", f"use one of {list(known)}")
     rows = torch.as_tensor(vectors)
-    if rows.ndim != 2 or rows.shape[0] == 0:
+    if rows.ndim != 2 or rows.numel() == 0:
         raise InputError("neighbours", "vectors", f"have shape {tuple(rows.shape)}",
-                         "give (n, D) with at least one row")
+                         "give (n, D) with at least one row and column")
     rows = rows.detach().float()
-    if not torch.isfinite(rows).all():
+    # Both carry a NaN on, and need no arrays as large as the gallery.
+    if not torch.isfinite(torch.stack(rows.aminmax())).all():
         raise InputError("neighbours", "vectors", "hold NaN or infinity", "embed them again")
     rows = _unit(rows) if metric == "cosine" else rows
     if kind == "exact":
@@ -186,17 +196,42 @@ def recall(found: np.ndarray, truth: np.ndarray) -> float:
 
 
 class Exact(Index):
-    """All similarities, block by block; ties go to the lower row number."""
+    """All similarities, block by block; ties go to the lower row number.
+
+    Beside the vectors a search holds similarities of a few queries with a part of the gallery.
+    """
 
     def __init__(self, rows: Tensor, metric: str):
         self.rows, self.metric = rows, metric
         self.n, self.width = rows.shape
 
     def _search(self, queries: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
-        parts = [_largest(block.to(self.rows.device) @ self.rows.T, k)
-                 for block in queries.split(max(1, BLOCK // self.n))]
+        size = max(PART_ROWS, ROWS_PER_NEIGHBOUR * k)
+        # No part is short, of either side: products of a few rows are rounded otherwise.
+        starts = range(0, max(self.n - size // 8, 1), size)
+        gallery = [self.rows[start:end]
+                   for start, end in zip(starts, [*starts[1:], self.n], strict=True)]
+        block = CPU_BLOCK if self.rows.device.type == "cpu" else BLOCK
+        rounds = math.ceil(len(queries) / max(1, block // min(self.n, size)))
+        parts = [self._nearest(some.to(self.rows.device), gallery, k)
+                 for some in queries.tensor_split(max(1, rounds))]
         values, places = (torch.cat(side).cpu().numpy() for side in zip(*parts, strict=True))
         return values, places
+
+    @staticmethod
+    def _nearest(queries: Tensor, gallery: Sequence[Tensor], k: int) -> tuple[Tensor, Tensor]:
+        """The `k` nearest of a few queries: those of each part of the gallery, and of these."""
+        found, start = [], 0
+        for rows in gallery:
+            values, places = _largest(queries @ rows.T, min(k, len(rows)))
+            found.append((values, places + start))
+            start += len(rows)
+        if len(found) == 1:
+            return found[0]
+        values, places = (torch.cat(side, dim=1) for side in zip(*found, strict=True))
+        # Equal values stand in the order of their rows, within a part and from part to part.
+        values, chosen = _largest(values, k)
+        return values, places.gather(1, chosen)
 
     @property
     def nbytes(self) -> int:

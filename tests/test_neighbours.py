@@ -31,12 +31,27 @@ def plain(gallery, queries, k, cosine):
 
 @pytest.mark.parametrize("metric", neighbours.METRICS)
 def test_exact_is_a_full_sort(metric, monkeypatch):
-    monkeypatch.setattr(neighbours, "BLOCK", 1500)  # several blocks of queries
+    monkeypatch.setattr(neighbours, "CPU_BLOCK", 1500)  # several blocks of queries
     gallery, queries = curved(500, 0), curved(20, 1)
     similarity, rows = neighbours.build(gallery, metric=metric).search(queries, 17)
     np.testing.assert_array_equal(rows, plain(gallery, queries, 17, metric == "cosine"))
     assert (np.diff(similarity, axis=1) <= 0).all()
     assert similarity.dtype == np.float32 and rows.dtype == np.int64
+
+
+@pytest.mark.parametrize("k", [1, 20, 90, 400])
+def test_parts_of_the_gallery_change_no_neighbour(k, monkeypatch):
+    # Small whole numbers: products are exact, so that there are ties within parts and between.
+    rng = np.random.default_rng(0)
+    gallery, queries = (rng.integers(-2, 3, (n, 6)).astype(np.float32) for n in (400, 30))
+    index = neighbours.build(gallery, metric="dot")
+    whole = index.search(queries, k)
+    np.testing.assert_array_equal(whole[1], plain(gallery, queries, k, cosine=False))
+    monkeypatch.setattr(neighbours, "ROWS_PER_NEIGHBOUR", 1)
+    for rows in (1, 64, 100, 390):  # the last leaves ten, which join the part before
+        monkeypatch.setattr(neighbours, "PART_ROWS", rows)
+        for one, other in zip(index.search(queries, k), whole, strict=True):
+            assert one.tobytes() == other.tobytes()
 
 
 def test_exact_agrees_with_scikit_learn():

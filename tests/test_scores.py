@@ -10,6 +10,7 @@ from scipy import sparse, stats
 
 from mvhlib.artifacts import InputError
 from mvhlib.cohort.genes import normalize
+from mvhlib.expression import scores as own
 from mvhlib.expression.scores import (
     best_genes,
     ceiling,
@@ -31,6 +32,28 @@ def test_section_scores_equal_scipy_and_hand():
         assert frame["pcc"][g] == pytest.approx(stats.pearsonr(y[:, g], p[:, g])[0], abs=1e-12)
         assert frame["mae"][g] == pytest.approx(np.abs(y[:, g] - p[:, g]).mean())
         assert frame["mse"][g] == pytest.approx(((y[:, g] - p[:, g])**2).mean())
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (61, 1), (400, 7), (9, 300)])
+@pytest.mark.parametrize("made", [np.asarray, np.asfortranarray, np.float32,
+                                  lambda values: values[::-1]])
+def test_blocks_of_spots_change_no_byte_of_the_scores(shape, made, monkeypatch):
+    rng = np.random.default_rng(0)
+    y = made(rng.standard_normal(shape) + 5)
+    p = made(rng.standard_normal(shape))
+
+    def scored(block):
+        monkeypatch.setattr(own, "BLOCK", block)
+        return section_scores(y, p, range(shape[1]))[["pcc", "mae", "mse"]].to_numpy()
+
+    whole = scored(y.size)
+    assert all(scored(block).tobytes() == whole.tobytes() for block in (1, 16, 100, 1000))
+    # The same in one go, as one would write it down.
+    x, z = (np.asarray(values, np.float64) for values in (y, p))
+    x, z, error = x - x.mean(axis=0), z - z.mean(axis=0), z - x
+    np.testing.assert_allclose(whole.T, [
+        (x * z).sum(axis=0) / np.sqrt((x**2).sum(axis=0) * (z**2).sum(axis=0)),
+        np.abs(error).mean(axis=0), (error**2).mean(axis=0)], rtol=1e-9, atol=1e-12)
 
 
 def test_properties_of_genes_are_means_over_the_tested_sections():

@@ -79,6 +79,23 @@ def test_moran_equals_squidpy(make):
     np.testing.assert_allclose(spatial.morans_i(values, weights), expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("n_genes", [1, 2, 7, 8])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_blocks_of_genes_change_no_byte_of_moran(n_genes, order, monkeypatch):
+    graph = lattice.graph(square(9, 7))
+    values = np.asarray(np.random.default_rng(0).standard_normal((63, n_genes)) + 5, order=order)
+
+    def found(block):
+        monkeypatch.setattr(spatial, "BLOCK", block)
+        return spatial.morans_i(values, graph)
+
+    whole = found(values.size)
+    assert all(found(block).tobytes() == whole.tobytes() for block in (1, 3 * 63, 5 * 63))
+    z, weights = values - values.mean(axis=0), graph.toarray()
+    np.testing.assert_allclose(
+        whole, 63 / weights.sum() * np.diag(z.T @ weights @ z) / (z**2).sum(axis=0), rtol=1e-10)
+
+
 def test_permutation_null_has_the_known_mean_and_uniform_p():
     rng = np.random.default_rng(2)
     coords = square(9, 9)

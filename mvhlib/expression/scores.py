@@ -6,7 +6,7 @@ is wanted, as HEST-Benchmark reports it, its floor stands beside it: what remain
 are shuffled within their section and nothing but the section's offset is known.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,9 @@ from mvhlib.cohort.genes import normalize, targets
 
 #: A spread below this part of the largest value is rounding, not variation.
 CONSTANT = 1e-12
+
+#: Values of a block of spots that is worked on at a time: what is made of it stays in the cache.
+BLOCK = 2**15
 
 #: Number of best genes whose mean is PCC-10.
 BEST_GENES = 10
@@ -28,12 +31,18 @@ def dense(values) -> np.ndarray:
 
 def is_constant(values: np.ndarray) -> np.ndarray:
     """Mark the columns of `(T, G)` that vary by no more than rounding."""
-    spread = np.ptp(values, axis=0)
-    return spread <= CONSTANT * np.abs(values).max(axis=0)
+    return _constant(values.min(axis=0), values.max(axis=0))
+
+
+def _constant(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    return high - low <= CONSTANT * np.maximum(np.abs(low), np.abs(high))
 
 
 def pearson(measured: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     """Pearson correlation per gene, NaN where truth or prediction is constant.
+
+    Beside float64 copies of what is not float64, memory holds one block of spots at a time where
+    both sides are stored spot after spot.
 
     Parameters
     ----------
@@ -50,17 +59,55 @@ def pearson(measured: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     InputError
         On shapes that differ or values that are not finite.
     """
-    measured, predicted = _pair(measured, predicted)
+    return _pearson(*_pair(measured, predicted))
+
+
+def _pearson(measured: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     if len(measured) < 2:
         return np.full(measured.shape[1], np.nan)
-    unknown = is_constant(measured) | is_constant(predicted)
+    unknown, means, scales = np.zeros(measured.shape[1], bool), [], []
+    for values in (measured, predicted):
+        low, high, mean = values.min(axis=0), values.max(axis=0), values.mean(axis=0)
+        unknown |= _constant(low, high)
+        means.append(mean)
+        # The largest distance from the mean: squares of tiny values would underflow.
+        scales.append(np.maximum(high - mean, mean - low))
+
+    def products(*block: np.ndarray) -> tuple[np.ndarray, ...]:
+        x, y = ((values - mean) / scale
+                for values, mean, scale in zip(block, means, scales, strict=True))
+        return x * y, x * x, y * y
+
     with np.errstate(divide="ignore", invalid="ignore"):
-        x, y = (values / np.abs(values).max(axis=0)  # squares of tiny values would underflow
-                for values in (measured - measured.mean(axis=0),
-                               predicted - predicted.mean(axis=0)))
-        r = (x * y).sum(axis=0) / (np.linalg.norm(x, axis=0) * np.linalg.norm(y, axis=0))
+        xy, xx, yy = _sums(measured, predicted, products)
+        r = xy / (np.sqrt(xx) * np.sqrt(yy))
     r[unknown] = np.nan
     return np.clip(r, -1.0, 1.0)
+
+
+def _blocks(*arrays: np.ndarray) -> list[slice]:
+    """Blocks of the rows of `(T, G)` whose sums can go on from block to block, byte for byte.
+
+    numpy adds row after row where rows are stored one after the other; a single column, and
+    columns that are stored one after the other, it adds in pairs: those are one block.
+    """
+    n_rows, n_columns = arrays[0].shape
+    if n_columns < 2 or not all(values.flags.c_contiguous for values in arrays):
+        return [slice(None)]
+    step = max(1, BLOCK // n_columns)
+    return [slice(start, start + step) for start in range(0, max(n_rows, 1), step)]
+
+
+def _sums(measured: np.ndarray, predicted: np.ndarray,
+          terms: Callable[..., tuple[np.ndarray, ...]]) -> list[np.ndarray]:
+    """Sums over the spots, `(G,)` each, of the arrays that `terms` makes of a block of both."""
+    sums: list[np.ndarray] = []
+    for rows in _blocks(measured, predicted):
+        parts = terms(measured[rows], predicted[rows])
+        for part, before in zip(parts, sums, strict=False):  # nothing is before the first block
+            part[0] += before
+        sums = [part.sum(axis=0) for part in parts]
+    return sums
 
 
 def _pair(measured, predicted) -> tuple[np.ndarray, np.ndarray]:
@@ -70,7 +117,7 @@ def _pair(measured, predicted) -> tuple[np.ndarray, np.ndarray]:
         raise InputError("scores", "shape", f"measured {measured.shape}, predicted "
                          f"{predicted.shape}", "give (spots, genes) in one order for both")
     for name, values in (("measured", measured), ("predicted", predicted)):
-        if not np.isfinite(values).all():
+        if not all(np.isfinite(values[rows]).all() for rows in _blocks(values)):
             raise InputError("scores", name, "holds NaN or infinity",
                              "leave out spots that were not measured or predicted")
     return measured, predicted
@@ -96,10 +143,14 @@ def section_scores(measured: np.ndarray, predicted: np.ndarray,
     if len(genes) != measured.shape[1]:
         raise InputError("scores", "genes", f"{len(genes)} names for {measured.shape[1]} columns",
                          "name every column")
-    error = predicted - measured
+
+    def errors(measured: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, ...]:
+        error = predicted - measured
+        return np.abs(error), error * error
+
+    absolute, squared = (total / len(measured) for total in _sums(measured, predicted, errors))
     return pd.DataFrame({"gene": list(genes), "n_spots": len(measured),
-                         "pcc": pearson(measured, predicted),
-                         "mae": np.abs(error).mean(axis=0), "mse": (error**2).mean(axis=0)})
+                         "pcc": _pearson(measured, predicted), "mae": absolute, "mse": squared})
 
 
 def pooled_scores(measured: Sequence[np.ndarray],

@@ -16,9 +16,12 @@ from mvhlib.artifacts import InputError
 from mvhlib.expression.scores import is_constant
 from mvhlib.lattice import graph, neighbours_on
 
+#: Values of a block of genes that Moran's I is taken of at a time, in a large section (32 MB).
+BLOCK = 2**22
+
 
 def morans_i(values: np.ndarray, weights: sparse.spmatrix) -> np.ndarray:
-    """Moran's I of every column.
+    """Moran's I of every column; large sections are worked through a few genes at a time.
 
     .. math:: I = \\frac{T}{\\sum_{ij} w_{ij}}
                   \\frac{\\sum_{ij} w_{ij} z_i z_j}{\\sum_i z_i^2}, \\quad z = x - \\bar x
@@ -39,10 +42,17 @@ def morans_i(values: np.ndarray, weights: sparse.spmatrix) -> np.ndarray:
     if values.ndim != 2 or values.shape[0] != weights.shape[0]:
         raise InputError("spatial", "values", f"shape {values.shape} on a graph of "
                          f"{weights.shape[0]} spots", "give one row per spot of the graph")
-    centred = values - values.mean(axis=0)
+    n_spots, n_genes = values.shape
+    mean, result = values.mean(axis=0), np.empty(n_genes)
+    step = max(2, BLOCK // max(n_spots, 1))
+    # The last block takes a gene left over: numpy would add up a single column in another order.
+    starts = range(0, max(n_genes - 1, 1), step)
     with np.errstate(divide="ignore", invalid="ignore"):
-        result = (len(values) / weights.sum() * (centred * (weights @ centred)).sum(axis=0)
-                  / (centred**2).sum(axis=0))
+        scale = n_spots / weights.sum()
+        for start, end in zip(starts, [*starts[1:], n_genes], strict=True):
+            centred = values[:, start:end] - mean[start:end]
+            result[start:end] = (scale * (centred * (weights @ centred)).sum(axis=0)
+                                 / (centred**2).sum(axis=0))
     result[is_constant(values)] = np.nan
     return result
 
