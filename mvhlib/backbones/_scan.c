@@ -105,14 +105,14 @@ INLINE vf exp2_lanes(vf x) {
 #define LN2 0.69314718055994531f
 #define PI 3.14159265358979324
 
-/* 2^x times cos and sin of pi y, to 2e-7 of 2^x. The angle comes as dt times a rate of two parts:
-   their products are exact enough for thousands of turns. The nearest whole number of half turns
-   goes into the sign, the rest into polynomials. Where y is beyond 2^22, whose rest is no longer
-   known, the bound keeps the result finite. */
 typedef struct {
     vf re, im;
 } vc;
 
+/* 2^x times cos and sin of pi y, to 2e-7 of 2^x. The angle comes as y = dt (high + low), a rate in
+   two parts, whose products are exact enough for thousands of turns. The nearest whole number of
+   half turns goes into the sign, the rest into polynomials. Beyond 2^22 the rest is not known any
+   more, and its bound keeps the result finite. */
 INLINE vc exp2_turned(vf x, vf dt, vf high, vf low) {
     const vf magic = splat(12582912.0f);
     vf size = exp2_lanes(x);
