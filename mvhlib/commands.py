@@ -54,6 +54,8 @@ VARIABLES = ("PROFILE", "PARAMS", "DATA", "OUT", "SEED", "JOBS", "SLOW", "PYTHON
              "MODEL", "MPP", "STRIDE_UM", "GENES", "PREDICTIONS", "CLUSTER", "PORT", "ARGS")
 #: Variables that make passes to a make below it; a make started by another program is not one.
 OF_MAKE = ("MAKELEVEL", "MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKE_TERMOUT", "MAKE_TERMERR")
+#: The other scheduler asks a solver by way of files, and breaks where the disk is full.
+SCHEDULER = ("--scheduler", "greedy")
 #: Settings that a cluster's own file overrides.
 SLURM = "workflow/profiles/slurm"
 #: Memory that a notebook may take [bytes].
@@ -112,7 +114,7 @@ def figures(given: Mapping[str, str]) -> None:
     out = out_folder(given)
     _wait_for_others(out / "runs" / call.profile)
     become([sys.executable, "-m", "snakemake", "--snakefile", str(home() / "workflow/Snakefile"),
-            "--directory", str(out), *where, "--nolock", "--rerun-incomplete",
+            "--directory", str(out), *where, "--nolock", "--rerun-incomplete", *SCHEDULER,
             "--keep-going", "--logger", "mvh", "--config", workflow.to_jobs(call)],
            _with_console(surroundings(out)))
 

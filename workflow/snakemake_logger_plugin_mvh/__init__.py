@@ -33,6 +33,8 @@ class LogHandler(LogHandlerBase):
     writes_to_file = needs_rulegraph = False
 
     def __post_init__(self) -> None:
+        # Where the disk is full the engine's own log cannot be written; what failed has its line.
+        logging.raiseExceptions = False
         self.total = 0
         self.done: set[int] = set()
         self.failed: set[int] = set()
