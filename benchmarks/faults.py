@@ -7,7 +7,7 @@ The profile runs once without any fault, one job at a time. For each stage its s
 start is laid again, the profile is called, and when the stage's kernel is at work something
 happens. The same command, given again where the first did not end well, must make the same bytes.
 Stages meet faults by turns, or each stage every fault (`--each`); what befalls the whole OUT stands
-once, in the middle. The default is the smallest profile; `test` takes an hour. `faults.csv`::
+once, in the middle. The default is the smallest profile; `test` takes two hours. `faults.csv`::
 
     stage, fault       where, and what
     seen               exit status and last words of the call that met the fault
@@ -91,6 +91,7 @@ class Runs:
         lines = [line.strip() for line in said.read_text(encoding="utf-8").splitlines()
                  if re.search(r"FAILED|Fix:|waiting|Error:|failed|Errno|Nothing is left", line)]
         last = " / ".join(lines[-3:]).replace(str(self.out), "OUT").replace(str(home()), ".")
+        last = last.replace(sys.prefix, ".venv")
         last = re.sub(r"process \d+ on [^\s,]+", "process N on HOST", last)
         last = re.sub(r" +\d+\.\d min", "", re.sub(r"\s+", " ", last))
         status = f"signal {-code}" if code < 0 else f"exit {code}"
