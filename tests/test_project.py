@@ -157,12 +157,13 @@ def test_benchmark_numbers_are_those_of_the_committed_table():
 def test_pretraining_numbers_are_those_of_the_committed_table():
     table = read_csv(ROOT / "benchmarks/dino.csv").set_index("what")
     page = (ROOT / "benchmarks/README.md").read_text()
-    for side, images in (("64 + 32", 816), ("256 + 112", 43)):
+    for side, said in (("64 + 32", "{:,.0f} images a second at 64 px ({:.1f} times"),
+                       ("256 + 112", "{:.0f} at 256 px ({:.1f} times)")):
         row = table.loc[f"augmentation of an image, {side} px"]
-        assert row["note"].startswith(f"{images} images/s") and f"{row['ratio']:.2g} times" in page
-    for name, images in (("vit12", "0.6"), ("mvhybrid", "0.4")):
-        step = table.loc[f"{name}_small_patch16_256: whole step", "note"]
-        assert f"{images} images/s" in step and f"{images} images a second with" in page
+        assert said.format(1 / row["candidate_s"], row["ratio"]) in page
+    steps = [8 / table.loc[f"{name}_small_patch16_256: whole step", "candidate_s"]
+             for name in ("vit12", "mvhybrid")]
+    assert "{:.1f} images a second with ViT12 and {:.1f} with MVHybrid".format(*steps) in page
     days = table[table.index.str.startswith("mvhybrid_small_patch16_256: the published")]["note"]
     assert days.iloc[0].split(" days")[0] + " days" in page
 
@@ -193,7 +194,7 @@ def test_ridge_numbers_are_those_of_the_committed_table():
     for what, rows in folds.groupby("what", sort=False):
         spots, genes = (int(n) for n in re.search(r"(\d+) spots, (\d+) genes", what).groups())
         ratios = rows.set_index("baseline").loc[baselines, "ratio"]
-        cells = " | ".join(f"{ratio:.2g}" for ratio in ratios)
+        cells = " | ".join(f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.1f}" for ratio in ratios)
         assert f"| {spots:,} x {genes:,} | {cells} |" in text
 
 
