@@ -167,10 +167,12 @@ def spatial_map(adata: "AnnData", values, ax: "Axes", *, title: str = "", cmap: 
                           colorbar=colorbar and not categorical, alpha=alpha, **options)
     ax.set_xlabel("")
     ax.set_ylabel("")
-    places = np.asarray(shown.obsm["spatial"], float) * (
-        image_scale(adata) if library is not None else 1.0)
+    scale = image_scale(adata) if library is not None else 1.0
+    places = np.asarray(shown.obsm["spatial"], float) * scale
     (left, top), (right, bottom) = places.min(axis=0), places.max(axis=0)
-    margin = 0.06 * max(right - left, bottom - top)
+    radius = 0.0 if library is None else scale * size / 2 * float(
+        adata.uns["spatial"][library]["scalefactors"]["spot_diameter_fullres"])
+    margin = max(0.06 * max(right - left, bottom - top), 1.05 * radius)
     ax.set_xlim(left - margin, right + margin)
     ax.set_ylim(bottom + margin, top - margin)
     for collection in ax.collections:

@@ -1,11 +1,12 @@
 """Figures that a reader decodes without a legend: rows, numbers, blocks, maps on one scale."""
 
+import anndata
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 
-from mvhlib import dots, maps
+from mvhlib import dots, maps, plots
 from mvhlib.expression import blocks
 from mvhlib.expression.structure import CoExpression
 
@@ -85,3 +86,14 @@ def test_rows_without_a_filled_dot_follow_as_they_come():
     table = pd.DataFrame({"encoder": list("dcbab"), "mean": [0.1, 0.2, 0.3, 0.4, 0.5],
                           "open": [True, True, True, False, False]})
     assert dots.order(table) == ["b", "a", "d", "c"]
+
+
+def test_no_spot_of_a_coarse_map_is_cut_at_its_border(ax):
+    place = np.argwhere(np.ones((4, 4))) * 100.0 + 60
+    adata = anndata.AnnData(np.ones((16, 1), np.float32), obsm={"spatial": place}, uns={
+        "spatial": {"s": {"images": {"hires": np.ones((25, 25, 3), np.float32)}, "scalefactors": {
+            "tissue_hires_scalef": 0.05, "spot_diameter_fullres": 100.0}}}})
+    plots.spatial_map(adata, np.arange(16.0), ax, colorbar=False)
+    (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
+    edge = 0.05 * (60 - 50)  # where the first spots begin
+    assert left < edge and top < edge and right > 0.05 * 410 and bottom > 0.05 * 410

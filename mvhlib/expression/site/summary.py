@@ -174,7 +174,7 @@ def said(probes: pd.DataFrame, against: pd.DataFrame, remedies: pd.DataFrame,
             row.spearman) else f"Its rank correlation with what an unseen study costs is "
             f"{phrases.number(row.spearman)} over {encoders} ({p}).")
     for row in remedies[remedies["protocol"] == protocol].itertuples():
-        found.append(f"{row.remedy} changes r of {row.encoder} by "
+        found.append(f"{plots.label(row.remedy)} changes r of {plots.label(row.encoder)} by "
                      f"{phrases.mean(row.difference, row.ci_low, row.ci_high, 3)}.")
     return " ".join(found), (
         "A probe finds what can be read from an embedding, not what a model uses of it. Encoders "
