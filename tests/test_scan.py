@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mvhlib.artifacts import InputError
-from mvhlib.backbones import scan
+from mvhlib.backbones import native_scan, scan, torch_scan
 
 LENGTHS = (1, 2, 50, 64, 257)
 NAMES = ("u", "delta", "A", "B", "C", "D", "delta_bias")
@@ -197,7 +197,7 @@ def test_half_precision_in_and_out_but_not_inside(backend):
 
 
 def test_torch_scan_passes_gradcheck():
-    tensors, _ = scan_inputs(1, 2, scan.CHECKPOINT + 3, 2)
+    tensors, _ = scan_inputs(1, 2, torch_scan.CHECKPOINT + 3, 2)
     leaves = [t.requires_grad_() for t in tensors]
     assert torch.autograd.gradcheck(
         lambda *t: scan.selective_scan(*t, backend="torch"), leaves, eps=1e-6, atol=1e-7)
@@ -517,7 +517,7 @@ def test_without_a_compiler_auto_falls_back_and_native_says_so(monkeypatch, tmp_
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("MVH_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("CC", raising=False)
-    scan._native.cache_clear()
+    native_scan.library.cache_clear()
     try:
         assert scan.available_backends()[-2:] == ["torch", "reference"]
         assert "native" not in scan.available_backends()
@@ -525,7 +525,7 @@ def test_without_a_compiler_auto_falls_back_and_native_says_so(monkeypatch, tmp_
         with pytest.raises(InputError, match="no C compiler.*apt install gcc"):
             scan.selective_scan(*tensors, backend="native")
     finally:
-        scan._native.cache_clear()
+        native_scan.library.cache_clear()
 
 
 @needs_compiler
@@ -553,12 +553,12 @@ def test_a_damaged_kernel_file_is_compiled_anew(monkeypatch, tmp_path):
     # the loader knows a library by its path and would not open the same one twice.
     whole, damaged = tmp_path / "whole", tmp_path / "damaged"
     monkeypatch.setenv("MVH_CACHE", str(whole))
-    scan._load()
+    native_scan.load()
     (file,) = whole.iterdir()
     damaged.mkdir()
     (damaged / file.name).write_bytes(file.read_bytes()[:1000])
     monkeypatch.setenv("MVH_CACHE", str(damaged))
-    scan._load()
+    native_scan.load()
     assert [path.name for path in damaged.iterdir()] == [file.name]
     assert (damaged / file.name).stat().st_size == file.stat().st_size
 
@@ -566,7 +566,8 @@ def test_a_damaged_kernel_file_is_compiled_anew(monkeypatch, tmp_path):
 def test_import_compiles_and_probes_nothing(tmp_path):
     code = (
         "import sys; import mvhlib.backbones.scan as s; "
-        "assert not s._native.cache_info().currsize and not s._mamba.cache_info().currsize; "
+        "assert not s.native_scan.library.cache_info().currsize; "
+        "assert not s._mamba.cache_info().currsize; "
         "print(sorted({'scanpy', 'pandas', 'triton', 'mamba_ssm'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
