@@ -112,10 +112,11 @@ def test_extremes_bound_every_factor_of_the_recurrence():
     assert state_space_extremes(create_model("vit12_micro_patch8_64"), images) == {}
 
 
-def test_half_precision_is_that_of_images_and_scan_inputs():
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_that_of_images_and_scan_inputs(dtype):
     model = create_model("mvhybrid_micro_patch8_64", depth=2, img_size=32)
     seen = {}
-    stability.round_inputs(model)
+    stability.round_inputs(model, dtype)
     scan, attention = model.blocks[0].mixer, model.blocks[1].mixer
     for name, module in (("images", model.patch_embed.proj), ("scan", scan.x_proj),
                          ("attention", attention.qkv)):
@@ -125,12 +126,12 @@ def test_half_precision_is_that_of_images_and_scan_inputs():
     model(x)[:, 0].sum().backward()
 
     def is_half(tensor):
-        return torch.equal(tensor, tensor.half().float())
+        return torch.equal(tensor, tensor.to(dtype).float())
 
     assert is_half(seen["images"][0]) and is_half(seen["scan"][1])
     assert not is_half(x) and not is_half(seen["attention"][1])
     assert bool(x.grad.abs().sum() > 0)
-    assert stability._rounded(torch.tensor(7e4)).isinf()
+    assert stability._rounded(torch.tensor(7e4), dtype).isinf() == (dtype == torch.float16)
 
 
 # ---- the verdict
@@ -163,9 +164,22 @@ def test_the_verdict_is_a_rule(given, verdict):
     assert found["n_steps"] == given["step"].iloc[-1] + 1
 
 
+@pytest.mark.parametrize(("end", "verdict"), [
+    (2000.0, "stable"), (2000.1, "growing"), (np.inf, "growing"), (np.nan, "growing")])
+def test_what_the_final_norm_hides_is_no_stability(end, verdict):
+    """The stream begins at 2 behind the second block, and the loss goes down throughout."""
+    given = trajectory(list(np.linspace(10, 5, 20)))
+    given.loc[18, "activation_1"] = end
+    given["grad_backbone"] = [2.0, 8.0] + [1.0] * 18
+    found = stability.judge(given)
+    assert (found["verdict"], found["grad_max"], found["grad_growth"]) == (verdict, 8, 4)
+    worse = given.assign(loss=np.linspace(5, 10, 20))
+    assert stability.judge(worse)["verdict"] == "diverged"
+
+
 @pytest.mark.parametrize(("largest", "step"), [(65504.0, np.nan), (65536.0, 6), (np.nan, 6)])
 def test_the_step_that_leaves_float16(largest, step):
-    """Stated beside the verdict, and no part of it."""
+    """Stated beside the verdict; a spike that is over before the end is no part of it."""
     given = trajectory([10.0] * 6)
     given.loc[3, "activation_0"] = largest
     found = stability.judge(given)
@@ -187,6 +201,7 @@ def test_the_summary_counts_pairs():
     for row in rows:
         if row["channel_mixer"] == "mlp":
             row["activation_max"] *= 2
+            row["verdict"] = "growing"
             if row["lr_factor"] == 10 and row["clip"] == 0:
                 row["verdict"] = "diverged"
     table = stability.summarise(pd.DataFrame(rows)).set_index("lr_factor")
@@ -195,6 +210,9 @@ def test_the_summary_counts_pairs():
     assert table.loc["all", ["only_mlp", "only_einfft"]].tolist() == [1, 0]
     np.testing.assert_allclose(table["activation_ratio"], 2)
     assert table["beyond_float16_mlp"].eq(0).all()
+    assert table["activation_larger"].to_dict() == {1.0: 2, 10.0: 2, "all": 4}
+    assert table["grad_larger"].eq(0).all()
+    assert table.loc["all", ["growing_einfft", "growing_mlp"]].tolist() == [0, 3]
     with pytest.raises(InputError, match="einfft, mlp"):
         stability.summarise(pd.DataFrame(rows[:1]))
 
@@ -238,6 +256,10 @@ def test_every_cell_is_drawn_with_its_last_loss():
         "0.50 | 6e+00"] * 4 + ["not finite | 6e+00"] * 2
     assert [label.get_text() for label in ax.get_yticklabels()] == [
         "released, 12 blocks, clip 3", "float16, released, 12 blocks, clip 3"]
+    longer = stability.grid([{"lr_factor": [10], "steps": [200]}])[0]
+    assert stability._row_name(*(longer[name] for name in stability.RECIPE)).endswith(", 200 steps")
+    assert stability.configure(Config(steps=24), longer).steps == 200
+    assert stability.configure(Config(steps=24), cells[0]).steps == 24
     assert not ax.patches
 
 
@@ -253,5 +275,6 @@ def test_what_is_beyond_float16_is_hatched_and_said():
     assert len(ax.patches) == 2 and all(patch.get_hatch() for patch in ax.patches)
     said = stability.sentence(table)
     assert said.startswith("Of 4 short trainings of 3 steps, ")
-    assert "1 of 2 with MLP diverged and 2 left the range of float16" in said
+    assert "1 of 2 with MLP diverged; 0 kept their loss" in said
+    assert "and 2 left the range of float16" in said
     assert said.endswith("eigenvalue was -1.000.")

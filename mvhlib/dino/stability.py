@@ -9,9 +9,14 @@ A cell of the grid is a value for each of `AXES`. Learning rates are multiples o
 peak itself, 0.002 sqrt(1536 / 1024), whatever the batch, and are held from the warm-up to the end.
 A pure trunk has a state-space mixer in every block, a hybrid one in the first half.
 
-``inputs="float16"`` rounds to float16 and back what the published loader rounds, the images, and
-what a GPU kernel would be handed in that precision: the outputs of the projections that feed the
-scan. Gradients pass through as they are. A CPU has no float16 training; nothing else is rounded.
+``inputs="float16"`` and ``"bfloat16"`` round to that type and back what the published loader rounds,
+the images, and what a GPU kernel would be handed in that precision: the outputs of the projections
+that feed the scan. Gradients pass through as they are. A CPU has no 16-bit training; nothing else is
+rounded.
+
+A final norm hides from the loss what grows before it. The residual stream is therefore recorded
+behind every block, and a run whose stream grew without bound is not called stable. Gradients are an
+outcome of their own: their largest norm before clipping, mixer against mixer.
 """
 
 import itertools
@@ -23,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from mvhlib import artifacts, phrases
@@ -39,12 +45,13 @@ if TYPE_CHECKING:
 #: Axes of the grid, what each may be, and where a block of a grid that does not name it stands.
 AXES: dict[str, tuple[tuple | type, tuple]] = {
     "trunk": (("state_space", "hybrid"), ("state_space",)),
-    "inputs": (("float32", "float16"), ("float32",)),
+    "inputs": (("float32", "float16", "bfloat16"), ("float32",)),
     "preset": (("released", "corrected"), ("released",)),
     "depth": (int, (12,)),
     "clip": (float, (3.0,)),
     "channel_mixer": (("einfft", "mlp"), ("einfft", "mlp")),
     "lr_factor": (float, (1.0,)),
+    "steps": (int, (0,)),  # 0: as many as the grid is run with
 }
 #: What makes a run of the grid short: `Config` where it says nothing else.
 SHORT: dict[str, Any] = {
@@ -54,19 +61,22 @@ SHORT: dict[str, Any] = {
 PUBLISHED_PEAK = 0.002 * math.sqrt(1536 / 1024)
 #: A run diverged if its loss ends above where it began by more than this share.
 MARGIN = 0.05
+#: A residual stream grows without bound if it ends above its first value by more than this factor.
+GROWTH = 1000.0
 #: Share of the logged steps that is the end of a run.
 END = 0.1
 #: The largest number that float16 holds.
 FLOAT16 = float(np.finfo(np.float16).max)
 #: Axes that make a recipe, apart from what is compared along it.
-RECIPE = ["trunk", "inputs", "preset", "depth", "clip"]
+RECIPE = ["trunk", "inputs", "preset", "depth", "clip", "steps"]
 #: What `draw_trajectories` shows, and its titles.
 DRAWN = {"loss": "loss", "activation": "largest activation", "grad": "gradient norm",
          "pole_max": "largest real part of A"}
 #: Columns of a trajectory that hold the largest activation behind a block.
 ACTIVATIONS = r"^activation_\d+$"
 #: Verdicts, and what they are drawn in.
-VERDICTS = {"stable": "#9ECAE9", "collapsed": "#F0E442", "diverged": "#D55E00"}
+VERDICTS = {"stable": "#9ECAE9", "growing": "#F6C8A0", "collapsed": "#F0E442",
+            "diverged": "#D55E00"}
 #: What the two channel mixers are drawn in (Okabe and Ito), and how they are written.
 COLOURS = {"einfft": "#0072B2", "mlp": "#E69F00"}
 NAMES = {"einfft": "EinFFT", "mlp": "MLP"}
@@ -120,11 +130,11 @@ def configure(base: Config, cell: Mapping[str, Any]) -> Config:
     pure = cell["trunk"] == "state_space"
     options = {"depth": cell["depth"], "split": cell["depth"] if pure else cell["depth"] // 2,
                "channel_mixer": cell["channel_mixer"], "preset": cell["preset"]}
-    peak = cell["lr_factor"] * PUBLISHED_PEAK
+    peak, steps = cell["lr_factor"] * PUBLISHED_PEAK, cell["steps"] or base.steps
     return replace(
-        base, backbone_options=base.backbone_options | options, clip=cell["clip"],
+        base, backbone_options=base.backbone_options | options, clip=cell["clip"], steps=steps,
         base_lr=peak / math.sqrt(base.batch / 1024), end_lr=peak,
-        save_every=base.steps, patience=base.steps, least_rank=0.0, progress=False, restart=True)
+        save_every=steps, patience=steps, least_rank=0.0, progress=False, restart=True)
 
 
 class Recorder(Pretraining):
@@ -135,7 +145,7 @@ class Recorder(Pretraining):
     config
         Every setting.
     inputs
-        ``"float32"``, or ``"float16"`` (see the module).
+        ``"float32"``, ``"float16"`` or ``"bfloat16"`` (see the module).
 
     Attributes
     ----------
@@ -153,9 +163,9 @@ class Recorder(Pretraining):
         for number, block in enumerate(backbone.blocks):
             block.register_forward_hook(
                 lambda _block, _args, x, number=number: self._note(number, x))
-        if inputs == "float16":
+        if inputs != "float32":
             for model in (backbone, self.teacher.backbone):
-                round_inputs(model)
+                round_inputs(model, getattr(torch, inputs))
 
     def _note(self, number: int, x: Tensor) -> None:
         peak = float(x.detach().abs().amax())
@@ -177,18 +187,19 @@ class Recorder(Pretraining):
         return state_space_extremes(self.student.backbone, views)
 
 
-def round_inputs(backbone: nn.Module) -> None:
-    """Round to float16 the images and what the projections hand to the scans."""
-    backbone.patch_embed.register_forward_pre_hook(lambda _module, args: (_rounded(args[0]),))
+def round_inputs(backbone: nn.Module, dtype: torch.dtype) -> None:
+    """Round to `dtype` the images and what the projections hand to the scans."""
+    backbone.patch_embed.register_forward_pre_hook(
+        lambda _module, args: (_rounded(args[0], dtype),))
     for block in backbone.blocks:
         for name, module in block.mixer.named_children():
             if hasattr(block.mixer, "A") and name.startswith(("in_proj", "x_proj")):
-                module.register_forward_hook(lambda _module, _args, x: _rounded(x))
+                module.register_forward_hook(lambda _module, _args, x: _rounded(x, dtype))
 
 
-def _rounded(x: Tensor) -> Tensor:
-    """`x` as float16 holds it, infinite beyond `FLOAT16`; the gradient passes through."""
-    return x + (x.detach().half().to(x.dtype) - x.detach())
+def _rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """`x` as `dtype` holds it, infinite beyond its range; the gradient passes through."""
+    return x + (x.detach().to(dtype).to(x.dtype) - x.detach())
 
 
 def run_cell(base: Config, cell: Mapping[str, Any]) -> "pd.DataFrame":
@@ -258,14 +269,17 @@ def judge(trajectory: "pd.DataFrame") -> dict[str, Any]:
 
     Diverged: a logged loss or gradient norm is not finite, or the mean loss over the last `END` of
     the logged steps is above the first by more than `MARGIN`. Collapsed: it did not diverge, and
-    the mean effective rank over these steps is below the `least_rank` of `Config`. Else stable.
+    the mean effective rank over these steps is below the `least_rank` of `Config`. Growing: neither,
+    and the largest activation behind some block, over these steps, is more than `GROWTH` times that
+    of the first step or not finite. Else stable.
 
     Returns
     -------
     dict
         ``verdict``, ``reason``, ``n_steps``; ``loss_start``, ``loss_end``, ``loss_max``;
         ``grad_max`` over parts and ``activation_max`` over blocks, each over all steps, and
-        ``activation_growth``, that of the last step over that of the first; ``float16_step``, the
+        ``grad_growth``, the largest over the first, and ``activation_growth``, the largest over the
+        end of the run over the first; ``float16_step``, the
         first logged step at which an activation is beyond what float16 can hold (nan: none), which
         is no part of the verdict; ``delta_max``, ``pole_max``, ``pole_min``, ``decay_max``;
         ``rank_end``.
@@ -275,18 +289,21 @@ def judge(trajectory: "pd.DataFrame") -> dict[str, Any]:
     loss, rank = trajectory["loss"].to_numpy(), trajectory["effective_rank"].to_numpy()
     end = slice(-max(1, round(END * len(loss))), None)
     rise = float(loss[end].mean() / loss[0] - 1)
+    growth = float(activations[end].max() / activations[0])
     if not np.isfinite(loss).all() or not np.isfinite(gradients).all():
         verdict, reason = "diverged", "loss or gradient not finite"
     elif rise > MARGIN:
         verdict, reason = "diverged", f"loss ends at {1 + rise:.2f} of its start"
     elif rank[end].mean() < Config.least_rank:
         verdict, reason = "collapsed", f"effective rank ends at {rank[end].mean():.2f}"
+    elif not growth <= GROWTH:
+        verdict, reason = "growing", f"activations end at {growth:.0e} times their start"
     else:
         verdict, reason = "stable", f"loss ends at {1 + rise:.2f} of its start"
     return {"verdict": verdict, "reason": reason, "n_steps": int(trajectory["step"].iloc[-1]) + 1,
             "loss_start": loss[0], "loss_end": loss[end].mean(), "loss_max": loss.max(),
-            "grad_max": gradients.max(), "activation_max": activations.max(),
-            "activation_growth": activations[-1] / activations[0],
+            "grad_max": gradients.max(), "grad_growth": gradients.max() / gradients[0].max(),
+            "activation_max": activations.max(), "activation_growth": growth,
             "float16_step": trajectory["step"].where(~(activations <= FLOAT16)).min(),
             "delta_max": trajectory["delta_max"].max(), "pole_max": trajectory["pole_max"].max(),
             "pole_min": trajectory["pole_min"].min(), "decay_max": trajectory["decay_max"].max(),
@@ -294,7 +311,7 @@ def judge(trajectory: "pd.DataFrame") -> dict[str, Any]:
 
 
 def summarise(table: "pd.DataFrame") -> "pd.DataFrame":
-    """MLP against EinFFT over cells that differ in nothing else, by trunk, inputs and rate.
+    """MLP against EinFFT over cells that differ in nothing else, by trunk, inputs, length and rate.
 
     The last row, ``all``, counts every pair. Cells of one grid are no sample of anything and each
     was trained once, so there is no interval and no test.
@@ -302,11 +319,12 @@ def summarise(table: "pd.DataFrame") -> "pd.DataFrame":
     Returns
     -------
     pandas.DataFrame
-        ``trunk, inputs, lr_factor, n_pairs``; ``diverged_einfft, diverged_mlp``: cells;
+        ``trunk, inputs, steps, lr_factor, n_pairs`` (`steps` 0: the grid's own length); ``diverged_einfft, diverged_mlp``: cells;
         ``difference``: share of cells that diverged, MLP less EinFFT; ``only_mlp, only_einfft``:
-        pairs in which one alone diverged; ``collapsed_*``; ``beyond_float16_*``: cells whose
-        activations left the range of float16; ``activation_ratio``, ``grad_ratio``:
-        geometric means of the largest values, MLP over EinFFT; ``pole_max``: the largest real
+        pairs in which one alone diverged; ``collapsed_*``, ``growing_*``; ``beyond_float16_*``:
+        cells whose activations left the range of float16; ``activation_ratio``, ``grad_ratio``:
+        geometric means of the largest values, MLP over EinFFT; ``activation_larger``,
+        ``grad_larger``: pairs in which that of the MLP is the larger; ``pole_max``: the largest real
         part of any eigenvalue at any logged step; ``n_seeds``.
     """
     import pandas as pd
@@ -317,15 +335,16 @@ def summarise(table: "pd.DataFrame") -> "pd.DataFrame":
     if both.empty:
         raise InputError("stability", "channel_mixer", "differs in no pair of runs that are "
                          "otherwise the same", "give [einfft, mlp]")
-    groups = [*both.groupby(["trunk", "inputs", "lr_factor"], sort=False)]
-    return pd.DataFrame([dict(zip(("trunk", "inputs", "lr_factor"), key, strict=True))
-                         | _counts(pairs) for key, pairs in [*groups, (("all",) * 3, both)]])
+    names = ["trunk", "inputs", "steps", "lr_factor"]
+    groups = [*both.groupby(names, sort=False), (("all",) * len(names), both)]
+    return pd.DataFrame([dict(zip(names, key, strict=True)) | _counts(pairs)
+                         for key, pairs in groups])
 
 
 def _counts(pairs: "pd.DataFrame") -> dict[str, Any]:
     found = {"n_pairs": len(pairs)}
     failed = {}
-    for verdict in ("diverged", "collapsed"):
+    for verdict in ("diverged", "collapsed", "growing"):
         for mixer in NAMES:
             failed[verdict, mixer] = pairs[f"verdict_{mixer}"] == verdict
             found[f"{verdict}_{mixer}"] = int(failed[verdict, mixer].sum())
@@ -336,6 +355,7 @@ def _counts(pairs: "pd.DataFrame") -> dict[str, Any]:
               "only_mlp": int((mlp & ~einfft).sum()), "only_einfft": int((einfft & ~mlp).sum())}
     for name in ("activation", "grad"):
         ratios = np.log(pairs[f"{name}_max_mlp"] / pairs[f"{name}_max_einfft"])
+        found[f"{name}_larger"] = int((ratios > 0).sum())
         # A pair in which something overflowed has no ratio.
         found[f"{name}_ratio"] = float(np.exp(ratios[np.isfinite(ratios)].mean()))
     poles = pairs[["pole_max_mlp", "pole_max_einfft"]].max(axis=None)
@@ -353,14 +373,18 @@ def sentence(table: "pd.DataFrame") -> str:
     counts = [f"{int((own['verdict'] == 'diverged').sum())} of {len(own)} with {NAMES[mixer]}"
               for mixer, own in table.groupby("channel_mixer")]
     beyond = int((~(table["activation_max"] <= FLOAT16)).sum())
-    return (f"Of {phrases.count(len(table), 'short training')} of {int(table['n_steps'].max())} "
-            f"steps, {phrases.listed(counts)} diverged and {beyond} left the range of float16; the "
+    growing = int((table["verdict"] == "growing").sum())
+    lengths = sorted(set(table["n_steps"]))
+    lasted = " to ".join(str(int(n)) for n in dict.fromkeys([lengths[0], lengths[-1]]))
+    return (f"Of {phrases.count(len(table), 'short training')} of {lasted} steps, "
+            f"{phrases.listed(counts)} diverged; {growing} kept their loss while their activations "
+            f"grew more than {GROWTH:,.0f}-fold, and {beyond} left the range of float16; the "
             f"largest real part of any eigenvalue was "
             f"{phrases.number(table['pole_max'].max(), 3)}.")
 
 
 def harshest(trajectories: "pd.DataFrame") -> "pd.DataFrame":
-    """Rows of the highest rate, for the first trunk and inputs of the grid, and what is drawn.
+    """Longest runs at the highest rate, for the first trunk and inputs, and what is drawn.
 
     ``activation`` is the largest over blocks, ``grad`` the largest gradient norm over parts.
     """
@@ -368,6 +392,7 @@ def harshest(trajectories: "pd.DataFrame") -> "pd.DataFrame":
     chosen = (trajectories[["trunk", "inputs"]] == first).all(axis=1)
     rows = trajectories[chosen]
     rows = rows[rows["lr_factor"] == rows["lr_factor"].max()]
+    rows = rows[rows["steps"] == rows["steps"].max()]
     rows = rows.assign(activation=rows.filter(regex=ACTIVATIONS).max(axis=1),
                        grad=rows.filter(regex="^grad_").max(axis=1))
     return rows[[*AXES, "step", *DRAWN, "delta_median", "decay_max", "effective_rank"]]
@@ -474,8 +499,8 @@ def draw_verdicts(table: "pd.DataFrame", ax: "Axes") -> "Axes":
     return ax
 
 
-def _row_name(trunk: str, inputs: str, preset: str, depth: int, clip: float) -> str:
+def _row_name(trunk: str, inputs: str, preset: str, depth: int, clip: float, steps: int) -> str:
     special = [{"state_space": "", "hybrid": "hybrid"}[trunk],
                inputs if inputs != "float32" else ""]
     return ", ".join([*filter(None, special), preset, f"{depth} blocks",
-                      f"clip {clip:g}" if clip else "no clip"])
+                      f"clip {clip:g}" if clip else "no clip", *([f"{steps} steps"] * bool(steps))])
