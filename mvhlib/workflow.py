@@ -8,8 +8,8 @@ can be tested without running anything. A profile is a folder ``params/<profile>
                               are built on), threads
     <notebook>.yaml           what differs from the notebook's defaults; may be absent
 
-A notebook that compares encoders takes all of them; 07 and 08 those that their file names, if it
-does. An encoder is its `source` (`mvhlib.encoders` lists them; a relative path in
+A notebook that compares encoders takes all of them; 07, 08, 14 and 18 those that their file names,
+if it does. An encoder is its `source` (`mvhlib.encoders` lists them; a relative path in
 ``python:file.py:f`` starts here or at the clone), `weights`, `options` and other parameters of
 `04_embed`, and
 

@@ -9,10 +9,10 @@ A cell of the grid is a value for each of `AXES`. Learning rates are multiples o
 peak itself, 0.002 sqrt(1536 / 1024), whatever the batch, and are held from the warm-up to the end.
 A pure trunk has a state-space mixer in every block, a hybrid one in the first half.
 
-``inputs="float16"`` and ``"bfloat16"`` round to that type and back what the published loader rounds,
-the images, and what a GPU kernel would be handed in that precision: the outputs of the projections
-that feed the scan. Gradients pass through as they are. A CPU has no 16-bit training; nothing else is
-rounded.
+``inputs="float16"`` and ``"bfloat16"`` round to that type and back what the published loader
+rounds, the images, and what a GPU kernel would be handed in that precision: the outputs of the
+projections that feed the scan. Gradients pass through as they are. A CPU has no 16-bit training;
+nothing else is rounded.
 
 A final norm hides from the loss what grows before it. The residual stream is therefore recorded
 behind every block, and a run whose stream grew without bound is not called stable. Gradients are an
@@ -269,9 +269,9 @@ def judge(trajectory: "pd.DataFrame") -> dict[str, Any]:
 
     Diverged: a logged loss or gradient norm is not finite, or the mean loss over the last `END` of
     the logged steps is above the first by more than `MARGIN`. Collapsed: it did not diverge, and
-    the mean effective rank over these steps is below the `least_rank` of `Config`. Growing: neither,
-    and the largest activation behind some block, over these steps, is more than `GROWTH` times that
-    of the first step or not finite. Else stable.
+    the mean effective rank over these steps is below the `least_rank` of `Config`. Growing:
+    neither, and the largest activation behind some block, over these steps, is more than `GROWTH`
+    times that of the first step or not finite. Else stable.
 
     Returns
     -------
@@ -319,13 +319,14 @@ def summarise(table: "pd.DataFrame") -> "pd.DataFrame":
     Returns
     -------
     pandas.DataFrame
-        ``trunk, inputs, steps, lr_factor, n_pairs`` (`steps` 0: the grid's own length); ``diverged_einfft, diverged_mlp``: cells;
+        ``trunk, inputs, steps, lr_factor, n_pairs`` (`steps` 0: the grid's own length);
+        ``diverged_einfft, diverged_mlp``: cells;
         ``difference``: share of cells that diverged, MLP less EinFFT; ``only_mlp, only_einfft``:
         pairs in which one alone diverged; ``collapsed_*``, ``growing_*``; ``beyond_float16_*``:
         cells whose activations left the range of float16; ``activation_ratio``, ``grad_ratio``:
         geometric means of the largest values, MLP over EinFFT; ``activation_larger``,
-        ``grad_larger``: pairs in which that of the MLP is the larger; ``pole_max``: the largest real
-        part of any eigenvalue at any logged step; ``n_seeds``.
+        ``grad_larger``: pairs in which that of the MLP is the larger; ``pole_max``: the largest
+        real part of any eigenvalue at any logged step; ``n_seeds``.
     """
     import pandas as pd
 
