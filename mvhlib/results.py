@@ -128,7 +128,7 @@ def _table(block: Mapping[str, Any], root: Path) -> str:
 
 def _cell(value: Any) -> str:
     text = "" if pd.isna(value) else str(value)
-    return re.sub(r"\[?nan to nan\]?|\bnan\b", "", text).replace("|", "\\|").strip()
+    return re.sub(r"\[?nan to nan\]?|\bnan\b%?", "", text).replace("|", "\\|").strip()
 
 
 def _say(block: Mapping[str, Any], root: Path) -> str:

@@ -106,6 +106,13 @@ def test_a_table_is_made_from_its_file_and_stays_when_made_again(tables):
     assert once.startswith("Before.\n") and once.endswith("<!-- end -->\nAfter.\n")
 
 
+@pytest.mark.parametrize(("made", "shown"), [
+    ("nan", ""), ("nan%", ""), ("[nan to nan]", ""), ("0.1 nan to nan", "0.1"), ("nanny", "nanny"),
+    ("a | b", "a \\| b"), (float("nan"), "")])
+def test_what_is_not_known_is_blank(made, shown):
+    assert results._cell(made) == shown
+
+
 def test_a_sentence_reads_one_row_or_several(tables):
     one = "file: t.csv\nwhere: encoder == 'vit12-dino'\ntext: '{encoder} reaches {mean:.2f}.'"
     assert "-->\nViT12-dino reaches 0.12.\n<!-- end" in results.fill(page("say", one), tables, "p")
