@@ -217,6 +217,20 @@ def test_the_summary_counts_pairs():
         stability.summarise(pd.DataFrame(rows[:1]))
 
 
+def test_longer_cells_are_counted_and_drawn_by_themselves():
+    cells = stability.grid([{"lr_factor": [1, 10]}, {"lr_factor": [10], "steps": [200]}])
+    runs = [trajectory([10.0] * (100 if cell["steps"] else 12)) for cell in cells]
+    judged = pd.DataFrame([{**cell, **stability.judge(run)}
+                           for cell, run in zip(cells, runs, strict=True)])
+    counted = stability.summarise(judged).set_index(["steps", "lr_factor"])["n_pairs"]
+    assert counted.to_dict() == {(0, 1.0): 1, (0, 10.0): 1, (200, 10.0): 1, ("all", "all"): 3}
+    assert stability.sentence(judged).startswith("Of 6 short trainings of 23 to 199 steps, ")
+    rows = pd.concat([pd.concat([pd.DataFrame([cell] * len(run)), run], axis=1)
+                      for cell, run in zip(cells, runs, strict=True)], ignore_index=True)
+    longest = stability.harshest(rows)
+    assert len(longest) == 200 and set(longest["steps"]) == {200}
+
+
 # ---- cell by cell
 
 

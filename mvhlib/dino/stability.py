@@ -290,6 +290,8 @@ def judge(trajectory: "pd.DataFrame") -> dict[str, Any]:
     end = slice(-max(1, round(END * len(loss))), None)
     rise = float(loss[end].mean() / loss[0] - 1)
     growth = float(activations[end].max() / activations[0])
+    with np.errstate(invalid="ignore"):  # infinite from the first step on: no number
+        grad_growth = float(gradients.max() / gradients[0].max())
     if not np.isfinite(loss).all() or not np.isfinite(gradients).all():
         verdict, reason = "diverged", "loss or gradient not finite"
     elif rise > MARGIN:
@@ -302,7 +304,7 @@ def judge(trajectory: "pd.DataFrame") -> dict[str, Any]:
         verdict, reason = "stable", f"loss ends at {1 + rise:.2f} of its start"
     return {"verdict": verdict, "reason": reason, "n_steps": int(trajectory["step"].iloc[-1]) + 1,
             "loss_start": loss[0], "loss_end": loss[end].mean(), "loss_max": loss.max(),
-            "grad_max": gradients.max(), "grad_growth": gradients.max() / gradients[0].max(),
+            "grad_max": gradients.max(), "grad_growth": grad_growth,
             "activation_max": activations.max(), "activation_growth": growth,
             "float16_step": trajectory["step"].where(~(activations <= FLOAT16)).min(),
             "delta_max": trajectory["delta_max"].max(), "pole_max": trajectory["pole_max"].max(),
