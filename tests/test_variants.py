@@ -189,7 +189,11 @@ def test_costs_count_parameters_and_flops(tmp_path):
     model.save_pretrained(tmp_path / "v.s0")
     recipe = {"global_px": 64, "local_px": 32, "n_local": 4, "batch": 2, "steps": 5}
     write_json(tmp_path / "v.s0" / "recipe.json", {"settings": recipe})
-    row = variants.costs(tmp_path, ["v.s0", "v.s1", "handmade"]).iloc[0]
+    table = variants.costs(tmp_path, ["v.s0", "v.s1", "v.mean-std.s0", "v.chosen.s0", "w.cls.s0",
+                                      "handmade"])
+    assert list(table["variant"]) == ["v", "v.mean-std", "v.chosen"]
+    assert len(table.drop(columns="variant").drop_duplicates()) == 1
+    row = table.iloc[0]
     assert row["parameters"] == sum(p.numel() for p in model.parameters())
     assert row["tflops_training"] == pytest.approx(3 * row["gflops_per_tile"] * 10 / 1000)
     # The MLPs alone: 3 blocks, 2 layers of 96 x 384, two FLOPs per weight and token.

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from mvhlib import artifacts, phrases, plots, statistics, verdicts
+from mvhlib import artifacts, phrases, plots, read_outs, statistics, verdicts
 from mvhlib.artifacts import InputError
 from mvhlib.cohort import synthetic
 from mvhlib.expression import site
 from mvhlib.expression.score_files import read_first_panel
-from mvhlib.read_outs import SEEDED
+from mvhlib.read_outs import CHOSEN, READ_OUTS, SEEDED
 
 if TYPE_CHECKING:
     from mvhlib.features import Features
@@ -417,7 +417,8 @@ def costs(folder: str | Path, encoders: Sequence[str]) -> pd.DataFrame:
     folder
         ``runs/<profile>/encoders``.
     encoders
-        Slugs; those that were not pretrained here are left out.
+        Slugs; those that were not pretrained here are left out, and a read-out of an encoder costs
+        what the encoder does.
 
     Returns
     -------
@@ -426,15 +427,19 @@ def costs(folder: str | Path, encoders: Sequence[str]) -> pd.DataFrame:
         views; FFT and scan are not counted), tflops_training (three times that, over the run's
         tiles), and minutes, a clock time.
     """
+    trained = {path.parent.name: path.parent for path in Path(folder).glob("*/recipe.json")}
+    read = {name: path for slug, path in trained.items()
+            for name in read_outs.names(slug, (*READ_OUTS, CHOSEN))}
+    sizes: dict[Path, dict[str, Any]] = {}
     rows: dict[str, dict[str, Any]] = {}
     for slug in encoders:
-        own = Path(folder) / slug
-        variant, _ = split_slug(slug)
-        if variant in rows or not (own / "recipe.json").exists():
+        own, (variant, _) = (read | trained).get(slug), split_slug(slug)
+        if variant in rows or own is None:
             continue
-        recipe = json.loads((own / "recipe.json").read_text(encoding="utf-8"))["settings"]
-        rows[variant] = {"variant": variant, **_size(own, recipe),
-                         "minutes": _minutes(own / "log.timing.csv")}
+        if own not in sizes:
+            recipe = json.loads((own / "recipe.json").read_text(encoding="utf-8"))["settings"]
+            sizes[own] = {**_size(own, recipe), "minutes": _minutes(own / "log.timing.csv")}
+        rows[variant] = {"variant": variant, **sizes[own]}
     return pd.DataFrame(rows.values(), columns=["variant", "parameters", "steps",
                                                 "gflops_per_tile", "tflops_training", "minutes"])
 
