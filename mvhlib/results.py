@@ -18,7 +18,8 @@ kind        what it shows
 ``table``   `file`'s rows that `where` (a pandas query) leaves, in the order of `sort`, `columns`
             as headings: a column's name, or a format of several. `beside` {where, on} joins rows
             of the same file under names that end in ``_beside``; `means` {value, unit, by} shows
-            their means over units (`mvhlib.statistics.unit_table`); `words` {value: text} says
+            their means over units (`mvhlib.statistics.unit_table`; rows of a table without
+            sections are means over them already); `words` {value: text} says
             what a cell's slug means
 ``say``     `text`, a format of the one row that `where` leaves; `rows` {name: {file, where}} for
             sentences over several, as ``{name.column:.2f}``
@@ -100,6 +101,8 @@ def _rows(block: Mapping[str, Any], root: Path) -> pd.DataFrame:
         rows = rows.merge(frame.query(beside["where"]), on=list(beside["on"]), how="left",
                           suffixes=("", "_beside"))
     if means := block.get("means"):
+        if "section" not in rows:  # each row is a mean over sections already
+            rows = rows.assign(section=range(len(rows)))
         rows = statistics.unit_table(rows.dropna(subset=[means["value"]]), means["unit"],
                                      by=means.get("by", []), value=means["value"])
     if rows.empty:
