@@ -134,6 +134,8 @@ columns: {data: data, mean: "{mean:.2f}", over: "{n_units} {unit}", interval: "{
     made = results.fill(page("table", body), tables, "p").splitlines()
     assert "| a | 0.50 | 2 held_out | 3.04 |" in made  # 0.5 + 12.706 * 0.2
     assert "| b | 0.10 | 1 held_out |  |" in made
+    (tables / "m.csv").write_text("data,held_out,r\na,x,0.2\na,x,0.4\na,y,0.7\na,y,\nb,z,0.1\n")
+    assert results.fill(page("table", body), tables, "p").splitlines() == made  # rows are sections
 
 
 def test_an_answer_is_quoted(tables):
