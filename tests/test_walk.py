@@ -67,7 +67,9 @@ def test_every_table_of_the_contract_is_there(walk):
         assert list(artifacts.read_csv(path).columns) == SCORES
         assert list(artifacts.read_csv(path.parent / "folds.csv").columns) == [
             "fold", "section", "role"]
-        assert list((path.parent / "predictions").rglob("*.h5ad")), path
+        # A section that several folds test has no prediction by what each of them chose.
+        in_parts = path.parts[-4] == "random10_spot" and ".chosen" in path.parent.name
+        assert in_parts != bool(list((path.parent / "predictions").rglob("*.h5ad"))), path
     for encoder in (run / "features").iterdir():
         assert {p.stem for p in encoder.glob("*.h5")} == set(manifest["section"])
     summary = artifacts.read_csv(out / "figures/test/05_expression/summary.csv")
