@@ -19,8 +19,8 @@ kind        what it shows
             as headings: a column's name, or a format of several. `beside` {where, on} joins rows
             of the same file under names that end in ``_beside``; `means` {value, unit, by} shows
             their means over units (`mvhlib.statistics.unit_table`; rows of a table without
-            sections are means over them already); `words` {value: text} says
-            what a cell's slug means
+            sections are means over them already); `words` {value: text} says what a cell's
+            slug means
 ``say``     `text`, a format of the one row that `where` leaves; `rows` {name: {file, where}} for
             sentences over several, as ``{name.column:.2f}``
 ``answer``  the answer of a notebook (`file`: its ``answer.md``)
