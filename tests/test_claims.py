@@ -100,6 +100,30 @@ def test_files_of_several_seeds_are_one_number_with_both_chances(tmp_path):
     assert (row["verdict"], row["data"]) == (AS_CLAIMED, "toy, 3 seeds, exploratory")
 
 
+def test_a_claim_on_the_genes_that_tissue_shows_takes_all_genes_where_they_are_not_known(tmp_path):
+    asked = next(c for c in claims.claims() if c.claim.startswith("higher correlation on"))
+    row = {"protocol": "loso", "variant": "mvhybrid-dino.chosen", "reference": "vit12-dino.chosen",
+           "n_seeds": 8, "n_units": 5, "unit": "study", "unmet": ""}
+    for measures, found in ((["all"], 0.1), (["all", "signal"], 0.2)):
+        rows = [row | {"measure": measure, "difference": value, "unit_low": 0.05, "unit_high": 0.3,
+                       "seed_low": value, "seed_high": value}
+                for measure, value in zip(measures, (0.1, 0.2), strict=False)]
+        write_csv(tmp_path / asked.lookup.table, pd.DataFrame(rows))
+        got = claims.evaluate(tmp_path, data="toy", command="make", chosen=[asked]).iloc[0]
+        assert (got["measured"], got["data"]) == (found, "toy, 5 studies, 8 seeds")
+
+
+def test_a_constant_of_several_profiles_is_one_row_without_an_interval(tmp_path):
+    row = dict.fromkeys(claims.COLUMNS, "") | {
+        "paper": "MVHybrid", "claim": "eigenvalues lie between -10 and 0", "measured": "-16",
+        "ci_low": "-16", "ci_high": "-16", "data": "toy", "verdict": OTHER_WAY}
+    for profile in ("one", "two"):
+        write_csv(tmp_path / profile / "14_leaderboard/claims.csv",
+                  pd.DataFrame([row | {"command": f"make {profile}"}]))
+    table = claims.collect(tmp_path)
+    assert len(table) == 1 and "| -16.000 |" in claims.page(table)
+
+
 def test_one_training_is_no_claim_and_a_threshold_need_not_be_zero(tmp_path):
     trained = claims.Lookup("t/x.*.csv", "claim == 'better'", n_seeds=1)
     row = judge(tmp_path, claims.Claim("P", "better", "", lookup=trained), difference=0.1,
