@@ -40,7 +40,7 @@ from typing import Any
 
 import yaml
 
-from mvhlib import artifacts, encoder_sources, freshness, own_tables, read_outs
+from mvhlib import artifacts, encoder_sources, freshness, own_files, own_tables, read_outs
 from mvhlib.artifacts import InputError
 from mvhlib.notebook import check_parameters, declared_parameters, read_parameters_cell
 from mvhlib.parameters import check, check_seed, nearest, read_yaml, read_yaml_if_any
@@ -204,23 +204,10 @@ def prepare(call: Call) -> dict[str, Any]:
         encoder_sources.check_package(options["source"], call.folder / "workflow.yaml",
                                       f"encoders: {slug}")
     for name in notebooks():
-        for path in tables_of(read_params(call.folder, name)):
-            own_tables.check_filled(path)
+        for path in own_files.tables_of(read_params(call.folder, name), call.data):
+            if path.name in own_files.BY_DEFAULT or Path(call.data) not in path.parents:
+                own_tables.check_filled(path)
     return plan
-
-
-def tables_of(values: Mapping[str, Any]) -> list[Path]:
-    """Tables of the user's that a notebook's parameters name, and that are there."""
-    found = []
-    for value in (*values.values(), *(values.get("options") or {}).values()):
-        if isinstance(value, str) and value.endswith(".csv") and resolve(value).is_file():
-            found.append(resolve(value))
-    return found
-
-
-def tables_hash(values: Mapping[str, Any]) -> str:
-    """sha256 of those tables: a patient that was corrected makes the notebook run again."""
-    return " ".join(artifacts.sha256_file(path) for path in tables_of(values))
 
 
 def notebooks() -> list[str]:
@@ -462,12 +449,6 @@ def _look_into(path: Path, _changed_ns: int, _n_bytes: int) -> tuple[str, tuple[
     """
     source = path.read_text(encoding="utf-8")
     return artifacts.sha256_of(freshness.code_of(source)), tuple(imported_modules(source))
-
-
-def encoder_code(options: Mapping[str, Any]) -> str:
-    """sha256 of what an encoder is made of beside mvhlib: the user's own file; empty without."""
-    return " ".join(artifacts.sha256_file(path)
-                    for path in encoder_sources.files_of(options.get("source", "")))
 
 
 def imported_modules(code: str) -> list[str]:

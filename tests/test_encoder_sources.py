@@ -12,7 +12,7 @@ import torch
 import yaml
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mvhlib import artifacts, encoder_sources, features, workflow
+from mvhlib import artifacts, encoder_sources, features, own_files, workflow
 from mvhlib.artifacts import InputError, sha256_file
 from mvhlib.encoders import EvalTransform, create_encoder, encode_folder, main, model_tokens
 from mvhlib.features import read_features
@@ -437,8 +437,8 @@ def test_the_workflow_takes_it_and_sees_every_change(file):
     plan = workflow.read_plan(folder)
     options = plan["encoders"]["mine"]
     assert encoder_sources.python_file(options["source"]) == (file, "net")
-    assert workflow.encoder_code(options) == sha256_file(file)
-    assert workflow.encoder_code(plan["encoders"]["theirs"]) == ""
+    assert own_files.stamp(own_files.of_encoder(options)) == sha256_file(file)
+    assert own_files.of_encoder(plan["encoders"]["theirs"]) == []
     assert encoder_sources.files_of(options["source"]) == [file]
     for source, extra, said in [("python:no.py:net", {}, "no.py: net"),
                                 ("python:mine.py:absent", {}, "absent: is not defined"),

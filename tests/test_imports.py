@@ -13,7 +13,8 @@ import mvhlib
 FLOORS = (
     ("files, errors, places",
      "artifacts phrases places progress parameters tables own_tables tcga"),
-    ("names of encoders and of their read-outs", "encoder_sources read_outs"),
+    ("names of encoders and of their read-outs, the user's files",
+     "encoder_sources read_outs own_files"),
     ("numbers", "standardise lattice verdicts statistics power nulls neighbours"),
     ("loops and pictures", "training plots dots maps"),
     ("pixels", "tiles"),

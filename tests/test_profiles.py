@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from mvhlib import artifacts, cohort, commands, own_tables, workflow
+from mvhlib import artifacts, cohort, commands, own_files, own_tables, workflow
 from mvhlib.artifacts import InputError
 from mvhlib.places import home
 from tests.absent import walk
@@ -20,6 +20,10 @@ RECIPES = home() / "params/recipes"
 _spec = importlib.util.spec_from_file_location("make_input", RECIPES / "make_input.py")
 make_input = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(make_input)
+
+
+def tables_stamp(call, name):
+    return own_files.stamp(own_files.tables_of(workflow.read_params(call.folder, name), call.data))
 
 
 def run_profile(folder, data, out, leave_out=()):
@@ -128,11 +132,11 @@ def test_a_profile_is_refused_until_its_table_is_filled_in(tmp_path, params, cap
         own_tables.check_filled(table)
     fill(table, patient=["P1", "P2"])
     call = workflow.Call("mine", str(data), 0, str(params))
-    before = workflow.tables_hash(workflow.read_params(call.folder, "01_cohort"))
+    before = tables_stamp(call, "01_cohort")
     plan = workflow.prepare(call)
     assert list(plan["encoders"]) == ["handmade", "vit12-random"]
     fill(table, patient=["P1", "P1"])  # a correction makes 01_cohort run again
-    assert workflow.tables_hash(workflow.read_params(call.folder, "01_cohort")) != before
+    assert tables_stamp(call, "01_cohort") != before
     assert not (tmp_path / "out").exists()
 
 
