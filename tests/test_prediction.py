@@ -1,6 +1,7 @@
 """Models that are kept, applied to slides, and what is said of their predictions."""
 
 import base64
+import gzip
 import json
 import shutil
 import subprocess
@@ -287,6 +288,29 @@ def test_tiles_far_away_are_outside_and_a_constant_feature_does_not_matter():
     assert found.new_scale(0.55) == 1 and found.new_scale(2.0) == 4
     again = domain.restore(found.tensors(), found.record())
     np.testing.assert_array_equal(again.distance(new), found.distance(new))
+
+
+# ---- genes
+
+
+@pytest.mark.parametrize(("name", "content"), [
+    ("a.txt", b"\xef\xbb\xbfEPCAM\r\nNA\r\n"), ("a.lst", b"EPCAM\nNA\nEPCAM\n"),
+    ("a.csv", b"\xef\xbb\xbfgene,rank\nEPCAM,1\nNA,2\nEPCAM,3\n"),
+    ("a.TSV", b"rank\tgene\n1\tEPCAM\n2\tNA\n"),
+    ("a.csv.gz", gzip.compress(b"gene\nEPCAM\nNA\n")),
+    ("a.tsv.gz", gzip.compress(b"gene\tn\nEPCAM\t1\nNA\t2\n"))])
+def test_lists_of_genes_as_programs_write_them(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    assert apply.genes_of(str(tmp_path / name)) == ("EPCAM", "NA") == apply.genes_of("EPCAM, NA")
+
+
+def test_a_list_of_genes_without_one_is_refused(tmp_path):
+    for name, content, said in (("a.txt", " \n", "names no gene"),
+                                ("a.csv", "gene,n\nA,1\n,2\n", "gene: row 3 is blank"),
+                                ("b.csv", "EPCAM\nKRT8\n", "columns: lacks")):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(InputError, match=said):
+            apply.genes_of(str(tmp_path / name))
 
 
 # ---- slides
