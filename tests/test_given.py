@@ -1,5 +1,8 @@
 """Predictions that another program wrote, scored as ours are."""
 
+import copy
+import shutil
+
 import anndata
 import numpy as np
 import pandas as pd
@@ -108,6 +111,80 @@ def test_they_stand_in_the_leaderboard_with_their_mark(world, tmp_path):
     assert row["encoder_saw_test_images"] == "yes" and row["method"] == "given"
     ours = table.set_index("system").loc["ours"]
     assert row["mean"] == pytest.approx(ours["mean"], abs=1e-7)
+
+
+@pytest.fixture
+def changing(world, tmp_path):
+    """A copy of the world whose run may be changed, scored once as ``said``."""
+    copied = copy.copy(world)
+    copied.run = tmp_path / "runs/test"
+    shutil.copytree(world.run, copied.run)
+    shutil.rmtree(copied.run / "expression/loso/given", ignore_errors=True)
+    artifacts.write_json(copied.run / "provenance/05_expression.json", {"hashed": {
+        "parameters": {"unit": "patient", "normalize": "log1p_cp10k", "seed": 0}}})
+    given.score(copied.run, copied.write(tmp_path / "said"), n_draws=1)
+    return copied
+
+
+def other_counts(run):
+    path = run / "cohort/S1P1A.h5ad"
+    adata = anndata.read_h5ad(path)
+    adata.layers["counts"] = adata.layers["counts"][::-1]
+    adata.write_h5ad(path)
+
+
+def edited(name, change):
+    def edit(run):
+        table = artifacts.read_csv(run / name)
+        artifacts.write_csv(run / name, change(table))
+    return edit
+
+
+@pytest.mark.parametrize(("change", "why"), [
+    (other_counts, "with other sections"),
+    (edited("cohort/manifest.csv", lambda t: t.assign(remark="new")), "with other sections"),
+    (edited("cohort/panels.csv", lambda t: t[t["rank"] < 9]), "with other genes"),
+    (edited("expression/loso/ridge/ours/folds.csv", lambda t: t[t["fold"] != "S1"]),
+     "with other sections and other folds"),
+    (lambda run: artifacts.write_csv(run / "tiles/manifest.csv", pd.DataFrame(
+        {"section": ["S1P1A"], "n_tiles": [3]})), "with other spots that have a tile"),
+    (lambda run: artifacts.write_json(run / "provenance/05_expression.json", {"hashed": {
+        "parameters": {"unit": "patient", "normalize": "log1p"}}}), "with another normalisation"),
+    (lambda run: (run / "expression/loso/given/said/key.json").unlink(), "no record says"),
+    (lambda run: (run / "expression/loso/given/said/key.json").write_text("{"), "no record says")])
+def test_scores_of_another_cohort_are_left_out_until_they_are_made_again(changing, tmp_path,
+                                                                        capsys, change, why):
+    def systems():
+        found = leaderboard.read(changing.run / "expression", "loso", ["ours"])
+        return set(found["system"]), capsys.readouterr().out.splitlines()
+
+    assert systems() == ({"ours", "said"}, [])
+    change(changing.run)
+    left, (line,) = systems()
+    assert left == {"ours"}
+    assert line.startswith(f"said was scored on another cohort ({why}")
+    assert "is left out of loso: run make " in line and line.endswith("score again.")
+    lines = []
+    leaderboard.read(changing.run / "expression", "loso", ["ours"], report=lines.append)
+    assert (lines, capsys.readouterr().out) == ([line], "")
+    said = given.score(changing.run, changing.write(tmp_path / "other"), n_draws=1)
+    assert line in said
+    if "normalisation" in why:
+        assert systems()[0] == {"ours"}  # it was scored with what 05 did not run with
+        return
+    given.score(changing.run, tmp_path / "said", n_draws=1)
+    assert systems() == ({"ours", "said", "other"}, [])
+
+
+def test_what_does_not_change_the_scores_does_not_leave_them_out(changing, capsys):
+    panels = artifacts.read_csv(changing.run / "cohort/panels.csv")
+    more = panels[panels["protocol"] == "loso"].assign(protocol="patient")
+    artifacts.write_csv(changing.run / "cohort/panels.csv", pd.concat([panels, more]))
+    shutil.copytree(changing.run / "expression/loso/ridge/ours",
+                    changing.run / "expression/loso/mmap/another")
+    shutil.rmtree(changing.run / "provenance")
+    found = leaderboard.read(changing.run / "expression", "loso", ["ours"])
+    assert "said" in set(found["system"]) and capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("saw, mark", [("nothing", "no"), ("unknown", "unknown"),

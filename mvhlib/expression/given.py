@@ -32,8 +32,7 @@ import pandas as pd
 from mvhlib import artifacts, cohort, tables
 from mvhlib.artifacts import InputError
 from mvhlib.cohort.base import entries
-from mvhlib.expression import evaluation, protocols
-from mvhlib.expression.leaderboard import GIVEN
+from mvhlib.expression import evaluation, protocols, scored_on
 from mvhlib.expression.scores import dense
 from mvhlib.features import Features
 from mvhlib.parameters import check, read_yaml_if_any
@@ -42,7 +41,7 @@ if TYPE_CHECKING:
     from mvhlib.cohort import Cohort, Section
 
 #: Stands in the column ``method``, and for the folder below ``expression/<protocol>``.
-METHOD = GIVEN
+METHOD = scored_on.GIVEN
 ABOUT = "predictor.yaml"
 #: A prediction belongs to the nearest spot up to this share of the spots' distance.
 NEAR = 0.5
@@ -274,13 +273,13 @@ def score(run: Path, folder: Path, *, data: str = "", unit: str = "patient", see
                     f"{strange[worst]} of them in {worst}")
     scored = 0
     for protocol in dict.fromkeys(panels["protocol"]):
-        known = sorted((run / "expression" / protocol).glob("*/*/folds.csv"))
-        known = [path for path in known if path.parent.parent.name != METHOD]
+        known = scored_on.folds_of(run, protocol)
         why = NOT_SCORED.get(protocol, "" if known else "05_expression has not scored it")
         if why:
             said.append(f"{protocol} is left out: {why}")
             continue
-        folds = artifacts.read_csv(known[0])
+        folds = artifacts.read_csv(known)
+        key = scored_on.state(run, protocol) | {"unit": unit, "normalize": normalize}
         result, notes = _evaluate(people, found, folds, protocol, panels, name, saw, unit=unit,
                                   seed=seed, normalize=normalize, tiles=run / "tiles")
         if result is None:
@@ -290,10 +289,12 @@ def score(run: Path, folder: Path, *, data: str = "", unit: str = "patient", see
         result.write(place)
         artifacts.write_csv(place / "nulls.csv", evaluation.nulls(result, n_draws=n_draws,
                                                                   seed=seed))
+        artifacts.write_json(place / scored_on.KEY, key)
         whole = result.summary.query("program == 'all' and metric == 'pcc'").iloc[0]
         said.append(f"{protocol}: mean r {whole['mean']:.3f} over {whole['n_units']} "
                     f"{whole['unit']}s, {notes}; saw test images: "
                     f"{result.scores['encoder_saw_test_images'].iloc[0]}")
+        said += scored_on.stale(run / "expression", protocol).values()
         scored += 1
     if not scored:
         raise InputError(folder, "PREDICTIONS", "; ".join(said[1:]) or "match no protocol",
