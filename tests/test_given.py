@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+from types import SimpleNamespace
 
 import anndata
 import numpy as np
@@ -83,6 +84,26 @@ class World:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     return World(tmp_path_factory.mktemp("world"))
+
+
+class Wide:
+    """A section whose spots lie as Visium's do, over a tissue that is wider than it is high."""
+
+    def __init__(self):
+        row, column = (axis.ravel() for axis in np.mgrid[0:5, 0:14])
+        spots = [f"spot{n}" for n in range(len(row))]
+        self.sections = {"S1P1A": SimpleNamespace(
+            name="S1P1A", centers=np.column_stack([column * 100 + row % 2 * 50 + 730, row * 86.6
+                                                   + 310]),
+            adata=SimpleNamespace(obs_names=spots))}
+        self.people = self
+        self.frame = pd.DataFrame({"a": np.arange(len(row)), "b": 1.0}, index=spots)
+
+    def __getitem__(self, name):
+        return self.sections[name]
+
+    def frames(self):
+        yield "S1P1A", self.frame
 
 
 def scores(world, name, protocol="loso"):
@@ -210,6 +231,53 @@ def test_anndata_is_joined_by_place_where_names_differ(world, tmp_path):
     theirs = scores(world, "by-place").set_index(["section", "gene"])["pcc"]
     ours = world.result.scores.set_index(["section", "gene"])["pcc"].loc[theirs.index]
     np.testing.assert_allclose(theirs, ours, atol=1e-6)
+
+
+def by_place(world, folder, change):
+    """Predictions with places, which `change` takes: a section's frame and its centres."""
+    folder.mkdir()
+    for section, frame in world.frames():
+        values, places = change(frame, world.people[section].centers)
+        named = pd.DataFrame(places, columns=["x", "y"], index=values.index)
+        pd.concat([named, values], axis=1).to_csv(folder / f"{section}.csv", index=False)
+    return folder
+
+
+def dense_grid(frame, centres):
+    """Predictions on a finer grid than the spots', which lies beyond them as well."""
+    x, y = (np.arange(low - 100, high + 100, 19.0) for low, high in zip(
+        centres.min(axis=0), centres.max(axis=0), strict=True))
+    places = np.array([(a, b) for a in x for b in y])
+    return pd.DataFrame(np.zeros((len(places), frame.shape[1])), columns=frame.columns), places
+
+
+@pytest.mark.parametrize("shape", [
+    lambda frame, centres: (frame, centres),
+    lambda frame, centres: (frame[::3], centres[::3]),        # of some spots only
+    lambda frame, centres: (frame, np.round(centres)), dense_grid])
+def test_places_whose_axes_are_exchanged_are_refused(tmp_path, shape):
+    wide = Wide()
+
+    def exchanged(frame, centres):
+        values, places = shape(frame, centres)
+        return values, places[:, ::-1]
+
+    found = given.read(by_place(wide, tmp_path / "right", shape), wide)["S1P1A"]
+    assert found.barcodes == wide.frame.index.tolist()[::3 if len(found.values) < 70 else 1]
+    folder = by_place(wide, tmp_path / "exchanged", exchanged)
+    with pytest.raises(InputError, match=r"S1P1A.csv: x, y: x and y are exchanged.* Fix: exchange"):
+        given.read(folder, wide)
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-9, 5.0])
+def test_places_that_fit_both_ways_are_read(world, tmp_path, noise):
+    rng = np.random.default_rng(0)
+    section = world.people["S1P1A"]
+    assert np.allclose(sorted(map(tuple, section.centers)),
+                       sorted(map(tuple, section.centers[:, ::-1])))  # a square of spots
+    found = given.read(by_place(world, tmp_path / "p", lambda frame, centres: (
+        frame, centres + noise * rng.standard_normal(centres.shape))), world.people)
+    assert found["S1P1A"].barcodes == list(section.adata.obs_names)
 
 
 def test_pandas_index_is_the_barcode_and_strange_rows_are_counted(world, tmp_path):

@@ -45,6 +45,8 @@ METHOD = scored_on.GIVEN
 ABOUT = "predictor.yaml"
 #: A prediction belongs to the nearest spot up to this share of the spots' distance.
 NEAR = 0.5
+#: Exchanged axes are refused where they fit this much better than the axes as they were given.
+EXCHANGED = 0.1
 #: Largest csv of a section [bytes]; a larger one is better kept as h5ad.
 LARGEST_CSV = 128 * 2**20
 LEVELS = ("sections", "patients", "studies")
@@ -178,12 +180,35 @@ def _nearest(path: Path, places: np.ndarray, centres: np.ndarray) -> tuple[list[
     if not np.isfinite(places).all():
         raise InputError(path, "x, y", "are not finite in some rows", "leave out such rows")
     pitch = np.median(cKDTree(centres).query(centres, k=2)[0][:, 1])
+    _refuse_exchanged(path, places, centres, NEAR * pitch)
     distance, row = cKDTree(places).query(centres)
     near = np.flatnonzero(distance <= NEAR * pitch)
     if len(near) == 0:
         raise InputError(path, "x, y", "lie near no spot of the section",
                          "give centres (x, y) in level-0 pixels of its image")
     return row[near].tolist(), near.tolist()
+
+
+def _refuse_exchanged(path: Path, places: np.ndarray, centres: np.ndarray, near: float) -> None:
+    """Refuse places that fit the spots when x and y are exchanged, and do not as they are.
+
+    Distances [px] are taken from the fewer to the more: predictions may lack spots, and may stand
+    on a finer grid. The mean sees places of which only some lie beyond the spots.
+    """
+    from scipy.spatial import cKDTree
+
+    def distances(points: np.ndarray) -> np.ndarray:
+        fewer, more = sorted((points, centres), key=len)
+        return cKDTree(more).query(fewer)[0]
+
+    given, exchanged = distances(places), distances(places[:, ::-1])
+    for typical in (np.median, np.mean):
+        # Both fit where places and spots are symmetric: then nothing can be said.
+        if typical(given) > EXCHANGED * near and typical(exchanged) <= min(
+                near, EXCHANGED * typical(given)):
+            raise InputError(path, "x, y", "x and y are exchanged: the other way round they lie on "
+                             "the spots of the section", "exchange them: x runs along the width "
+                             "of the image, y along its height")
 
 
 def _read_csv(path: Path):
