@@ -307,6 +307,19 @@ def test_fewer_genes_and_sections_are_counted(world, tmp_path):
     assert set(scores(world, "few")["section"]) == {"S1P1A", "S2P1A"}
 
 
+@pytest.mark.parametrize(("saw", "said"), [
+    ({"studies": ["s1"]}, "studies: holds 's1', .* Fix: write 'S1' under studies"),
+    ({"patients": ["elsewhere", "S1P1A"]}, "patients: holds 'S1P1A', .*'S1P1A' under sections"),
+    ({"sections": ["S1P1A", "S2P1"]}, "sections: holds 'S2P1', .* write 'S2P1' under patients"),
+    ({"sections": [" s2p1 "]}, "sections: holds ' s2p1 ', .* write 'S2P1' under patients"),
+    ({"studies": ["s2P1a"]}, "studies: holds 's2P1a', .* write 'S2P1A' under sections")])
+def test_what_a_predictor_saw_of_the_cohort_is_never_taken_for_another_data_set(world, tmp_path,
+                                                                                saw, said):
+    folder = world.write(tmp_path / "p", saw=saw)
+    with pytest.raises(InputError, match="predictor.yaml: saw: " + said):
+        given.score(world.run, folder, n_draws=1)
+
+
 def test_what_cannot_be_scored_is_one_line(world, tmp_path):
     folder = tmp_path / "bad"
     folder.mkdir()

@@ -21,6 +21,7 @@ import json
 import os
 import re
 import sys
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,6 +124,41 @@ def about(folder: Path) -> tuple[str, dict[str, list[str]] | None]:
         raise InputError(path, "saw", f"is {saw!r}", "write nothing, unknown, or "
                          "{studies: [...], patients: [...], sections: [...]}")
     return name, dict.fromkeys(LEVELS, []) if saw == "nothing" else None
+
+
+def check_saw(path: Path, saw: Mapping[str, Sequence[str]], people: "Cohort") -> None:
+    """Refuse training data that are the cohort's own, but for their spelling or their level.
+
+    They would count as not seen. Names that resemble none of the cohort are another data set's.
+
+    Parameters
+    ----------
+    path
+        ``predictor.yaml``.
+    saw
+        From `about`.
+
+    Raises
+    ------
+    InputError
+        Naming the entry, and the name and the level that it has in the cohort.
+    """
+    own = {"sections": {s.name for s in people}, "patients": {s.patient for s in people},
+           "studies": {s.study for s in people}}
+    for level, names in saw.items():
+        for name in (name for name in names if name not in own[level]):
+            for right in (level, *(other for other in LEVELS if other != level)):
+                meant = [each for each in sorted(own[right]) if _spelt(each) == _spelt(name)]
+                if meant:
+                    raise InputError(
+                        path, f"saw: {level}", f"holds {name!r}, which is none of the cohort's "
+                        f"{level}; its {right} have {meant[0]!r}",
+                        f"write {meant[0]!r} under {right}")
+
+
+def _spelt(name: str) -> str:
+    """A name without what makes it another spelling: case, blanks, how accents are encoded."""
+    return " ".join(unicodedata.normalize("NFC", name).casefold().split())
 
 
 def read(folder: Path, people: "Cohort") -> dict[str, Table]:
@@ -288,6 +324,7 @@ def score(run: Path, folder: Path, *, data: str = "", unit: str = "patient", see
     people = cohort.read("run", run / "cohort", data=data or None)
     panels = artifacts.read_csv(run / "cohort" / "panels.csv")
     name, saw = about(folder)
+    check_saw(folder / ABOUT, saw or {}, people)
     found = read(folder, people)
     by = sorted({table.joined_by for table in found.values()})
     said = [f"{name}: {len(found)} of {len(people)} sections, joined by {' and '.join(by)}"]
