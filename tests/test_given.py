@@ -12,7 +12,7 @@ from sklearn.linear_model import Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from mvhlib import artifacts, cohort
+from mvhlib import artifacts, cohort, tables
 from mvhlib.artifacts import InputError
 from mvhlib.cohort import base
 from mvhlib.expression import evaluation, given, leaderboard
@@ -318,6 +318,67 @@ def test_what_a_predictor_saw_of_the_cohort_is_never_taken_for_another_data_set(
     folder = world.write(tmp_path / "p", saw=saw)
     with pytest.raises(InputError, match="predictor.yaml: saw: " + said):
         given.score(world.run, folder, n_draws=1)
+
+
+@pytest.mark.parametrize("name", ["predictor.yml", "Predictor.yaml", "PREDICTOR.YML"])
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_predictor_of_another_name_is_not_passed_over(world, tmp_path, name, beside):
+    folder = world.write(tmp_path / "p", **({"name": "one"} if beside else {}))
+    (folder / name).write_text("saw: nothing\n")
+    with pytest.raises(InputError, match=f"{name}: file: .*Fix: rename it to predictor.yaml"):
+        given.score(world.run, folder)
+
+
+def test_files_are_read_whatever_the_case_of_their_endings(world, tmp_path):
+    folder = world.write(tmp_path / "cases")
+    (folder / "S1P1A.csv").rename(folder / "S1P1A.CSV")
+    pd.read_csv(folder / "S2P1A.csv").to_csv(folder / "S2P1A.csv.gz", index=False)
+    (folder / "S2P1A.csv").unlink()
+    pd.read_csv(folder / "S3P1A.csv", index_col=0).to_csv(folder / "S3P1A.TSV", sep="\t")
+    (folder / "S3P1A.csv").unlink()
+    said = given.score(world.run, folder, n_draws=1)
+    assert said[0] == "cases: 3 of 3 sections, joined by name"
+    theirs = scores(world, "cases").set_index(["section", "gene"])["pcc"]
+    ours = world.result.scores.set_index(["section", "gene"])["pcc"].loc[theirs.index]
+    np.testing.assert_allclose(theirs, ours, atol=1e-6)
+    frame = pd.read_csv(folder / "S2P1A.csv.gz", index_col=0)
+    anndata.AnnData(frame).write_h5ad(folder / "again.h5ad")
+    (folder / "again.h5ad").rename(folder / "S2P1A.H5AD")
+    with pytest.raises(InputError, match="section: S2P1A has two files"):
+        given.score(world.run, folder)
+    (folder / "S2P1A.csv.gz").unlink()
+    assert list(given.read(folder, world.people)["S2P1A"].genes) == list(frame)
+
+
+def test_files_that_are_passed_over_are_named(world, tmp_path):
+    folder = world.write(tmp_path / "others", saw="nothing")
+    assert not any("passed over" in line for line in given.score(world.run, folder, n_draws=1))
+    (folder / "S3P1A.csv").rename(folder / "S3P1A.xlsx")
+    (folder / "S9P1A.csv").write_text("x")
+    (folder / "logs").mkdir()
+    for name in ("a.log", "b.log"):
+        (folder / "logs" / name).write_text("x")
+    said = given.score(world.run, folder, n_draws=1)
+    assert said[1].startswith("passed over, being named after no section (<section>.h5ad, .csv")
+    assert said[1].endswith(": S3P1A.xlsx, S9P1A.csv, logs/a.log and 1 more")
+    for path in folder.glob("S[12]*"):
+        path.unlink()
+    with pytest.raises(InputError, match="named after a section.*, but S3P1A.xlsx, S9P1A.csv"):
+        given.score(world.run, folder)
+
+
+def test_a_csv_with_too_many_genes_is_told_to_become_anndata(world, tmp_path, monkeypatch):
+    folder = tmp_path / "wide"
+    folder.mkdir()
+    names = [f"g{n}" for n in range(tables.MOST_COLUMNS + 1)]
+    (folder / "S1P1A.csv").write_text(f"barcode,{','.join(names)}\nb{',1' * len(names)}\n")
+    with pytest.raises(InputError, match="S1P1A.csv: columns: are more than 20000. "
+                                         "Fix: write predictions .* as AnnData, <section>.h5ad"):
+        given.score(world.run, folder)
+    monkeypatch.setattr(given, "LARGEST_CSV", 2**20)
+    (folder / "S1P1A.csv").write_text("barcode,a\n" + "b,1\n" * 2**19)
+    with pytest.raises(InputError, match="has more than 1 MB.*as AnnData, <section>.h5ad"):
+        given.score(world.run, folder)
 
 
 def test_what_cannot_be_scored_is_one_line(world, tmp_path):
