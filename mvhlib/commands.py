@@ -263,9 +263,10 @@ def score(given: Mapping[str, str]) -> int:
          json.dumps(options | {"seed": call.seed})], env=env)
     if done.returncode or "14_leaderboard" not in plan["notebooks"]:
         return done.returncode
-    values = workflow.read_params(call.folder, "14_leaderboard") | {
-        "profile": call.profile, "out": str(out), "data": call.data, "seed": call.seed,
-        "encoders": [*plan["scored"], *plan["chosen"]]}
+    # Encoders are those that the profile's file names, if it does, as workflow/Snakefile has it.
+    values = {"encoders": [*plan["scored"], *plan["chosen"]]} | workflow.read_params(
+        call.folder, "14_leaderboard") | {
+        "profile": call.profile, "out": str(out), "data": call.data, "seed": call.seed}
     failed = _notebook("14_leaderboard", values, out, env)
     if not failed:
         print(f"{out / 'figures' / call.profile / '14_leaderboard' / 'leaderboard.csv'} "

@@ -212,6 +212,31 @@ def test_without_jobs_there_is_one_for_each_core(tmp_path, monkeypatch):
         assert became[-1][became[-1].index("--cores") + 1] == expected
 
 
+@pytest.mark.parametrize(("named", "expected"), [
+    ("", ["handmade", "vit"]), ("encoders: [handmade]\nunit: study\n", ["handmade"])])
+def test_score_redraws_14_with_the_encoders_that_the_workflow_gives_it(tmp_path, monkeypatch,
+                                                                       named, expected):
+    folder = tmp_path / "params/mine"
+    folder.mkdir(parents=True)
+    (folder / "workflow.yaml").write_text(
+        "notebooks: [01_cohort, 02_tiles, 04_embed, 05_expression, 14_leaderboard]\nencoders:\n"
+        "  handmade: {source: handmade}\n"
+        "  vit: {source: vit12_micro_patch8_64, weights: random}\n")
+    (folder / "14_leaderboard.yaml").write_text(named)
+    (tmp_path / "predictions").mkdir()
+    ran = {}
+    monkeypatch.setattr(commands, "_notebook",
+                        lambda name, values, out, env: ran.update({name: values}) or 0)
+    monkeypatch.setattr(commands.subprocess, "run",
+                        lambda words, **how: subprocess.CompletedProcess(words, 0))
+    assert commands.main(["score"], variables(
+        tmp_path, PROFILE="mine", PARAMS=str(tmp_path / "params"),
+        PREDICTIONS=str(tmp_path / "predictions"))) == 0
+    values = ran["14_leaderboard"]
+    assert values["encoders"] == expected and values["profile"] == "mine"
+    assert values.get("unit") == ("study" if named else None)
+
+
 def test_lab_takes_a_port_and_words_and_no_shell(tmp_path, monkeypatch, capsys):
     became = []
     monkeypatch.setattr(commands, "become", lambda words, env: became.append(words))

@@ -1,10 +1,12 @@
 """Models that are kept, applied to slides, and what is said of their predictions."""
 
 import base64
+import gzip
 import json
 import shutil
 import subprocess
 import sys
+import unicodedata
 import uuid
 
 import anndata
@@ -288,6 +290,29 @@ def test_tiles_far_away_are_outside_and_a_constant_feature_does_not_matter():
     np.testing.assert_array_equal(again.distance(new), found.distance(new))
 
 
+# ---- genes
+
+
+@pytest.mark.parametrize(("name", "content"), [
+    ("a.txt", b"\xef\xbb\xbfEPCAM\r\nNA\r\n"), ("a.lst", b"EPCAM\nNA\nEPCAM\n"),
+    ("a.csv", b"\xef\xbb\xbfgene,rank\nEPCAM,1\nNA,2\nEPCAM,3\n"),
+    ("a.TSV", b"rank\tgene\n1\tEPCAM\n2\tNA\n"),
+    ("a.csv.gz", gzip.compress(b"gene\nEPCAM\nNA\n")),
+    ("a.tsv.gz", gzip.compress(b"gene\tn\nEPCAM\t1\nNA\t2\n"))])
+def test_lists_of_genes_as_programs_write_them(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    assert apply.genes_of(str(tmp_path / name)) == ("EPCAM", "NA") == apply.genes_of("EPCAM, NA")
+
+
+def test_a_list_of_genes_without_one_is_refused(tmp_path):
+    for name, content, said in (("a.txt", " \n", "names no gene"),
+                                ("a.csv", "gene,n\nA,1\n,2\n", "gene: row 3 is blank"),
+                                ("b.csv", "EPCAM\nKRT8\n", "columns: lacks")):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(InputError, match=said):
+            apply.genes_of(str(tmp_path / name))
+
+
 # ---- slides
 
 
@@ -310,6 +335,66 @@ def test_slides_are_found_with_what_is_said_of_them(kept, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="SLIDES: holds no slide"):
         slides.find(tmp_path / "empty")
+
+
+def said_of(folder, table, names=("a.png", "b.png")):
+    """A folder of slides with this ``slides.csv``."""
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        Image.new("RGB", (8, 8), "white").save(folder / name)
+    (folder / "slides.csv").write_text(table, encoding="utf-8")
+    return folder
+
+
+def test_one_slide_is_found_with_what_is_said_of_it_whatever_lies_beside_it(tmp_path):
+    folder = said_of(tmp_path / "s", "slide,mpp,organ\na,0.5,colon\nb.png,0.25,skin\n")
+    for name in ("a.xml", "a.geojson", "b.png.json", "b.txt"):
+        (folder / name).write_text("x")
+    for where in (folder, folder / "a.png"):
+        a = slides.find(where)[0]
+        assert (a.name, a.mpp, a.organ) == ("a", 0.5, "colon")
+    Image.new("RGB", (8, 8)).save(folder / "a.tif")  # the row means the slide that is asked for
+    for name in ("a.png", "a.tif"):
+        (a,) = slides.find(folder / name)
+        assert (a.path.name, a.mpp) == (name, 0.5)
+    (folder / "slides.csv").write_text("slide,mpp\na.png,0.5\na.tif,0.25\n")
+    assert [slides.find(folder / name)[0].mpp for name in ("a.png", "a.tif")] == [0.5, 0.25]
+    (folder / "slides.csv").write_text("slide,mpp\na.xml,0.5\n")
+    with pytest.raises(InputError, match="slides.csv: slide: 'a.xml' is not a slide"):
+        slides.find(folder / "a.png")
+
+
+def test_a_slide_that_has_two_rows_is_refused(tmp_path):
+    folder = said_of(tmp_path / "s", "slide,mpp\na,0.5\nb,1\na.png,0.25\n")
+    for where in (folder, folder / "a.png"):
+        with pytest.raises(InputError, match="slides.csv: slide: row 4 is 'a.png' and names the "
+                                             "same file as a row above.*keep one row"):
+            slides.find(where)
+
+
+@pytest.mark.parametrize(("column", "name"), [("MPP", "mpp"), ("Organ", "organ"),
+                                              ("SCANNER", "scanner")])
+def test_what_is_said_in_a_column_of_another_spelling_is_not_lost(tmp_path, column, name):
+    folder = said_of(tmp_path / "s", f"slide,{column}\na,1\n")
+    with pytest.raises(InputError, match=f"slides.csv: {column}: .*rename it to '{name}'"):
+        slides.find(folder)
+    (tmp_path / "a.spots.csv").write_text("x,y,Barcode\n1,2,s\n")
+    with pytest.raises(InputError, match="a.spots.csv: Barcode: .*rename it to 'barcode'"):
+        slides.read_spots(tmp_path / "a.spots.csv")
+
+
+def test_a_name_from_macos_is_the_name_that_was_typed(tmp_path):
+    for number, form in enumerate(("NFC", "NFD")):
+        other = "NFD" if form == "NFC" else "NFC"
+        name = unicodedata.normalize(form, "Prüfung-é.png")
+        folder = said_of(tmp_path / str(number), "slide,mpp\n" + unicodedata.normalize(
+            other, "Prüfung-é") + ",0.5\n", [name])
+        for where in (folder, folder / name):
+            (found,) = slides.find(where)
+            assert (found.path.name, found.mpp) == (name, 0.5)
+    Image.new("RGB", (8, 8)).save(folder / unicodedata.normalize("NFC", name))
+    with pytest.raises(InputError, match="is the name of two slides"):
+        slides.find(folder)
 
 
 @pytest.mark.parametrize("mpp, said", [

@@ -4,16 +4,19 @@ A folder holds a file per section, and a few words about who made them::
 
     <section>.h5ad      X (or layers["predicted"]), names of spots and genes, obsm["spatial"]
     <section>.csv       a row per spot: `barcode`, or `x` and `y` [level-0 px]; a column per gene.
-                        A first column without a name, as pandas writes an index, is `barcode`
+                        A first column without a name, as pandas writes an index, is `barcode`.
+                        `.tsv`, `.csv.gz` and `.tsv.gz` are read as well
     predictor.yaml      name: STPath
                         saw: nothing            # or unknown, or lists of what it was trained on:
                         saw: {studies: [her2st], patients: [C], sections: [C3, C4]}
+
+Endings may be in upper case. Files that are named after no section are passed over, and named.
 
 Spots are joined by name where names agree, else by place: a prediction counts for the spot whose
 centre it lies nearest to, at most half the distance of neighbouring spots away. Folds, genes,
 normalisation, ceilings and scorer are those of our own methods; genes of a panel that the
 predictions lack are left out and counted. If a predictor's training data are not stated, every
-table says that they are unknown.
+table says that they are unknown. `mvhlib.expression.scored_on` says what the scores are of.
 """
 
 import argparse
@@ -21,6 +24,7 @@ import json
 import os
 import re
 import sys
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,11 +33,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from mvhlib import artifacts, cohort, tables
+from mvhlib import artifacts, cohort, phrases, tables
 from mvhlib.artifacts import InputError
 from mvhlib.cohort.base import entries
-from mvhlib.expression import evaluation, protocols
-from mvhlib.expression.leaderboard import GIVEN
+from mvhlib.expression import evaluation, protocols, scored_on
 from mvhlib.expression.scores import dense
 from mvhlib.features import Features
 from mvhlib.parameters import check, read_yaml_if_any
@@ -42,10 +45,14 @@ if TYPE_CHECKING:
     from mvhlib.cohort import Cohort, Section
 
 #: Stands in the column ``method``, and for the folder below ``expression/<protocol>``.
-METHOD = GIVEN
+METHOD = scored_on.GIVEN
 ABOUT = "predictor.yaml"
+#: Endings of a section's predictions, in lower case.
+ENDINGS = (".h5ad", ".csv", ".tsv", ".csv.gz", ".tsv.gz")
 #: A prediction belongs to the nearest spot up to this share of the spots' distance.
 NEAR = 0.5
+#: Exchanged axes are refused where they fit this much better than the axes as they were given.
+EXCHANGED = 0.1
 #: Largest csv of a section [bytes]; a larger one is better kept as h5ad.
 LARGEST_CSV = 128 * 2**20
 LEVELS = ("sections", "patients", "studies")
@@ -106,9 +113,13 @@ def about(folder: Path) -> tuple[str, dict[str, list[str]] | None]:
     Raises
     ------
     InputError
-        If ``predictor.yaml`` holds anything else.
+        If ``predictor.yaml`` holds anything else, or is called otherwise.
     """
     path = folder / ABOUT
+    for other in entries(folder):
+        if other.name != ABOUT and other.name.lower() in (ABOUT, "predictor.yml"):
+            raise InputError(other, "file", f"is not read, since it is not called {ABOUT}",
+                             f"rename it to {ABOUT}")
     given = read_yaml_if_any(path)
     saw = given.pop("saw", "unknown")
     check(path, {"name": "str"}, given, noun="key of predictor.yaml")
@@ -124,32 +135,85 @@ def about(folder: Path) -> tuple[str, dict[str, list[str]] | None]:
     return name, dict.fromkeys(LEVELS, []) if saw == "nothing" else None
 
 
+def check_saw(path: Path, saw: Mapping[str, Sequence[str]], people: "Cohort") -> None:
+    """Refuse training data that are the cohort's own, but for their spelling or their level.
+
+    They would count as not seen. Names that resemble none of the cohort are another data set's.
+
+    Parameters
+    ----------
+    path
+        ``predictor.yaml``.
+    saw
+        From `about`.
+
+    Raises
+    ------
+    InputError
+        Naming the entry, and the name and the level that it has in the cohort.
+    """
+    own = {"sections": {s.name for s in people}, "patients": {s.patient for s in people},
+           "studies": {s.study for s in people}}
+    for level, names in saw.items():
+        for name in (name for name in names if name not in own[level]):
+            for right in (level, *(other for other in LEVELS if other != level)):
+                meant = [each for each in sorted(own[right]) if _spelt(each) == _spelt(name)]
+                if meant:
+                    raise InputError(
+                        path, f"saw: {level}", f"holds {name!r}, which is none of the cohort's "
+                        f"{level}; its {right} have {meant[0]!r}",
+                        f"write {meant[0]!r} under {right}")
+
+
+def _spelt(name: str) -> str:
+    """A name without what makes it another spelling: case, blanks, how accents are encoded."""
+    return " ".join(unicodedata.normalize("NFC", name).casefold().split())
+
+
+def _files(folder: Path, people: "Cohort") -> tuple[list[tuple[str, Path]], list[str]]:
+    """Sections and their files, in `folder` and one level below; names that are passed over."""
+    found, others = [], []
+    for path in [*entries(folder), *(p for d in entries(folder) if d.is_dir() for p in entries(d))]:
+        ending = next((each for each in ENDINGS if path.name.lower().endswith(each)), "")
+        section = path.name[:-len(ending)] if ending else ""
+        if section in people.sections:
+            found.append((section, path))
+        elif path.name != ABOUT and not path.is_dir():
+            others.append(str(path.relative_to(folder)))
+    return found, others
+
+
+def passed_over(folder: Path, people: "Cohort") -> list[str]:
+    """Files of `folder`, and one level below, that are named after no section of the cohort."""
+    return _files(folder, people)[1]
+
+
 def read(folder: Path, people: "Cohort") -> dict[str, Table]:
     """Read each section's predictions and join them to its spots; skip sections without a file.
 
     Raises
     ------
     InputError
-        If no file is named after a section, or a file cannot be joined to it.
+        If no file is named after a section, a section has two, or a file cannot be joined to it.
     """
     found: dict[str, Table] = {}
-    files = [path for path in [*entries(folder), *(p for d in entries(folder) if d.is_dir()
-                                                   for p in entries(d))]
-             if path.suffix in (".h5ad", ".csv") and path.stem in people.sections]
-    for path in files:
-        if path.stem in found:
-            raise InputError(path, "section", f"{path.stem} has two files", "keep one")
-        found[path.stem] = _joined(path, people[path.stem])
+    files, others = _files(folder, people)
+    for section, path in files:
+        if section in found:
+            raise InputError(path, "section", f"{section} has two files", "keep one")
+        found[section] = _joined(path, people[section])
     if not found:
         first = next(iter(people.sections))
+        has = f", but {phrases.listed(others, 3)}" if others else ""
         raise InputError(folder, "PREDICTIONS", "holds no file that is named after a section, such "
-                         f"as {first}.h5ad or {first}.csv", "name files after the sections of the "
-                         "profile's cohort")
+                         f"as {first}.h5ad or {first}.csv{has}", "name files after the sections of "
+                         "the profile's cohort")
     return found
 
 
 def _joined(path: Path, section: "Section") -> Table:
-    values, genes, names, places = (_read_csv if path.suffix == ".csv" else _read_h5ad)(path)
+    values, genes, names, places = (
+        _read_h5ad if path.suffix.lower() == ".h5ad" else _read_csv)(path)
     if not np.isfinite(values).all():
         raise InputError(path, "predictions", "hold NaN or infinity", "leave out such spots")
     twice = sorted({gene for gene in genes if genes.count(gene) > 1}) if (
@@ -179,6 +243,7 @@ def _nearest(path: Path, places: np.ndarray, centres: np.ndarray) -> tuple[list[
     if not np.isfinite(places).all():
         raise InputError(path, "x, y", "are not finite in some rows", "leave out such rows")
     pitch = np.median(cKDTree(centres).query(centres, k=2)[0][:, 1])
+    _refuse_exchanged(path, places, centres, NEAR * pitch)
     distance, row = cKDTree(places).query(centres)
     near = np.flatnonzero(distance <= NEAR * pitch)
     if len(near) == 0:
@@ -187,8 +252,37 @@ def _nearest(path: Path, places: np.ndarray, centres: np.ndarray) -> tuple[list[
     return row[near].tolist(), near.tolist()
 
 
+def _refuse_exchanged(path: Path, places: np.ndarray, centres: np.ndarray, near: float) -> None:
+    """Refuse places that fit the spots when x and y are exchanged, and do not as they are.
+
+    Distances [px] are taken from the fewer to the more: predictions may lack spots, and may stand
+    on a finer grid. The mean sees places of which only some lie beyond the spots.
+    """
+    from scipy.spatial import cKDTree
+
+    def distances(points: np.ndarray) -> np.ndarray:
+        fewer, more = sorted((points, centres), key=len)
+        return cKDTree(more).query(fewer)[0]
+
+    given, exchanged = distances(places), distances(places[:, ::-1])
+    for typical in (np.median, np.mean):
+        # Both fit where places and spots are symmetric: then nothing can be said.
+        if typical(given) > EXCHANGED * near and typical(exchanged) <= min(
+                near, EXCHANGED * typical(given)):
+            raise InputError(path, "x, y", "x and y are exchanged: the other way round they lie on "
+                             "the spots of the section", "exchange them: x runs along the width "
+                             "of the image, y along its height")
+
+
 def _read_csv(path: Path):
-    frame = tables.read_table(path, largest=LARGEST_CSV)
+    try:
+        frame = tables.read_table(path, largest=LARGEST_CSV)
+    except InputError as error:
+        if not error.problem.startswith((f"are more than {tables.MOST_COLUMNS}",
+                                         f"has more than {LARGEST_CSV // 2**20} MB")):
+            raise
+        raise InputError(error.where, error.field, error.problem, "write predictions of so many "
+                         "genes and spots as AnnData, <section>.h5ad") from error
     if "barcode" not in frame and not {"x", "y"} <= set(frame):
         frame = _with_index(path, frame)
     keys = [name for name in ("barcode", "x", "y") if name in frame]
@@ -264,6 +358,7 @@ def score(run: Path, folder: Path, *, data: str = "", unit: str = "patient", see
     people = cohort.read("run", run / "cohort", data=data or None)
     panels = artifacts.read_csv(run / "cohort" / "panels.csv")
     name, saw = about(folder)
+    check_saw(folder / ABOUT, saw or {}, people)
     found = read(folder, people)
     by = sorted({table.joined_by for table in found.values()})
     said = [f"{name}: {len(found)} of {len(people)} sections, joined by {' and '.join(by)}"]
@@ -272,15 +367,19 @@ def score(run: Path, folder: Path, *, data: str = "", unit: str = "patient", see
         worst = max(strange, key=strange.__getitem__)
         said.append(f"{sum(strange.values())} rows name no spot of their section and are not used, "
                     f"{strange[worst]} of them in {worst}")
+    others = passed_over(folder, people)
+    if others:
+        said.append(f"passed over, being named after no section (<section>{', '.join(ENDINGS)}): "
+                    f"{phrases.listed(others, 3)}")
     scored = 0
     for protocol in dict.fromkeys(panels["protocol"]):
-        known = sorted((run / "expression" / protocol).glob("*/*/folds.csv"))
-        known = [path for path in known if path.parent.parent.name != METHOD]
+        known = scored_on.folds_of(run, protocol)
         why = NOT_SCORED.get(protocol, "" if known else "05_expression has not scored it")
         if why:
             said.append(f"{protocol} is left out: {why}")
             continue
-        folds = artifacts.read_csv(known[0])
+        folds = artifacts.read_csv(known)
+        key = scored_on.state(run, protocol) | {"unit": unit, "normalize": normalize}
         result, notes = _evaluate(people, found, folds, protocol, panels, name, saw, unit=unit,
                                   seed=seed, normalize=normalize, tiles=run / "tiles")
         if result is None:
@@ -290,10 +389,12 @@ def score(run: Path, folder: Path, *, data: str = "", unit: str = "patient", see
         result.write(place)
         artifacts.write_csv(place / "nulls.csv", evaluation.nulls(result, n_draws=n_draws,
                                                                   seed=seed))
+        artifacts.write_json(place / scored_on.KEY, key)
         whole = result.summary.query("program == 'all' and metric == 'pcc'").iloc[0]
         said.append(f"{protocol}: mean r {whole['mean']:.3f} over {whole['n_units']} "
                     f"{whole['unit']}s, {notes}; saw test images: "
                     f"{result.scores['encoder_saw_test_images'].iloc[0]}")
+        said += scored_on.stale(run / "expression", protocol).values()
         scored += 1
     if not scored:
         raise InputError(folder, "PREDICTIONS", "; ".join(said[1:]) or "match no protocol",

@@ -10,7 +10,7 @@ A system whose encoder has learned from the sections that it is tested on is lis
 behind the others and without a rank.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,13 +21,12 @@ import pandas as pd
 from mvhlib import phrases, statistics
 from mvhlib.artifacts import InputError
 from mvhlib.expression.score_files import read_first_panel
+from mvhlib.expression.scored_on import GIVEN, stale
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 KEYS = ("section", "gene")
-#: Method of other systems' predictions (`mvhlib.expression.given`), each an encoder of its own.
-GIVEN = "given"
 SCORE_COLUMNS = ("system", "method", "encoder", "encoder_saw_test_images", "study", "patient",
                  *KEYS, "program", "pcc")
 TABLE_COLUMNS = ("system", "method", "encoder", "encoder_saw_test_images", "unit", "n_units",
@@ -39,8 +38,11 @@ ONLY = "the only system"
 APART = "learned from tested sections: no rank"
 
 
-def read(folder: str | Path, protocol: str, encoders: Iterable[str] | None = None) -> pd.DataFrame:
+def read(folder: str | Path, protocol: str, encoders: Iterable[str] | None = None, *,
+         report: Callable[[str], None] = print) -> pd.DataFrame:
     """Scores of every method and encoder of a protocol, cut to what all of them scored.
+
+    Other systems that were scored before the cohort changed are left out (`scored_on.stale`).
 
     Parameters
     ----------
@@ -50,6 +52,8 @@ def read(folder: str | Path, protocol: str, encoders: Iterable[str] | None = Non
         "" where 05 could score nothing (see `mvhlib.expression.evaluation.scored`): no row then.
     encoders
         Slugs to keep, beside predictions of other systems; None keeps all that are there.
+    report
+        Gets a line for each system that is left out.
 
     Returns
     -------
@@ -64,9 +68,14 @@ def read(folder: str | Path, protocol: str, encoders: Iterable[str] | None = Non
         If nothing was scored, or the systems have no section and gene in common.
     """
     parts = []
+    left_out = stale(Path(folder), protocol)
+    for line in left_out.values():
+        report(line)
     for path in sorted(Path(folder, protocol).glob("*/*/scores.csv")):
         method, encoder = path.parts[-3], path.parts[-2]
         if encoders is not None and encoder not in set(encoders) and method != GIVEN:
+            continue
+        if method == GIVEN and encoder in left_out:
             continue
         table = read_first_panel(path, SCORE_COLUMNS[1:])
         system = encoder if method in ("ridge", GIVEN) else f"{method} on {encoder}"

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 DONE, PARTS = "done.json", "parts"
 #: The page to read first; and the traceback of a slide that failed unexpectedly.
 PAGE, TRACE = page.PAGE, "error.txt"
+#: Endings of a list of genes that is a table; any other file has a gene in each line.
+TABLES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 #: Genes in tables for people, where nobody named any.
 SHOWN = 20
 THUMBNAIL_PX = 1000
@@ -103,20 +105,23 @@ def read(folder: Path, name: str) -> "AnnData":
 def genes_of(text: str) -> tuple[str, ...] | None:
     """Genes that are named as ``A,B`` or stand in a file, a line each; None where none are.
 
+    A csv or tsv, plain or packed by gzip, has them in its column ``gene``. ``NA`` is a gene.
+
     Raises
     ------
     InputError
-        If the file holds none.
+        If the file holds none, or a row of the table none.
     """
     if not text.strip():
         return None
     if os.path.exists(text):
         path = artifacts.check_file(text, "GENES")
-        if path.suffix.lower() in (".csv", ".tsv"):
-            return tuple(tables.names(tables.read_table(path, ("gene",)), "gene", path))
+        if path.name.lower().endswith(TABLES):
+            named = tables.names(tables.read_table(path, ("gene",)), "gene", path, none=("",))
+            return tuple(dict.fromkeys(named))
         with artifacts.reading(path, "GENES", "is not a list of genes",
                                "write a gene in each line"):
-            found = path.read_text(encoding="utf-8").split()
+            found = path.read_text(encoding="utf-8-sig").split()
     else:
         found = [name.strip() for name in text.split(",") if name.strip()]
     if not found:

@@ -14,6 +14,8 @@ A link to a slide is read as the slide; files of other kinds are passed over.
 """
 
 import os
+import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +24,7 @@ import numpy as np
 from mvhlib import artifacts, tables
 from mvhlib.artifacts import InputError, safe_name
 from mvhlib.cohort.base import check_mpp, entries
+from mvhlib.column_names import refuse_other_spellings
 from mvhlib.tiles.slides import TIFF, WHOLE_SLIDE
 
 #: Endings of images; whole slides first.
@@ -67,45 +70,57 @@ def find(where: str | os.PathLike, mpp: float | None = None) -> list[Asked]:
     ------
     InputError
         If there is none, two have one name but for the ending, or ``slides.csv`` names one that is
-        not there.
+        not there, names one twice, or has a column whose name is spelled otherwise.
     """
     where = Path(where)
     folder = where if where.is_dir() else artifacts.check_file(where, "SLIDES").parent
     mpp = None if mpp is None else check_mpp(mpp, where, "MPP")
-    paths = [p for p in entries(folder) if p.suffix.lower() in ENDINGS
-             ] if where.is_dir() else [where]
+    kinds = ENDINGS if where.is_dir() else (*ENDINGS, where.suffix.lower())
+    beside = [path for path in entries(folder) if path.suffix.lower() in kinds]
+    paths = beside if where.is_dir() else [where]
     if not paths:
         raise InputError(where, "SLIDES", "holds no slide", f"name a slide or a folder of slides "
                          f"({', '.join(e[1:] for e in ENDINGS[:4])}, ..., png, jpg)")
     names = [safe_name(path.stem, folder, "name") for path in paths]
-    twice = sorted({name for name in names if names.count(name) > 1})
+    spelt = [_spelt(name) for name in names]
+    twice = sorted({name for name in spelt if spelt.count(name) > 1})
     if twice:
         raise InputError(folder, "name", f"{twice[0]!r} is the name of two slides, whose "
                          "predictions would share a folder", "rename one of them")
-    said = _stated(folder, paths, one=not where.is_dir())
+    said = _stated(folder, [*beside, *paths])
     return [Asked(path, name, **({"mpp": mpp} | said.get(path.name, {})), spots=_spots(path))
             for path, name in zip(paths, names, strict=True)]
 
 
-def _stated(folder: Path, paths: list[Path], one: bool) -> dict[str, dict]:
-    """Read ``slides.csv``: file name -> columns."""
+def _spelt(name: str) -> str:
+    """A name with its accents encoded one way: macOS takes them apart in the names of files."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _stated(folder: Path, paths: Sequence[Path]) -> dict[str, dict]:
+    """Read ``slides.csv``: file name -> columns. Of two `paths` of one name the later one counts.
+    """
     path = folder / "slides.csv"
     if not os.path.lexists(path):
         return {}
     frame = tables.read_table(path, ("slide",))
+    refuse_other_spellings(path, frame.columns, ("slide", *STATED))
     names = tables.names(frame, "slide", path, unique=True)
-    known = {key: p.name for p in (paths if not one else entries(folder)) for key in
-             (p.name, p.stem)}
-    strange = [name for name in names if name not in known]
-    if strange:
-        raise InputError(path, "slide", f"{strange[0]!r} is not a slide in this folder",
-                         "write the file's name")
+    # A whole file name goes before one without its ending: x.tif is not x.tif.png.
+    known = {_spelt(p.stem): p.name for p in paths} | {_spelt(p.name): p.name for p in paths}
+    files = names.map(_spelt).map(known)
+    if files.isna().any():
+        raise InputError(path, "slide", f"{names[files.isna()].iloc[0]!r} is not a slide in this "
+                         "folder", "write the file's name")
+    if files.duplicated().any():
+        tables.refuse(path, names, files.duplicated(), "and names the same file as a row above it",
+                      "keep one row for each slide")
     columns = {key: frame[key] for key in ("organ", "scanner") if key in frame}
     if "mpp" in frame:
         columns["mpp"] = tables.numbers(frame, "mpp", path, above=0, missing=True, unit="um/px")
-    return {known[name]: {key: values.loc[row] for key, values in columns.items()
-                          if not (key == "mpp" and np.isnan(values.loc[row]))}
-            for row, name in names.items()}
+    return {file: {key: values.loc[row] for key, values in columns.items()
+                   if not (key == "mpp" and np.isnan(values.loc[row]))}
+            for row, file in files.items()}
 
 
 def _spots(path: Path) -> Path | None:
@@ -122,10 +137,12 @@ def read_spots(path: Path) -> tuple[np.ndarray, list[str]]:
     Raises
     ------
     InputError
-        If it holds none, they are no finite numbers, or names repeat.
+        If it holds none, they are no finite numbers, names repeat, or the column of names is
+        spelled otherwise.
     """
     if path.suffix == ".csv":
         frame = tables.read_table(path, ("x", "y"))
+        refuse_other_spellings(path, frame.columns, ("x", "y", "barcode"))
         centres = np.stack([tables.numbers(frame, axis, path, unit="px") for axis in "xy"], axis=1)
         names = list(tables.names(frame, "barcode", path, unique=True)) if "barcode" in frame else (
             [f"x{x:g}_y{y:g}" for x, y in centres])
