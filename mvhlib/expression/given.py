@@ -39,6 +39,7 @@ from mvhlib.cohort.base import entries
 from mvhlib.expression import evaluation, protocols, scored_on
 from mvhlib.expression.scores import dense
 from mvhlib.features import Features
+from mvhlib.own_files import TABLES
 from mvhlib.parameters import check, read_yaml_if_any
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 METHOD = scored_on.GIVEN
 ABOUT = "predictor.yaml"
 #: Endings of a section's predictions, in lower case.
-ENDINGS = (".h5ad", ".csv", ".tsv", ".csv.gz", ".tsv.gz")
+ENDINGS = (".h5ad", *TABLES)
 #: A prediction belongs to the nearest spot up to this share of the spots' distance.
 NEAR = 0.5
 #: Exchanged axes are refused where they fit this much better than the axes as they were given.

@@ -17,6 +17,7 @@ import numpy as np
 
 from mvhlib import artifacts, tables
 from mvhlib.artifacts import InputError, sha256_file, sha256_of
+from mvhlib.own_files import TABLES
 from mvhlib.prediction import belief as beliefs
 from mvhlib.prediction import outputs, page, stream
 from mvhlib.prediction.model import Model
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
 DONE, PARTS = "done.json", "parts"
 #: The page to read first; and the traceback of a slide that failed unexpectedly.
 PAGE, TRACE = page.PAGE, "error.txt"
-#: Endings of a list of genes that is a table; any other file has a gene in each line.
-TABLES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 #: Genes in tables for people, where nobody named any.
 SHOWN = 20
 THUMBNAIL_PX = 1000
@@ -105,7 +104,8 @@ def read(folder: Path, name: str) -> "AnnData":
 def genes_of(text: str) -> tuple[str, ...] | None:
     """Genes that are named as ``A,B`` or stand in a file, a line each; None where none are.
 
-    A csv or tsv, plain or packed by gzip, has them in its column ``gene``. ``NA`` is a gene.
+    A csv or tsv, plain or packed by gzip, has them in its column ``gene``; any other file has one
+    in each line. ``NA`` is a gene.
 
     Raises
     ------
