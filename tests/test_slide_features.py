@@ -1,5 +1,7 @@
 """Features of slides that somebody else computed: found, kept, and read by 07 and 09."""
 
+import unicodedata
+
 import h5py
 import numpy as np
 import pandas as pd
@@ -128,6 +130,31 @@ def test_a_table_by_slide_is_found_whatever_its_columns_are_called(tmp_path):
     (tmp_path / "task.csv").unlink()
     found = profiles.look(tmp_path)
     assert found.blanks() == ["patient"] and "No table holds label" in found.advice[-1]
+
+
+@pytest.mark.parametrize("twice", ["s1", "s1.svs"])
+def test_a_slide_with_two_rows_is_refused_when_the_table_is_read(tmp_path, capsys, twice):
+    for k in range(3):
+        write_h5(tmp_path / f"data/uni/s{k}.h5", bag(k))
+    (tmp_path / "data/slides.csv").write_text(
+        f"slide,patient,label\ns0,P0,a\ns1,P1,b\n{twice},P2,a\n")
+    with pytest.raises(InputError, match=f"slide: row 4 is '{twice}'.*keep one row for each"):
+        slide_features.take(tmp_path / "data", "features:uni", "", tmp_path / "out", "uni")
+    status, _, said = doctor(tmp_path / "data", capsys)
+    assert status == 2 and f"row 4 is '{twice}'" in said
+    assert profile(tmp_path / "data", tmp_path) == 2 and not (tmp_path / "mine").exists()
+
+
+def test_features_whose_names_macos_took_apart_are_found(tmp_path):
+    apart, one = (unicodedata.normalize(form, "Süd") for form in ("NFD", "NFC"))
+    write_h5(tmp_path / f"data/uni/{apart}.h5", bag(0))
+    write_h5(tmp_path / "data/uni/b.h5", bag(1))
+    (tmp_path / "data/slides.csv").write_text(f"slide,patient\n{one},P0\nb,P1\n")
+    [row, _] = profiles.look(tmp_path / "data").rows
+    assert row.name == one and row.known("holds") == "20 tiles x 6"
+    slide_features.take(tmp_path / "data", "features:uni", "", tmp_path / "out", "uni")
+    kept = features.read_folder(tmp_path / "out/features/uni")
+    np.testing.assert_array_equal(kept[one].features, bag(0))
 
 
 @pytest.mark.slow

@@ -64,7 +64,7 @@ def look(root: Path) -> Found:
         found.table, found.used = (), used | {"slides.csv"}
         found.rows = [Row(each.name, facts={
             "patient": each.patient or None, "study": each.study or None,
-            "label": each.label or None, "holds": held.get(each.name)}) for each in listed]
+            "label": each.label or None, "holds": held.get(each.path.stem)}) for each in listed]
         found.options["endpoints"] = whole.endpoints(listed)
         return found
     known, taken = _known(root, slides)

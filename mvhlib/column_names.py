@@ -1,0 +1,43 @@
+"""Optional columns whose names are spelled otherwise: refused, since they would be passed over.
+
+A column that must be there is missed when it is called ``MPP`` (`mvhlib.tables.check_columns`); one
+that may be left out is not, and what stands in it would be lost without a word.
+"""
+
+import os
+from collections.abc import Iterable
+
+from mvhlib.artifacts import InputError
+from mvhlib.tables import _plain
+
+
+def refuse_other_spellings(path: str | os.PathLike, columns: Iterable[str],
+                           known: Iterable[str]) -> None:
+    """Refuse a table with a column that differs from one that is read in its spelling alone.
+
+    Parameters
+    ----------
+    path
+        The table.
+    columns
+        Names of its columns.
+    known
+        Names that are read. Case, blanks, hyphens, underscores and points are the spelling.
+
+    Raises
+    ------
+    InputError
+        Naming the column and the name that it has to have; or, where a column of that name is
+        there as well, saying that one of the two has to go.
+    """
+    present, known = list(columns), list(known)
+    meant = {_plain(name): name for name in known if _plain(name)}
+    for column in present:
+        name = meant.get(_plain(column))
+        if name is None or column in known:
+            continue
+        if name in present:
+            raise InputError(path, column, f"stands beside {name!r}, which differs from it in "
+                             "spelling alone", "delete one of the two columns")
+        raise InputError(path, column, f"is not read, since the column is called {name!r}",
+                         f"rename it to {name!r}")
