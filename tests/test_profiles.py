@@ -10,9 +10,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from mvhlib import artifacts, cohort, commands, own_tables, workflow
+from mvhlib import artifacts, cohort, commands, own_tables, tables, workflow
 from mvhlib.artifacts import InputError
 from mvhlib.places import home
+from mvhlib.tiles import whole
 from tests.absent import walk
 from tests.test_cohort import write_10x_h5, write_st_section
 
@@ -134,6 +135,29 @@ def test_a_profile_is_refused_until_its_table_is_filled_in(tmp_path, params, cap
     fill(table, patient=["P1", "P1"])  # a correction makes 01_cohort run again
     assert workflow.tables_hash(workflow.read_params(call.folder, "01_cohort")) != before
     assert not (tmp_path / "out").exists()
+
+
+def test_a_written_table_is_read_back_as_it_was(tmp_path):
+    starts = ["+", "-", "=", "@", "'", "'+", "#", '"', "sep=", "+7", "=1+1", "-4", "007", "a"]
+    rests = ["", "_HE.png", "a,b", "a;b", 'say "x"', " x", "é/切片", "\tx", "(A1)"]
+    names = [name for start in starts for rest in rests if (name := f"{start}{rest}".strip())]
+    rows = [{"slide": name, "patient": name[::-1].strip(), "label": start, "mpp": own_tables.BLANK}
+            for name, start in zip(names, starts * len(rests), strict=False)]
+    for separator in tables.SEPARATORS:
+        path = own_tables.write_template(tmp_path / "t.csv", list(rows[0]), rows,
+                                         separator=separator)
+        assert tables.read_table(path, ("slide",)).to_dict("records") == rows
+
+
+def test_slides_whose_names_look_like_formulas_run_from_their_profile(tmp_path, params):
+    names = ["+7_HE", "=1+1", "@x", "b"]
+    (tmp_path / "data").mkdir()
+    for shade, name in enumerate(names):
+        Image.new("RGB", (300, 300), (200, 100, shade)).save(tmp_path / f"data/{name}.png")
+    assert profile(tmp_path / "data", params) == 0
+    fill(params / "mine/slides.csv", mpp="0.5")
+    slides = whole.read(tmp_path / "data", str(params / "mine/slides.csv"))
+    assert [slide.name for slide in slides] == names
 
 
 def test_nothing_is_written_over_a_profile(tmp_path, params, capsys):
