@@ -185,6 +185,27 @@ def test_rows_of_one_patient_that_contradict_each_other_are_left_to_the_user(tmp
     assert given["label"].tolist() == ["a", "?", ""] and given["age"].tolist() == ["60", "61", ""]
 
 
+def test_listed_slides_without_whole_features_are_left_out_of_the_run(tmp_path, capsys):
+    data, params = tmp_path / "data", tmp_path / "params"
+    for k in range(5):
+        write_h5(data / f"uni/s{k}.h5", bag(k))
+        if k != 3:
+            write_h5(data / f"conch/s{k}.h5", bag(k, 4))
+    (data / "uni/s1.h5").write_bytes((data / "uni/s1.h5").read_bytes()[:300])
+    (data / "slides.csv").write_text("slide,patient,label\n" + "".join(
+        f"s{k},P{k},{'ab'[k % 2]}\n" for k in range(5)))
+    params.mkdir()
+    assert profile(data, params) == 0
+    said = capsys.readouterr().out
+    assert "3 slides" in said and "writes one of its own, without s1, s3" in said
+    assert "s3: " in said and "conch: features: of s3 are not there" in said
+    table = workflow.read_params(params / "mine", "04_embed")["slides"]
+    assert table == str(params / "mine/slides.csv")
+    for encoder in ("uni", "conch"):
+        slide_features.take(data, f"features:{encoder}", table, tmp_path / "out", encoder)
+        assert set(features.read_folder(tmp_path / f"out/features/{encoder}")) == {"s0", "s2", "s4"}
+
+
 def test_features_whose_names_macos_took_apart_are_found(tmp_path):
     apart, one = (unicodedata.normalize(form, "Süd") for form in ("NFD", "NFC"))
     write_h5(tmp_path / f"data/uni/{apart}.h5", bag(0))

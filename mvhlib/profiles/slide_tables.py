@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from mvhlib import slide_features, tables, tcga
-from mvhlib.artifacts import InputError, h5_reader
+from mvhlib.artifacts import InputError, h5_reader, safe_path
 from mvhlib.cohort.clinical import values
 from mvhlib.own_tables import BLANK
 from mvhlib.profiles.found import MOST_LINES, Found, Row
+from mvhlib.profiles.listed import own_table
+from mvhlib.profiles.names import unsafe
 from mvhlib.profiles.outcomes import (
     COVARIATES,
     PATIENT,
@@ -54,6 +56,8 @@ def other_h5(root: Path) -> list[str]:
 
 def look(root: Path) -> Found:
     folders = slide_features.find(root)
+    for folder in folders:
+        safe_path(folder, root / folder, "folder")  # it becomes an encoder's source
     slides = sorted(set.intersection(*(set(files) for files in folders.values())))
     first = next(iter(folders.values()))
     used = {Path(name).parts[0] if name != "." else file.name for name, files in folders.items()
@@ -65,16 +69,11 @@ def look(root: Path) -> Found:
     if not slides:
         raise InputError(root, "features", f"of {list(folders)[:3]} are of different slides",
                          "name the folder of one encoder with DATA=")
+    if (root / "slides.csv").is_file():
+        _take_listed(found, folders)
+        return found
     held = slide_features.sizes({name: first[name] for name in slides[:MOST_LINES]})
     broken = slide_features.faults(folders, slides[:MOST_LINES])
-    if (root / "slides.csv").is_file():
-        listed = whole.read(root, files=first)
-        found.table, found.used = (), used | {"slides.csv"}
-        found.rows = [Row(each.name, facts={
-            "patient": each.patient or None, "study": each.study or None,
-            "label": each.label or None, "holds": held.get(each.path.stem)}) for each in listed]
-        found.options["endpoints"] = whole.endpoints(listed)
-        return found
     known, taken = _known(root, slides)
     if taken:
         found.used |= {path.name for path in taken}
@@ -83,7 +82,7 @@ def look(root: Path) -> Found:
                             "of the profile before you run it.")
     found.advice += _contradictions(known)
     found.rows = [Row(name, {"slide": name} | known[name], {"holds": held.get(name)},
-                      problem=broken.get(name, "")) for name in slides]
+                      problem=broken.get(name) or unsafe(first[name], root)) for name in slides]
     found.options["endpoints"] = ["os"] if any("time" in row for row in known.values()) else []
     if taken and not any("label" in row for row in known.values()):
         found.advice.append("No column of theirs is called label: copy the column of classes into "
@@ -94,6 +93,27 @@ def look(root: Path) -> Found:
                             "event (1: seen, 0: censored; for 09_survival): fill them in in "
                             "slides.csv of the profile, and add the notebook to notebooks.")
     return found
+
+
+def _take_listed(found: Found, folders: Mapping[str, Mapping[str, Path]]) -> None:
+    """Rows of ``slides.csv``, each with what its files of features hold."""
+    first = next(iter(folders.values()))
+    anywhere = {name: path for files in folders.values() for name, path in files.items()}
+    listed = whole.read(found.root, files=anywhere)
+    names = [each.path.stem for each in listed]
+    lacking = {name: str(InputError(found.root / folder, "features", f"of {name} are not there",
+                                    "compute them, or leave the slide out"))
+               for folder, files in folders.items() for name in names if name not in files}
+    looked_at = [name for name in names if name not in lacking][:MOST_LINES]
+    held = slide_features.sizes({name: first[name] for name in looked_at})
+    problems = lacking | slide_features.faults(folders, looked_at)
+    found.rows = [Row(each.name, facts={
+        "patient": each.patient or None, "study": each.study or None,
+        "label": each.label or None, "holds": held.get(name)}, problem=problems.get(name, ""))
+        for each, name in zip(listed, names, strict=True)]
+    found.options["endpoints"] = whole.endpoints(listed)
+    found.table, found.used = (), found.used | {"slides.csv"}
+    own_table(found)
 
 
 def _slugs(root: Path, folders: Mapping[str, Any]) -> dict[str, str]:

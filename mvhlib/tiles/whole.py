@@ -120,6 +120,19 @@ def may_list(folder: Path) -> bool:
     return os.access(folder, os.R_OK | os.X_OK)
 
 
+def check_readable(path: Path) -> None:
+    """Refuse a slide that is no file, or that this user may not read.
+
+    Raises
+    ------
+    InputError
+        Naming it.
+    """
+    if not os.access(check_file(path, "slide"), os.R_OK):
+        raise InputError(path, "slide", "may not be read by this user",
+                         "change its permissions, or leave the slide out")
+
+
 def find(folder: str | Path, endings: Sequence[str] = WHOLE_SLIDE) -> list[Path]:
     """Slide files in a directory and its folders, sorted; hidden and closed ones are passed over.
 
@@ -395,6 +408,7 @@ def cut(slides: Sequence[WholeSlide], out: str | Path, *, tile_um: float, tile_p
 
     out, rows = Path(out), []
     for slide in slides:
+        check_readable(slide.path)
         path = out / "tiles" / f"{slide.name}.h5"
         key = sha256_of([tile_um, tile_px, mask, most, seed if most else 0, slide.mpp],
                         sha256_file(slide.path))
