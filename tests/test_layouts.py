@@ -331,6 +331,16 @@ def test_what_may_not_be_read_is_passed_over_and_named(tmp_path):
     assert "make profile writes one of its own, without b." in said["listed"]
 
 
+def test_a_run_says_which_folders_it_passes_over(tmp_path, monkeypatch, caplog):
+    for name in ("ok/a.svs", "shut/b.svs", ".hidden/c.svs"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(name.encode())
+    monkeypatch.setattr(whole, "may_list", lambda folder: folder.name in ("ok", tmp_path.name))
+    assert [slide.name for slide in whole.read(tmp_path)] == ["a"]
+    [said] = [record.getMessage() for record in caplog.records]
+    assert "shut may not be read by this user" in said
+
+
 def test_what_a_reader_does_not_pass_over_is_one_line(tmp_path):
     write_visium(tmp_path / "visium/A")
     write_visium(tmp_path / ".work/B")

@@ -114,9 +114,9 @@ def look_hest(root: Path) -> Found:
         people = cohort.read("hest", root)
         rows = _rows_with_owners(people)
     used = {path.name for path in entries(root) if path.name.startswith("HEST_v")
-            or path.name in ("st", "adata", "wsis", "patches", "metadata", "splits")
-            or path in open_folders(root, 1) and any(
-                (path / sub).is_dir() for sub in ("st", "adata"))}
+            or path.name in ("st", "adata", "wsis", "patches", "metadata", "splits")}
+    used |= {path.name for path in open_folders(root, 1)[1:]
+             if any((path / sub).is_dir() for sub in ("st", "adata"))}
     found = Found(root, "hest", "samples of HEST-1k", "hest", rows=rows, used=used)
     if not any(root.glob("HEST_v*.csv")) and not any(root.glob("metadata/*.json")):
         found.advice = ["HEST's csv (HEST_v*.csv) is not here: studies and patients are not known, "

@@ -179,8 +179,8 @@ def read(folder: str | Path, table: str = "", *,
         if not found:
             raise InputError(root, "slides", f"are none with an ending of {list(WHOLE_SLIDE)}",
                              "list other images in slides.csv")
-        if files is None and (closed := [each.name for each in sorted(root.glob("*/"))
-                                         if not may_list(each)]):
+        closed = [each.name for each in sorted(root.glob("[!.]*/")) if not may_list(each)]
+        if closed and files is None:
             log.warning("%s: %s may not be read by this user: slides that lie there are passed "
                         "over", root, ", ".join(closed[:5]))
         return found
