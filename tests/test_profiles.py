@@ -245,8 +245,12 @@ def test_of_a_profile_that_cannot_be_written_nothing_stays(tmp_path, params, mon
 def test_names_that_are_no_utf8_are_left_out_and_printed(tmp_path, params):
     data = tmp_path / "data"
     write_slides(data, ["a", "-x"])
+    write_slides(data / "F", ["b"])
     try:
         (data / os.fsdecode(b"S\xfcd.png")).write_bytes((data / "a.png").read_bytes())
+        (data / "F").rename(data / os.fsdecode(b"F\xfc"))
+        (data / "G").mkdir()
+        Image.new("RGB", (300, 300), "pink").save(data / "G/c.png")
         (data / os.fsdecode(b"notes\xfc.txt")).write_bytes(b"x")
     except OSError:
         pytest.skip("this file system takes UTF-8 alone")
@@ -256,10 +260,12 @@ def test_names_that_are_no_utf8_are_left_out_and_printed(tmp_path, params):
             text=True, env=os.environ | {"DATA": str(data), "PARAMS": str(params), "PROFILE": name,
                                          "PYTHONIOENCODING": "utf-8:strict"})
         assert done.returncode == 0 and not done.stderr, done.stderr
-        assert "1 slide," in done.stdout and "not recognised: notes?.txt" in done.stdout
+        assert "2 slides," in done.stdout and "not recognised: notes?.txt" in done.stdout
         left = done.stdout.partition("left out:")[2]
         assert "S?d: " in left and "-x: " in left and "which begins with '-'" in left
-    assert (params / "mine/slides.csv").read_text().splitlines()[1:] == ["a.png,,,,,,?"]
+        assert "b: " in left and "which is no UTF-8" in left
+    assert (params / "mine/slides.csv").read_text().splitlines()[1:] == ["a.png,,,,,,?",
+                                                                         "G/c.png,,,,,,?"]
 
 
 def test_nothing_is_written_over_a_profile(tmp_path, params, capsys):

@@ -37,6 +37,7 @@ from pathlib import Path
 from mvhlib.artifacts import InputError
 from mvhlib.profiles import images, outcomes, sections, shared, slide_tables
 from mvhlib.profiles.found import Found
+from mvhlib.profiles.names import unwritable
 from mvhlib.profiles.permissions import closed, open_folders
 from mvhlib.tiles import whole
 
@@ -188,6 +189,8 @@ def look(data: str | Path) -> Found:
         raise InputError(error.filename or root, "file", "may not be read by this user", _OPEN
                          ) from error
     seen.closed = closed(root)
+    for row in seen.readable:
+        row.problem = unwritable(root, row.cells)
     if not seen.readable and seen.source:
         problem, _, fix = (seen.rows[0].problem if seen.rows else "").partition(". Fix: ")
         raise InputError(root, name, "was recognised, but cannot be read: "
