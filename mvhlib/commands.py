@@ -46,6 +46,7 @@ from typing import Any
 
 from mvhlib import artifacts, workflow
 from mvhlib.artifacts import InputError
+from mvhlib.doctor import say
 from mvhlib.parameters import read_yaml
 from mvhlib.places import home
 
@@ -176,7 +177,7 @@ def doctor(given: Mapping[str, str]) -> None:
         become([sys.executable, "-m", "mvhlib.doctor"], os.environ)
     from mvhlib import profiles  # brings every reader, which other targets need not wait for
 
-    print("\n".join(profiles.look(_data(given, "doctor")).lines()))
+    say(profiles.look(_data(given, "doctor")).lines())
 
 
 def profile(given: Mapping[str, str]) -> None:
@@ -187,9 +188,9 @@ def profile(given: Mapping[str, str]) -> None:
     params = workflow.params_folder(_absolute(given, "PARAMS"))
     profiles.check_free(params, name)
     found = profiles.look(_data(given, "profile"))
-    print("\n".join(found.lines()))
+    say(found.lines())
     written = profiles.write(found, params, name)
-    print("\n".join(["", *profiles.what_next(found, written, own=bool(given.get("PARAMS")))]))
+    say(["", *profiles.what_next(found, written, own=bool(given.get("PARAMS")))])
 
 
 def _data(given: Mapping[str, str], target: str) -> Path:

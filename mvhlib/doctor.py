@@ -154,9 +154,15 @@ def _line(ok: bool, found: str, purpose: str, needed: bool = True) -> str:
 def main(arguments: Sequence[str] = ()) -> int:
     """Print the report; return 1 if something required is missing."""
     text, ok = report()
-    sys.stdout.reconfigure(errors="replace")  # a terminal in ASCII shows a question mark
-    print("\n".join(text))
+    say(text)
     return 0 if ok else 1
+
+
+def say(lines: Sequence[str]) -> None:
+    """Print lines; what a terminal cannot show, such as a name of no coding, becomes ``?``."""
+    if hasattr(sys.stdout, "reconfigure"):  # not where somebody collects what is printed
+        sys.stdout.reconfigure(errors="replace")
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,10 @@
 A row is a section, a slide or an image. A cell that only the user can fill in holds `BLANK`; cells
 that may stay empty are empty. Every reader of such a table checks it in full; this module only
 checks for cells that are still to be filled in, so that a run is refused before it begins.
+
+From then on it is the user's own table, which `mvhlib.tables` reads cell by cell as it stands: a
+slide ``+7.png`` is written as that, without the apostrophe by which `mvhlib.artifacts.write_csv`
+keeps spreadsheets from taking it for a formula.
 """
 
 import os
@@ -11,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mvhlib import tables
-from mvhlib.artifacts import InputError, write_csv
+from mvhlib.artifacts import FLOAT_FORMAT, InputError, atomic
 
 #: What stands in a cell that the user has to fill in.
 BLANK = "?"
@@ -60,7 +64,8 @@ _FIXES = {
 
 
 def write_template(path: str | os.PathLike, columns: Sequence[str],
-                   rows: Sequence[Mapping[str, Any]], always: int = 3) -> Path:
+                   rows: Sequence[Mapping[str, Any]], always: int = 3,
+                   separator: str = ",") -> Path:
     """Write a table to fill in; a cell that a row lacks stays empty.
 
     Parameters
@@ -69,10 +74,16 @@ def write_template(path: str | os.PathLike, columns: Sequence[str],
         Their order; the first `always` stand, others where a row has something there.
     rows
         Column -> cell; `BLANK` where the user has to fill in.
+    separator
+        Of the columns. Cells of another table keep their meaning (``0,5``) with that table's.
     """
     import pandas as pd
 
     kept = [column for number, column in enumerate(columns)
             if number < always or any(row.get(column) not in (None, "") for row in rows)]
-    return write_csv(path, pd.DataFrame([{column: row.get(column, "") for column in kept}
-                                         for row in rows], columns=kept))
+    table = pd.DataFrame([{column: row.get(column, "") for column in kept} for row in rows],
+                         columns=kept)
+    with atomic(path) as temporary:
+        table.to_csv(temporary, index=False, sep=separator, float_format=FLOAT_FORMAT,
+                     lineterminator="\n")
+    return Path(path)

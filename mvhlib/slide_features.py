@@ -10,7 +10,8 @@ folders             those that hold ``<slide>.h5`` with ``features`` `(n, D)`, b
 not features        one vector a slide, coordinates alone (``patches``), other h5: passed over
 no tile             slides in which no tissue was found are left out, and the log names them
 owners              ``slides.csv`` as of whole slides (`mvhlib.tiles.whole`); a slide of the table
-                    needs its features, features of other slides are not read
+                    needs its features and has one row, features of other slides are not read
+closed              folders that may not be read are passed over
 ==================  ================================================================================
 
 An encoder's source is ``features:<folder below DATA>``. Nobody says on what it was pretrained.
@@ -65,13 +66,17 @@ def _are_features(files: Sequence[Path]) -> bool:
 
 
 def faults(folders: Mapping[str, Mapping[str, Path]], slides: Sequence[str]) -> dict[str, str]:
-    """Slide -> what is wrong with its h5 file, of those that cannot be read or hold no tile."""
+    """Slide -> what is wrong with its file, where it cannot be read, or is h5 and holds no tile."""
     found: dict[str, str] = {}
     for files in folders.values():
         for name in slides:
-            if files[name].suffix != ".h5" or name in found:
+            if name in found:
                 continue
             try:
+                if files[name].suffix != ".h5":
+                    with reading(files[name], "features", fix="change the file's permissions"):
+                        open(files[name], "rb").close()
+                    continue
                 held = size(files[name])
                 if held is None or 0 in held:
                     raise InputError(files[name], "features", "hold no tile" if held else
@@ -101,7 +106,7 @@ def _folders(folder: Path, depth: int) -> Iterator[Path]:
     yield folder
     if depth:
         for below in sorted(folder.glob("*/")):
-            if not below.name.startswith("."):
+            if not below.name.startswith(".") and whole.may_list(below):
                 yield from _folders(below, depth - 1)
 
 

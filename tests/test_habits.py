@@ -5,6 +5,7 @@ or another program wrote, folders as they were downloaded.
 """
 
 import json
+import unicodedata
 
 import anndata
 import h5py
@@ -291,8 +292,9 @@ def write_slides(folder, rows, names):
     folder.mkdir(parents=True, exist_ok=True)
     for shade, name in enumerate(names):
         Image.new("RGB", (32, 32), (200, 100, shade)).save(folder / f"{name}.png")
-    (folder / "slides.csv").write_text("slide,patient,label\n" + "".join(
-        f"{name}.png,{row}\n" for name, row in zip(names, rows, strict=True)))
+    if rows:
+        (folder / "slides.csv").write_text("slide,patient,label\n" + "".join(
+            f"{name}.png,{row}\n" for name, row in zip(names, rows, strict=True)))
 
 
 def test_classes_of_slides_that_differ_in_case_are_refused(tmp_path):
@@ -308,6 +310,57 @@ def test_samples_of_a_tcga_patient_are_one_patient(tmp_path):
     assert {slide.patient for slide in whole.read(tmp_path)} == {"TCGA-A1-A0SB"}
     write_slides(tmp_path, ["TCGA-A1-A0SB,a", "TCGA-A1-A0SD,b"], names)
     refuses(lambda: whole.read(tmp_path), "patient, row 3", "by its barcode")
+
+
+@pytest.mark.parametrize(("columns", "said"), [
+    ("slide,Patient,label", "Patient: .*rename it to 'patient'"),
+    ("slide,patient,Label", "Label: .*rename it to 'label'"),
+    ("slide,patient,MPP", "MPP: .*rename it to 'mpp'"),
+    ("slide,Time (days),event", r"Time \(days\): .*rename it to 'time_days'"),
+    ("slide,Time_dss,Event_dss", "Time_dss: .*rename it to 'time_dss'")])
+def test_a_column_of_slides_that_is_spelled_otherwise_is_refused(tmp_path, columns, said):
+    write_slides(tmp_path, ["P,0.5", "Q,0.5"], ["a", "b"])
+    path = tmp_path / "slides.csv"
+    path.write_text(path.read_text().replace("slide,patient,label", columns))
+    with pytest.raises(InputError, match=f"slides.csv: {said}"):
+        whole.read(tmp_path)
+
+
+def test_endpoints_and_columns_of_ones_own_are_no_other_spelling(tmp_path):
+    write_slides(tmp_path, ["P,x,3,1,7", "Q,y,4,0,9"], ["a", "b"])
+    path = tmp_path / "slides.csv"
+    path.write_text(path.read_text().replace(
+        "patient,label", "patient,label,time_DSS,event_DSS,Time point"))
+    assert whole.endpoints(whole.read(tmp_path)) == ["DSS"]
+
+
+def test_a_slide_has_one_row(tmp_path):
+    write_slides(tmp_path, ["P,x", "Q,y"], ["a", "b"])
+    path = tmp_path / "slides.csv"
+    path.write_text(path.read_text() + "a,R,y\n")
+    refuses(lambda: whole.read(tmp_path), "slides.csv", "slide: row 4 is 'a'", "a row above it",
+            "keep one row for each slide")
+
+
+def test_names_whose_accents_macos_took_apart_are_found(tmp_path):
+    for form in ("NFC", "NFD"):
+        folder = tmp_path / form
+        write_slides(folder, ["P,x"], [unicodedata.normalize(form, "Süd")])
+        other = unicodedata.normalize("NFD" if form == "NFC" else "NFC", "Süd")
+        (folder / "slides.csv").write_text(f"slide,patient\n{other},P\n", encoding="utf-8")
+        [slide] = whole.read(folder)
+        assert slide.path.is_file() and slide.name == other
+
+
+def test_files_of_one_name_take_their_folders(tmp_path):
+    for folder, name in (("P1", "HE"), ("P2", "HE"), ("P2", "b")):
+        write_slides(tmp_path / folder, [], [name])
+    assert [slide.name for slide in whole.of_files(tmp_path, whole.find(tmp_path, [".png"]))] == [
+        "P1-HE", "P2-HE", "b"]
+    (tmp_path / "slides.csv").write_text("slide,patient\nP1/HE.png,P1\nP2/HE.png,P2\n")
+    assert [slide.name for slide in whole.read(tmp_path)] == ["P1-HE", "P2-HE"]
+    (tmp_path / "slides.csv").write_text("slide,patient\nP1/HE.png,P1\nb,P2\n")
+    assert [slide.name for slide in whole.read(tmp_path)] == ["HE", "b"]
 
 
 def write_classes(folder, names):

@@ -23,7 +23,7 @@ FLOORS = (
     ("encoders", "encoders"),
     ("what is predicted, and what follows", "expression prediction frequency downstream"),
     ("a notebook", "answers freshness notebook explorer"),
-    ("a run and its report", "profiles workflow commands gallery results claims book cover doctor"),
+    ("a run and its report", "profiles workflow doctor commands gallery results claims book cover"),
 )
 HOME = Path(mvhlib.__file__).parent
 

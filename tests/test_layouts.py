@@ -4,6 +4,7 @@ import gzip
 import shutil
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,8 +15,10 @@ from mvhlib.artifacts import InputError
 from mvhlib.cohort import base
 from mvhlib.profiles import shared
 from mvhlib.profiles.found import Row
+from mvhlib.tiles import whole
+from tests.nobody import close, looked_at
 from tests.test_cohort import write_10x_h5, write_mtx, write_visium, write_xenium
-from tests.test_profiles import doctor, profile, write_h5ad, write_legacy
+from tests.test_profiles import doctor, fill, profile, write_h5ad, write_legacy
 
 
 def loosen(output: Path, target: Path, prefix: str) -> None:
@@ -255,3 +258,101 @@ def test_what_is_packed_or_of_another_language_says_so(tmp_path, capsys):
     assert doctor(tmp_path, capsys)[2].strip().endswith("Fix: unpack GSE1_RAW.tar.")
     (tmp_path / "GSE1_RAW.tar").rename(tmp_path / "a.rds")
     assert "holds objects of R" in doctor(tmp_path, capsys)[2]
+
+
+# --- images: classes, or slides -------------------------------------------------------------------
+
+def write_images(folder: Path, names) -> None:
+    for shade, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (300, 300), (200, 100, shade)).save(folder / name)
+
+
+@pytest.mark.parametrize("names, kind", [
+    ([f"S{k}-HE.tif" for k in range(6)], "slides"),  # a beginning of its own for each
+    ([f"P{k}/HE.png" for k in range(6)], "slides"),  # a folder for each patient
+    ([f"P{k}/{k}.png" for k in range(2)] + ["P1/more.png"], "slides"),
+    (["a.png", "b.png"], "slides"),
+    ([f"{name}-{k}.tif" for name in ("TUM", "LYM") for k in range(2)], "folder"),
+    ([f"{name}/{k}.png" for name in ("TUM", "LYM") for k in range(2)] + ["ADI/0.png"], "folder"),
+    ([f"{name}-{k}.tif" for name in ("TUM", "LYM") for k in range(2)] + ["ADI-0.tif"], "folder")])
+def test_a_class_has_two_images_and_what_has_one_is_a_slide(tmp_path, params, names, kind):
+    data = tmp_path / "data"
+    write_images(data, names)
+    found = profiles.look(data)
+    assert found.kind == kind and len(found.readable) == len(names)
+    assert profile(data, params) == 0
+    if kind == "slides":
+        fill(params / "mine/slides.csv", mpp="0.5")
+        slides = whole.read(data, str(params / "mine/slides.csv"))
+        assert [slide.path for slide in slides] == sorted(data / name for name in names)
+        assert [slide.name for slide in slides] == [row.name for row in found.rows]
+
+
+def test_flat_images_of_a_table_of_labels_are_no_slides_too(tmp_path):
+    write_images(tmp_path, ["a.png", "b.png"])
+    (tmp_path / "labels.csv").write_text("image,patient_id,label\na,P,x\nb,Q,y\n")
+    assert profiles.look(tmp_path).kind == "glas"
+
+
+# --- what may not be read -------------------------------------------------------------------------
+
+def shut(path: Path) -> None:
+    if not path.exists():
+        path.mkdir(parents=True)
+    close(path)
+
+
+def test_what_may_not_be_read_is_passed_over_and_named(tmp_path):
+    write_h5ad(tmp_path / "h5ad/A.h5ad", mpp_of_visium=2.0)
+    write_legacy(tmp_path / "legacy", "N1")
+    write_images(tmp_path / "images", ["a.png", "b.png", "c.png"])
+    write_images(tmp_path / "folders", ["P1/a.png", "P2/b.png"])
+    (tmp_path / "listed").mkdir()
+    write_images(tmp_path / "listed", ["a.png", "b.png"])
+    (tmp_path / "listed/slides.csv").write_text("slide,mpp\na,0.5\nb,0.5\n")
+    for name in ("a", "b"):
+        (tmp_path / "features/uni").mkdir(parents=True, exist_ok=True)
+        with h5py.File(tmp_path / f"features/uni/{name}.h5", "w") as stream:
+            stream["features"], stream["coords"] = np.ones((3, 4), "f4"), np.zeros((3, 2), "i8")
+    names = ("h5ad", "legacy", "images", "folders", "listed", "features")
+    for name in names:
+        shut(tmp_path / name / "lost+found")
+    for path in ("images/b.png", "listed/b.png", "features/uni/b.h5"):
+        close(tmp_path / path)
+    said = dict(zip(names, looked_at([tmp_path / name for name in names]), strict=True))
+    for name in names:
+        assert "\n  may not be read by this user: lost+found\n" in f"{said[name]}\n", said[name]
+        assert "not recognised" not in said[name]
+    assert "1 section" in said["h5ad"] and "1 section" in said["legacy"]
+    assert "2 slides" in said["images"] and "2 slides" in said["folders"]
+    for name, path in (("images", "b.png"), ("listed", "b.png"), ("features", "uni/b.h5")):
+        assert f"left out:\n  b: {path}: " in said[name]
+    assert "make profile writes one of its own, without b." in said["listed"]
+
+
+def test_a_run_says_which_folders_it_passes_over(tmp_path, monkeypatch, caplog):
+    for name in ("ok/a.svs", "shut/b.svs", ".hidden/c.svs"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(name.encode())
+    monkeypatch.setattr(whole, "may_list", lambda folder: folder.name in ("ok", tmp_path.name))
+    assert [slide.name for slide in whole.read(tmp_path)] == ["a"]
+    [said] = [record.getMessage() for record in caplog.records]
+    assert "shut may not be read by this user" in said
+
+
+def test_what_a_reader_does_not_pass_over_is_one_line(tmp_path):
+    write_visium(tmp_path / "visium/A")
+    write_visium(tmp_path / ".work/B")
+    loosen(tmp_path / ".work/B", tmp_path / "flat", "GSM1_B_")
+    write_images(tmp_path / "classes", [f"{name}/{k}.png" for name in "ab" for k in range(2)])
+    (tmp_path / "table").mkdir()
+    (tmp_path / "table/o.csv").write_text("patient,time,event\nP,1,1\n")
+    names = ("visium", "flat", "classes", "table")
+    for name in names[:3]:
+        shut(tmp_path / name / "lost+found")
+    close(tmp_path / "table/o.csv")
+    for name, said in zip(names, looked_at([tmp_path / name for name in names]), strict=True):
+        assert "\n" not in said and ("o.csv" if name == "table" else "lost+found") in said, name
+        assert "may not be read by this user" in said or "Permission denied" in said
+        assert "Fix: " in said

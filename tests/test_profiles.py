@@ -2,7 +2,10 @@
 
 import importlib.util
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import anndata
 import numpy as np
@@ -10,9 +13,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from mvhlib import artifacts, cohort, commands, own_files, own_tables, workflow
+from mvhlib import artifacts, cohort, commands, own_files, own_tables, tables, workflow
 from mvhlib.artifacts import InputError
 from mvhlib.places import home
+from mvhlib.tiles import whole
 from tests.absent import walk
 from tests.test_cohort import write_10x_h5, write_st_section
 
@@ -138,6 +142,134 @@ def test_a_profile_is_refused_until_its_table_is_filled_in(tmp_path, params, cap
     fill(table, patient=["P1", "P1"])  # a correction makes 01_cohort run again
     assert tables_stamp(call, "01_cohort") != before
     assert not (tmp_path / "out").exists()
+
+
+def test_a_written_table_is_read_back_as_it_was(tmp_path):
+    starts = ["+", "-", "=", "@", "'", "'+", "#", '"', "sep=", "+7", "=1+1", "-4", "007", "a"]
+    rests = ["", "_HE.png", "a,b", "a;b", 'say "x"', " x", "é/切片", "\tx", "(A1)"]
+    names = [name for start in starts for rest in rests if (name := f"{start}{rest}".strip())]
+    rows = [{"slide": name, "patient": name[::-1].strip(), "label": start, "mpp": own_tables.BLANK}
+            for name, start in zip(names, starts * len(rests), strict=False)]
+    for separator in tables.SEPARATORS:
+        path = own_tables.write_template(tmp_path / "t.csv", list(rows[0]), rows,
+                                         separator=separator)
+        assert tables.read_table(path, ("slide",)).to_dict("records") == rows
+
+
+def test_slides_whose_names_look_like_formulas_run_from_their_profile(tmp_path, params):
+    names = ["+7_HE", "=1+1", "@x", "b"]
+    (tmp_path / "data").mkdir()
+    for shade, name in enumerate(names):
+        Image.new("RGB", (300, 300), (200, 100, shade)).save(tmp_path / f"data/{name}.png")
+    assert profile(tmp_path / "data", params) == 0
+    fill(params / "mine/slides.csv", mpp="0.5")
+    slides = whole.read(tmp_path / "data", str(params / "mine/slides.csv"))
+    assert [slide.name for slide in slides] == names
+
+
+def write_slides(data, names):
+    """Slides with tissue on glass, one of them truncated: `names` and ``broken``."""
+    data.mkdir(parents=True)
+    for seed, name in enumerate([*names, "broken"]):
+        pixels = np.full((600, 600, 3), 245, np.uint8)
+        pixels[100:500, 100:500] = (180, 90, 150) + np.random.default_rng(seed).integers(
+            0, 40, (400, 400, 3))
+        Image.fromarray(pixels).save(data / f"{name}.png")
+    (data / "broken.png").write_bytes((data / "broken.png").read_bytes()[:20])
+
+
+@pytest.mark.parametrize("table, wanted", [
+    ("slide,patient,label,mpp\na,P1,x,0.5\nbroken,P2,y,0.5\nc.png,P3,y,\nd,P4,x,?\n",
+     "slide,patient,label,mpp\na,P1,x,0.5\nc.png,P3,y,?\nd,P4,x,?\n"),
+    ("slide;label;patient;age;mpp\na;?;P1;60,5;0,5\nbroken;x;P2;61;\nc;y;P3;?;0,5\nd;x;P4;9;\n",
+     "slide;label;patient;age;mpp\na;;P1;60,5;0,5\nc;y;P3;;0,5\nd;x;P4;9;?\n"),
+    ("slide,patient\na,P1\nbroken,P2\n+c,P3\n", "slide,patient,mpp\na,P1,?\n+c,P3,?\n"),
+    ("slide,mpp,note\na,0.5,=1\nbroken,0.5,\nc,0.5,z\n", "slide,mpp,note\na,0.5,=1\nc,0.5,z\n")])
+def test_what_is_left_out_of_slides_csv_is_left_out_of_the_run(tmp_path, params, capsys, table,
+                                                               wanted):
+    data = tmp_path / "data"
+    write_slides(data, ["a", "c", "d", "+c"])
+    (data / "slides.csv").write_text(table)
+    assert profile(data, params) == 0
+    said = capsys.readouterr().out
+    own = params / "mine/slides.csv"
+    assert own.read_text() == wanted and (data / "slides.csv").read_text() == table
+    assert "left out:\n  broken: " in said and "writes one of its own, without broken" in said
+    assert workflow.read_params(params / "mine", "02_tiles")["slides"] == str(own)
+    if "?" in wanted:
+        assert f"fill in mpp in {own}" in said
+        with pytest.raises(InputError, match="slides.csv: mpp, row .* is not filled in for slide"):
+            workflow.prepare(workflow.Call("mine", str(data), 0, str(params)))
+        own.write_text(wanted.replace("?", "0.5" if ",mpp" in wanted else "0,5"))
+    else:
+        assert "now run:" in said
+    workflow.prepare(workflow.Call("mine", str(data), 0, str(params)))
+    slides = whole.read(data, str(own))
+    assert "broken" not in [slide.name for slide in slides] and {s.mpp for s in slides} == {0.5}
+
+
+def test_tiles_are_cut_of_the_slides_that_are_left(tmp_path, params):
+    data = tmp_path / "data"
+    write_slides(data, ["a", "d"])
+    (data / "slides.csv").write_text("slide,patient,mpp\na,P1,0.5\nbroken,P2,0.5\nd,P3,\n")
+    assert profile(data, params) == 0
+    fill(params / "mine/slides.csv", mpp="0.5")
+    given = workflow.read_params(params / "mine", "02_tiles")
+    walk("02_tiles", tmp_path / "out", profile="mine", data=str(data), **given)
+    cut = artifacts.read_csv(tmp_path / "out/runs/mine/slides/slides.csv")
+    assert cut["slide"].tolist() == ["a", "d"] and cut["patient"].tolist() == ["P1", "P3"]
+
+
+def test_a_list_that_can_be_run_is_run_as_it_stands(tmp_path, params):
+    data = tmp_path / "data"
+    write_slides(data, ["a", "c"])
+    (data / "slides.csv").write_text("slide,mpp\na,0.5\nc,0.5\n")
+    assert profile(data, params) == 0
+    assert not (params / "mine/slides.csv").exists()
+    assert workflow.read_params(params / "mine", "02_tiles")["slides"] == "slides.csv"
+
+
+def test_of_a_profile_that_cannot_be_written_nothing_stays(tmp_path, params, monkeypatch, capsys):
+    write_h5ad(tmp_path / "data/S1.h5ad")
+    write, there = artifacts.write_text, []
+
+    def fails(path, text):
+        there.append(path)
+        if len(there) > 1:
+            raise OSError("no more")
+        return write(path, text)
+
+    monkeypatch.setattr(sys.modules["mvhlib.profiles.write"], "write_text", fails)
+    assert profile(tmp_path / "data", params) == 2
+    assert capsys.readouterr().err.count("\n") == 1 and not [*params.iterdir()]
+    monkeypatch.undo()
+    assert profile(tmp_path / "data", params) == 0
+
+
+def test_names_that_are_no_utf8_are_left_out_and_printed(tmp_path, params):
+    data = tmp_path / "data"
+    write_slides(data, ["a", "-x"])
+    write_slides(data / "F", ["b"])
+    try:
+        (data / os.fsdecode(b"S\xfcd.png")).write_bytes((data / "a.png").read_bytes())
+        (data / "F").rename(data / os.fsdecode(b"F\xfc"))
+        (data / "G").mkdir()
+        Image.new("RGB", (300, 300), "pink").save(data / "G/c.png")
+        (data / os.fsdecode(b"notes\xfc.txt")).write_bytes(b"x")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 alone")
+    for target, name in (("doctor", ""), ("profile", "mine")):
+        done = subprocess.run(
+            [sys.executable, "-m", "mvhlib.commands", target], cwd=home(), capture_output=True,
+            text=True, env=os.environ | {"DATA": str(data), "PARAMS": str(params), "PROFILE": name,
+                                         "PYTHONIOENCODING": "utf-8:strict"})
+        assert done.returncode == 0 and not done.stderr, done.stderr
+        assert "2 slides," in done.stdout and "not recognised: notes?.txt" in done.stdout
+        left = done.stdout.partition("left out:")[2]
+        assert "S?d: " in left and "-x: " in left and "which begins with '-'" in left
+        assert "b: " in left and "which is no UTF-8" in left
+    assert (params / "mine/slides.csv").read_text().splitlines()[1:] == ["a.png,,,,,,?",
+                                                                         "G/c.png,,,,,,?"]
 
 
 def test_nothing_is_written_over_a_profile(tmp_path, params, capsys):

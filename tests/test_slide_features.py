@@ -1,12 +1,14 @@
 """Features of slides that somebody else computed: found, kept, and read by 07 and 09."""
 
+import unicodedata
+
 import h5py
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from mvhlib import artifacts, features, profiles, slide_features, workflow
+from mvhlib import artifacts, features, own_tables, profiles, slide_features, workflow
 from mvhlib.artifacts import InputError
 from tests.test_profiles import doctor, profile, run_profile
 
@@ -128,6 +130,92 @@ def test_a_table_by_slide_is_found_whatever_its_columns_are_called(tmp_path):
     (tmp_path / "task.csv").unlink()
     found = profiles.look(tmp_path)
     assert found.blanks() == ["patient"] and "No table holds label" in found.advice[-1]
+
+
+@pytest.mark.parametrize("twice", ["s1", "s1.svs"])
+def test_a_slide_with_two_rows_is_refused_when_the_table_is_read(tmp_path, capsys, twice):
+    for k in range(3):
+        write_h5(tmp_path / f"data/uni/s{k}.h5", bag(k))
+    (tmp_path / "data/slides.csv").write_text(
+        f"slide,patient,label\ns0,P0,a\ns1,P1,b\n{twice},P2,a\n")
+    with pytest.raises(InputError, match=f"slide: row 4 is '{twice}'.*keep one row for each"):
+        slide_features.take(tmp_path / "data", "features:uni", "", tmp_path / "out", "uni")
+    status, _, said = doctor(tmp_path / "data", capsys)
+    assert status == 2 and f"row 4 is '{twice}'" in said
+    assert profile(tmp_path / "data", tmp_path) == 2 and not (tmp_path / "mine").exists()
+
+
+def test_a_table_that_contradicts_itself_leaves_its_cells_to_the_user(tmp_path, capsys):
+    for k in range(4):
+        write_h5(tmp_path / f"data/uni/s{k}.h5", bag(k))
+    table, params = tmp_path / "data/t.csv", tmp_path / "params"
+    params.mkdir()
+    lines = ["s0,P0,a,3,1", "s1,P1,b,4,0", "s2,P2,a,5,1", "s3,P3,b,6,0", "s1.svs,P1,,4,0"]
+    table.write_text("\n".join(["slide_id,case_id,label,time_months,event", *lines]) + "\n")
+    assert profile(tmp_path / "data", params, "whole") == 0  # two rows that agree are one
+    assert pd.read_csv(params / "whole/slides.csv")["label"].tolist() == list("abab")
+    lines += ["s0,P0,b,3,1", "s2,P9,a,7,1"]
+    for number, order in enumerate((lines, lines[::-1])):
+        table.write_text("\n".join(["slide_id,case_id,label,time_months,event", *order]) + "\n")
+        capsys.readouterr()
+        assert profile(tmp_path / "data", params, f"p{number}") == 0
+        said = capsys.readouterr().out
+        assert "Rows of t.csv contradict each other: " in said and "label of s0 is " in said
+        cells = said.partition("contradict each other: ")[2].partition(". These cells")[0]
+        assert "patient of s2 is " in cells and "time of s2 is " in cells and "s1" not in cells
+        given = pd.read_csv(params / f"p{number}/slides.csv", dtype=str)
+        assert given["label"].tolist() == ["?", "b", "a", "b"]
+        assert given["patient"].tolist() == ["P0", "P1", "?", "P3"]
+        assert given["time"].tolist() == ["3.0", "4.0", "?", "6.0"]
+        assert given["event"].tolist() == ["1", "0", "1", "0"]
+        with pytest.raises(InputError, match="is not filled in for slide 's0'"):
+            own_tables.check_filled(params / f"p{number}/slides.csv")
+
+
+def test_rows_of_one_patient_that_contradict_each_other_are_left_to_the_user(tmp_path, capsys):
+    names = [f"TCGA-A1-{k:04d}-01Z-00-DX1.u" for k in range(3)]
+    for k, name in enumerate(names):
+        write_h5(tmp_path / f"data/uni/{name}.h5", bag(k))
+    (tmp_path / "params").mkdir()
+    (tmp_path / "data/t.csv").write_text(f"case_id,label,age\n{names[0][:12]},a,60\n"
+                                         f"{names[1][:12]},b,61\n{names[1][:12]}-01A,a,61\n")
+    assert profile(tmp_path / "data", tmp_path / "params") == 0
+    assert f"label of {names[1]} is b and a" in capsys.readouterr().out
+    given = pd.read_csv(tmp_path / "params/mine/slides.csv", dtype=str, keep_default_na=False)
+    assert given["label"].tolist() == ["a", "?", ""] and given["age"].tolist() == ["60", "61", ""]
+
+
+def test_listed_slides_without_whole_features_are_left_out_of_the_run(tmp_path, capsys):
+    data, params = tmp_path / "data", tmp_path / "params"
+    for k in range(5):
+        write_h5(data / f"uni/s{k}.h5", bag(k))
+        if k != 3:
+            write_h5(data / f"conch/s{k}.h5", bag(k, 4))
+    (data / "uni/s1.h5").write_bytes((data / "uni/s1.h5").read_bytes()[:300])
+    (data / "slides.csv").write_text("slide,patient,label\n" + "".join(
+        f"s{k},P{k},{'ab'[k % 2]}\n" for k in range(5)))
+    params.mkdir()
+    assert profile(data, params) == 0
+    said = capsys.readouterr().out
+    assert "3 slides" in said and "writes one of its own, without s1, s3" in said
+    assert "s3: " in said and "conch: features: of s3 are not there" in said
+    table = workflow.read_params(params / "mine", "04_embed")["slides"]
+    assert table == str(params / "mine/slides.csv")
+    for encoder in ("uni", "conch"):
+        slide_features.take(data, f"features:{encoder}", table, tmp_path / "out", encoder)
+        assert set(features.read_folder(tmp_path / f"out/features/{encoder}")) == {"s0", "s2", "s4"}
+
+
+def test_features_whose_names_macos_took_apart_are_found(tmp_path):
+    apart, one = (unicodedata.normalize(form, "Süd") for form in ("NFD", "NFC"))
+    write_h5(tmp_path / f"data/uni/{apart}.h5", bag(0))
+    write_h5(tmp_path / "data/uni/b.h5", bag(1))
+    (tmp_path / "data/slides.csv").write_text(f"slide,patient\n{one},P0\nb,P1\n")
+    [row, _] = profiles.look(tmp_path / "data").rows
+    assert row.name == one and row.known("holds") == "20 tiles x 6"
+    slide_features.take(tmp_path / "data", "features:uni", "", tmp_path / "out", "uni")
+    kept = features.read_folder(tmp_path / "out/features/uni")
+    np.testing.assert_array_equal(kept[one].features, bag(0))
 
 
 @pytest.mark.slow

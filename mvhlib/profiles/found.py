@@ -65,10 +65,14 @@ class Found:
         Of the reader, as the profile states them.
     table
         Columns of the table that the user fills in; empty where none is needed.
+    separator
+        Of that table's columns.
     advice
         Sentences on what was found.
     shared_genes
         Genes that all sections have, where those of several were read.
+    closed
+        Files and folders of `root` that this user may not read, named from there.
     """
 
     root: Path
@@ -80,8 +84,10 @@ class Found:
     used: set[str] = field(default_factory=set)
     options: dict[str, Any] = field(default_factory=dict)
     table: Sequence[str] = ()
+    separator: str = ","
     advice: list[str] = field(default_factory=list)
     shared_genes: int | None = None
+    closed: Sequence[str] = ()
 
     @property
     def readable(self) -> list[Row]:
@@ -100,9 +106,9 @@ class Found:
         return list(dict.fromkeys(said))
 
     def not_recognised(self) -> list[str]:
-        """Names in the directory that no reader of this kind looks at."""
-        return sorted(path.name for path in self.root.iterdir()
-                      if not path.name.startswith(".") and path.name not in self.used)
+        """Names in the directory that no reader of this kind looks at, of what may be read."""
+        return sorted(path.name for path in self.root.iterdir() if not path.name.startswith(".")
+                      and path.name not in self.used and path.name not in self.closed)
 
     def lines(self) -> list[str]:
         """The report: what it is, one line for each row, what is to be filled in, what is left."""
@@ -118,9 +124,13 @@ class Found:
         if problems:
             lines += ["", "  left out:"]
             lines += [f"  {row.name}: {row.problem}" for row in problems]
-        if left := self.not_recognised():
-            more = f" and {len(left) - 12} more" if len(left) > 12 else ""
-            lines += ["", f"  not recognised: {', '.join(left[:12])}{more}"]
+        closed = [name for name in self.closed if not any(
+            row.problem.startswith(f"{self.root / name}: ") for row in problems)]
+        for said, names in (("may not be read by this user", closed),
+                            ("not recognised", self.not_recognised())):
+            if names:
+                more = f" and {len(names) - 12} more" if len(names) > 12 else ""
+                lines += ["", f"  {said}: {', '.join(names[:12])}{more}"]
         return [*lines, *([""] if self.advice else []), *_indent(self.advice)]
 
     def _listed(self) -> list[dict[str, Any]]:

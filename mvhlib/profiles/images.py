@@ -8,6 +8,9 @@ from mvhlib import tables
 from mvhlib.artifacts import InputError
 from mvhlib.own_tables import BLANK
 from mvhlib.profiles.found import Found, Row
+from mvhlib.profiles.listed import own_table
+from mvhlib.profiles.names import unsafe
+from mvhlib.profiles.permissions import open_folders
 from mvhlib.tiles import labelled, whole
 from mvhlib.tiles.slides import open_slide
 
@@ -36,15 +39,23 @@ def holds_mhist(root: Path) -> bool:
     return _has_columns(root, {"Image Name", "Majority Vote Label"})
 
 
+def _groups(root: Path) -> Counter[str]:
+    """Images of each folder; where no folder has one, of each beginning of a name."""
+    below = Counter({folder.name: n for folder in open_folders(root, 1)[1:] if (n := sum(
+        path.suffix.lower() in labelled.IMAGES for path in folder.iterdir()))})
+    return below or Counter(path.stem.partition("-")[0] for path in root.iterdir()
+                            if path.suffix.lower() in labelled.IMAGES and "-" in path.stem)
+
+
+def _are_classes(groups: Counter[str]) -> bool:
+    """Two classes with two images each: groups of one are slides, or patients, and no classes."""
+    return sum(n > 1 for n in groups.values()) > 1
+
+
 def holds_folder(root: Path) -> bool:
     """True for two classes or more, each a folder of images or a prefix of their names."""
-    if holds_glas(root) or holds_mhist(root) or holds_slides(root):
-        return False
-    below = [folder.name for folder in root.glob("*/") if not folder.name.startswith(".")
-             and any(path.suffix.lower() in labelled.IMAGES for path in folder.iterdir())]
-    here = Counter(path.stem.partition("-")[0] for path in root.iterdir()
-                   if path.suffix.lower() in labelled.IMAGES and "-" in path.stem)
-    return len(below) > 1 or (not below and len(here) > 1)
+    return not (holds_glas(root) or holds_mhist(root) or holds_slides(root)) and \
+        _are_classes(_groups(root))
 
 
 def look_labelled(kind: str) -> Callable[[Path], Found]:
@@ -80,25 +91,32 @@ def holds_slides(root: Path) -> bool:
     """True for whole slides, a table of them, or images without classes."""
     if (root / "slides.csv").is_file() or whole.find(root):
         return True
-    classes = any(path.is_dir() and not path.name.startswith(".") for path in root.iterdir())
-    loose = [path for path in whole.find(root, whole.IMAGES) if path.parent == root]
-    return bool(loose) and not classes and len(
-        {path.stem.partition("-")[0] for path in loose if "-" in path.stem}) < 2
+    if holds_glas(root) or holds_mhist(root):
+        return False
+    groups = _groups(root)
+    if len(groups) > 1:
+        return not _are_classes(groups)
+    return not open_folders(root, 1)[1:] and bool(whole.find(root, whole.IMAGES))
 
 
 def look_slides(root: Path) -> Found:
     """Slides by their table, else by their files: of each the scale is read off its header."""
     listed = (root / "slides.csv").is_file()
-    slides = whole.read(root) if listed or whole.find(root) else [
-        whole.WholeSlide(path.stem, path) for path in whole.find(root, whole.IMAGES)]
+    files = [] if listed else whole.find(root) or whole.find(root, whole.IMAGES)
+    unnamed = {path: said for path in files if (said := unsafe(path, root))}
+    slides = whole.read(root) if listed else whole.of_files(
+        root, [path for path in files if path not in unnamed])
     rows = [_slide_row(slide, root) for slide in slides]
-    used = {slide.path.relative_to(root).parts[0] for slide in slides}
+    rows += [Row(path.stem, problem=said) for path, said in unnamed.items()]
+    used = {path.relative_to(root).parts[0] for path in [*files, *(s.path for s in slides)]}
     found = Found(root, "slides", "whole slides" + (", listed in slides.csv" if listed else ""),
                   "slides", of="slide", rows=rows,
                   used=used | ({"slides.csv"} if listed else set()),
                   table=() if listed else whole.COLUMNS)
     found.options = {"endpoints": whole.endpoints(slides)}
-    if not listed:
+    if listed:
+        own_table(found)
+    else:
         found.advice = ["patient, study, label, time and event may stay blank: tiles and features "
                         "need none of them, 07_classification needs patient and label, 09_survival "
                         "patient, time [months] and event (1: seen, 0: censored)."]
@@ -108,6 +126,7 @@ def look_slides(root: Path) -> Found:
 def _slide_row(slide: whole.WholeSlide, root: Path) -> Row:
     cells = {"slide": str(slide.path.relative_to(root))}
     try:
+        whole.check_readable(slide.path)
         with open_slide(slide.path, mpp=slide.mpp) as pixels:
             scale, size = pixels.mpp, f"{pixels.width} x {pixels.height} px"
     except InputError as error:

@@ -17,14 +17,17 @@ h5ad                other ``*.h5ad``
 outcomes            a table of patients with time and event; PANTHER's and SurvPath's folders
 glas                ``labels.csv`` with image, patient_id and label
 mhist               a csv with Image Name and Majority Vote Label
-slides              whole slides, with or without ``slides.csv``
-folder              images in one folder per class, or with their class before their name
+slides              whole slides, with or without ``slides.csv``; other images, where they are in no
+                    two classes
+folder              images in one folder per class, or with their class before their name: two
+                    classes or more of two images or more
 features            folders of TRIDENT's and CLAM's feature files
 flat                files of Space Ranger or Xenium with a prefix, as GEO has them, or loose
 ==================  ================================================================================
 
 Images are looked at where nothing with expression is: a section's image is no slide of its own. A
-directory with two kinds in it is refused, because a run reads one.
+directory with two kinds in it is refused, because a run reads one. What may not be read is passed
+over and named; where the reader of a kind cannot pass it over, and so no run could, it is refused.
 """
 
 from collections.abc import Callable
@@ -34,10 +37,13 @@ from pathlib import Path
 from mvhlib.artifacts import InputError
 from mvhlib.profiles import images, outcomes, sections, shared, slide_tables
 from mvhlib.profiles.found import Found
+from mvhlib.profiles.names import unwritable
+from mvhlib.profiles.permissions import closed, open_folders
 from mvhlib.tiles import whole
 
 #: Folders below a directory of no known kind that are looked into: how deep, how many a level.
 _DEEPEST, _MOST_FOLDERS = 3, 50
+_OPEN = "change its permissions, or put the data into a folder without it"
 
 
 @dataclass(frozen=True)
@@ -104,13 +110,21 @@ KINDS: dict[str, Kind] = {
 
 def kinds_of(root: Path) -> list[str]:
     """Kinds that a directory holds; images and tables alone where nothing has expression."""
-    holding = [name for name, kind in KINDS.items() if not kind.pixels_only and kind.holds(root)]
+    holding = [name for name, kind in KINDS.items() if not kind.pixels_only and _holds(kind, root)]
     if holding:
         return holding
-    without = [name for name, kind in KINDS.items() if kind.pixels_only and kind.holds(root)]
+    without = [name for name, kind in KINDS.items() if kind.pixels_only and _holds(kind, root)]
     # A table and thumbnails beside features belong to them.
     apart = "slides" in without and bool(whole.find(root))
     return ["features"] if "features" in without and not apart else without
+
+
+def _holds(kind: Kind, root: Path) -> bool:
+    """Whether a directory holds a kind, as far as this user may read it."""
+    try:
+        return kind.holds(root)
+    except PermissionError:
+        return False
 
 
 def _unknown(root: Path) -> tuple[str, str]:
@@ -122,14 +136,16 @@ def _unknown(root: Path) -> tuple[str, str]:
                 "folder per class")
     level = [root]
     for _ in range(_DEEPEST):
-        level = [folder for above in level for folder in sorted(above.glob("*/"))
-                 if not folder.name.startswith(".")][:_MOST_FOLDERS]
+        level = [folder for above in level for folder in open_folders(above, 1)[1:]][:_MOST_FOLDERS]
         below = [f"{folder.relative_to(root)} "
                  f"({'a link' if folder.is_symlink() else kinds_of(folder)[0]})"
                  for folder in level if kinds_of(folder)]
         if below:
             return (f"holds data sets in folders of their own: {', '.join(below[:4])}",
                     "name one of them with DATA=")
+    if shut := closed(root):
+        return (f"holds nothing readable; it has {inside[:6]}, and {', '.join(shut[:3])} may not "
+                "be read by this user", _OPEN)
     if any(name.lower().removesuffix(".gz").endswith((".rds", ".rdata", ".qs", ".h5seurat"))
            for name in inside):
         return (f"holds objects of R; it has {inside[:6]}",
@@ -155,7 +171,8 @@ def look(data: str | Path) -> Found:
     Raises
     ------
     InputError
-        If nothing in it is known, or it holds two kinds.
+        If nothing in it is known, it holds two kinds, or something may not be read that the kind's
+        reader does not pass over.
     """
     root = Path(data)
     found = kinds_of(root)
@@ -166,7 +183,14 @@ def look(data: str | Path) -> Found:
             f"{KINDS[name].says} ({name})" for name in found[:2]),
             "give each its own folder and name one of them with DATA=")
     [name] = found
-    seen = KINDS[name].look(root)
+    try:
+        seen = KINDS[name].look(root)
+    except PermissionError as error:
+        raise InputError(error.filename or root, "file", "may not be read by this user", _OPEN
+                         ) from error
+    seen.closed = closed(root)
+    for row in seen.readable:
+        row.problem = unwritable(root, row.cells)
     if not seen.readable and seen.source:
         problem, _, fix = (seen.rows[0].problem if seen.rows else "").partition(". Fix: ")
         raise InputError(root, name, "was recognised, but cannot be read: "

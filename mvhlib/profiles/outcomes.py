@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mvhlib import tables, tcga
-from mvhlib.artifacts import InputError
+from mvhlib.artifacts import InputError, safe_path
 from mvhlib.cohort import clinical
 from mvhlib.profiles.found import Found, Row
 
@@ -130,6 +130,7 @@ def _row(source: str, folder: Path, endpoint: str, options: dict[str, Any]) -> R
     name = f"{options.get('file', source)}: {endpoint}"
     cells = {"endpoint": endpoint, "options": options}
     try:
+        safe_path(options.get("file", source), folder, "file")  # it is written into the profile
         read = clinical.read(source, folder, endpoint, **options)
     except InputError as error:
         if only := _studies(error, folder, options):

@@ -17,6 +17,7 @@ from mvhlib.cohort import anndata_files, flat, legacy_st, libraries, visium
 from mvhlib.cohort.base import Cohort, Section, entries
 from mvhlib.own_tables import BLANK
 from mvhlib.profiles.found import Found, Row
+from mvhlib.profiles.permissions import open_folders
 
 #: Columns of the tables that readers of outputs and of legacy tables take.
 OUTPUT_COLUMNS = ("section", "study", "patient", "specimen", "folder", "mpp", "image", "alignment")
@@ -105,7 +106,7 @@ def look_mob(root: Path) -> Found:
 
 def holds_hest(root: Path) -> bool:
     return any((home / sub).is_dir() and any((home / sub).glob("*.h5ad"))
-               for home in (root, *root.glob("*/")) for sub in ("st", "adata"))
+               for home in open_folders(root, 1) for sub in ("st", "adata"))
 
 
 def look_hest(root: Path) -> Found:
@@ -113,8 +114,9 @@ def look_hest(root: Path) -> Found:
         people = cohort.read("hest", root)
         rows = _rows_with_owners(people)
     used = {path.name for path in entries(root) if path.name.startswith("HEST_v")
-            or path.name in ("st", "adata", "wsis", "patches", "metadata", "splits")
-            or any((path / sub).is_dir() for sub in ("st", "adata"))}
+            or path.name in ("st", "adata", "wsis", "patches", "metadata", "splits")}
+    used |= {path.name for path in open_folders(root, 1)[1:]
+             if any((path / sub).is_dir() for sub in ("st", "adata"))}
     found = Found(root, "hest", "samples of HEST-1k", "hest", rows=rows, used=used)
     if not any(root.glob("HEST_v*.csv")) and not any(root.glob("metadata/*.json")):
         found.advice = ["HEST's csv (HEST_v*.csv) is not here: studies and patients are not known, "
@@ -126,8 +128,13 @@ def look_hest(root: Path) -> Found:
 
 def holds_output(source: str) -> Callable[[Path], bool]:
     # Cells and bins of one slide lie side by side: then its bins are read.
-    return lambda root: visium.holds(root, source) and not (
-        source == "segmented" and visium.holds(root, "visium_hd"))
+    return lambda root: _is_there(root, source) and not (
+        source == "segmented" and _is_there(root, "visium_hd"))
+
+
+def _is_there(root: Path, source: str) -> bool:
+    """Whether a directory has outputs of a platform where it may be read (`visium.holds`)."""
+    return any(visium.PLATFORMS[source](folder) for folder in open_folders(root, 3))
 
 
 def look_output(source: str) -> Callable[[Path], Found]:
@@ -248,9 +255,7 @@ def _one(source: str, root: Path, row: dict[str, Any], cells: dict[str, Any],
 
 def _texts(root: Path) -> list[Path]:
     """Tables of text in a directory, in its folders and in theirs."""
-    folders = [root, *(p for pattern in ("*/", "*/*/") for p in sorted(root.glob(pattern))
-                       if not p.name.startswith("."))]
-    return [path for folder in folders for path in sorted(folder.iterdir())
+    return [path for folder in open_folders(root, 2) for path in sorted(folder.iterdir())
             if path.is_file() and not path.name.startswith(".") and legacy_st.table_suffix(path)]
 
 
@@ -288,9 +293,9 @@ def look_legacy(root: Path) -> Found:
     tables = _texts(root)
     counts = [path for path in tables if _is_counts(path)]
     spots = [path for path in tables if legacy_st.is_spots(_first_lines(path))]
-    pictures = [path for folder in {path.parent for path in counts} | {
-        folder for pattern in ("*/", "*/*/") for folder in root.glob(pattern)} for path in
-        sorted(folder.iterdir()) if path.suffix.lower() in legacy_st.IMAGE_SUFFIXES]
+    pictures = [path for folder in {path.parent for path in counts} | {*open_folders(root, 2)[1:]}
+                for path in sorted(folder.iterdir())
+                if path.suffix.lower() in legacy_st.IMAGE_SUFFIXES]
     names = _section_names(counts)
     used, made = set(), []
     for path in counts:
@@ -413,7 +418,7 @@ def _file_row(source: str, root: Path, name: str, alone: bool) -> Row:
 # --- loose files of the platforms ----------------------------------------------------------------
 
 def holds_flat(root: Path) -> bool:
-    if any(visium.holds(root, source) for source in visium.PLATFORMS):
+    if any(_is_there(root, source) for source in visium.PLATFORMS):
         return False
     return any(flat.is_part(parts) for parts in flat.find(root).values())
 

@@ -4,14 +4,17 @@ import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pandas as pd
 
-from mvhlib import slide_features, tables
-from mvhlib.artifacts import InputError, h5_reader
+from mvhlib import slide_features, tables, tcga
+from mvhlib.artifacts import InputError, h5_reader, safe_path
 from mvhlib.cohort.clinical import values
 from mvhlib.own_tables import BLANK
 from mvhlib.profiles.found import MOST_LINES, Found, Row
+from mvhlib.profiles.listed import own_table
+from mvhlib.profiles.names import unsafe
 from mvhlib.profiles.outcomes import (
     COVARIATES,
     PATIENT,
@@ -27,6 +30,13 @@ _SLIDE = ("slide", "slideid", "slidename", "filename", "file", "image", "wsi")
 _LABEL = ("label", "class", "target", "diagnosis", "subtype", "oncotreecode")
 #: A slide of TCGA: its site and its patient stand in its name.
 _TCGA = re.compile(r"(TCGA-([A-Z0-9]{2})-[A-Z0-9]{4})\b.*", re.IGNORECASE)
+
+
+class _Contradiction(NamedTuple):
+    """A cell of which the rows of one table say several things."""
+
+    table: str
+    values: tuple[Any, ...]
 
 
 def holds(root: Path) -> bool:
@@ -46,6 +56,8 @@ def other_h5(root: Path) -> list[str]:
 
 def look(root: Path) -> Found:
     folders = slide_features.find(root)
+    for folder in folders:
+        safe_path(folder, root / folder, "folder")  # it becomes an encoder's source
     slides = sorted(set.intersection(*(set(files) for files in folders.values())))
     first = next(iter(folders.values()))
     used = {Path(name).parts[0] if name != "." else file.name for name, files in folders.items()
@@ -57,24 +69,20 @@ def look(root: Path) -> Found:
     if not slides:
         raise InputError(root, "features", f"of {list(folders)[:3]} are of different slides",
                          "name the folder of one encoder with DATA=")
+    if (root / "slides.csv").is_file():
+        _take_listed(found, folders)
+        return found
     held = slide_features.sizes({name: first[name] for name in slides[:MOST_LINES]})
     broken = slide_features.faults(folders, slides[:MOST_LINES])
-    if (root / "slides.csv").is_file():
-        listed = whole.read(root, files=first)
-        found.table, found.used = (), used | {"slides.csv"}
-        found.rows = [Row(each.name, facts={
-            "patient": each.patient or None, "study": each.study or None,
-            "label": each.label or None, "holds": held.get(each.name)}) for each in listed]
-        found.options["endpoints"] = whole.endpoints(listed)
-        return found
     known, taken = _known(root, slides)
     if taken:
         found.used |= {path.name for path in taken}
         found.advice.append("Patients, labels and outcomes are those of "
                             f"{' and '.join(path.name for path in taken)}: check slides.csv "
                             "of the profile before you run it.")
+    found.advice += _contradictions(known)
     found.rows = [Row(name, {"slide": name} | known[name], {"holds": held.get(name)},
-                      problem=broken.get(name, "")) for name in slides]
+                      problem=broken.get(name) or unsafe(first[name], root)) for name in slides]
     found.options["endpoints"] = ["os"] if any("time" in row for row in known.values()) else []
     if taken and not any("label" in row for row in known.values()):
         found.advice.append("No column of theirs is called label: copy the column of classes into "
@@ -87,7 +95,28 @@ def look(root: Path) -> Found:
     return found
 
 
-def _slugs(root: Path, folders: Mapping[str, object]) -> dict[str, str]:
+def _take_listed(found: Found, folders: Mapping[str, Mapping[str, Path]]) -> None:
+    """Rows of ``slides.csv``, each with what its files of features hold."""
+    first = next(iter(folders.values()))
+    anywhere = {name: path for files in folders.values() for name, path in files.items()}
+    listed = whole.read(found.root, files=anywhere)
+    names = [each.path.stem for each in listed]
+    lacking = {name: str(InputError(found.root / folder, "features", f"of {name} are not there",
+                                    "compute them, or leave the slide out"))
+               for folder, files in folders.items() for name in names if name not in files}
+    looked_at = [name for name in names if name not in lacking][:MOST_LINES]
+    held = slide_features.sizes({name: first[name] for name in looked_at})
+    problems = lacking | slide_features.faults(folders, looked_at)
+    found.rows = [Row(each.name, facts={
+        "patient": each.patient or None, "study": each.study or None,
+        "label": each.label or None, "holds": held.get(name)}, problem=problems.get(name, ""))
+        for each, name in zip(listed, names, strict=True)]
+    found.options["endpoints"] = whole.endpoints(listed)
+    found.table, found.used = (), found.used | {"slides.csv"}
+    own_table(found)
+
+
+def _slugs(root: Path, folders: Mapping[str, Any]) -> dict[str, str]:
     """Slug -> source of each folder; a number is added where two have one name."""
     found: dict[str, str] = {}
     for folder in folders:
@@ -100,14 +129,14 @@ def _slugs(root: Path, folders: Mapping[str, object]) -> dict[str, str]:
     return found
 
 
-def _known(root: Path, slides: list[str]) -> tuple[dict[str, dict[str, object]], list[Path]]:
+def _known(root: Path, slides: list[str]) -> tuple[dict[str, dict[str, Any]], list[Path]]:
     """Owner of each slide from TCGA names and from tables of the directory; also these tables."""
-    known: dict[str, dict[str, object]] = {}
+    known: dict[str, dict[str, Any]] = {}
     for name in slides:
-        tcga = _TCGA.fullmatch(name)
-        known[name] = {"patient": tcga[1].upper() if tcga else BLANK}
-        if tcga:
-            known[name]["study"] = tcga[2].upper()
+        barcode = _TCGA.fullmatch(name)
+        known[name] = {"patient": barcode[1].upper() if barcode else BLANK}
+        if barcode:
+            known[name]["study"] = barcode[2].upper()
     there = {}
     for path in tables_in(root):
         try:
@@ -129,8 +158,22 @@ def _known(root: Path, slides: list[str]) -> tuple[dict[str, dict[str, object]],
     return known, taken
 
 
-def _new(said: Mapping[str, Mapping[str, object]], known: Mapping[str, Mapping[str, object]]
-         ) -> dict[str, dict[str, object]]:
+def _contradictions(known: Mapping[str, dict[str, Any]]) -> list[str]:
+    """Leave cells to the user of which a table says several things; a sentence for each table."""
+    found: dict[str, list[str]] = {}
+    for name, row in known.items():
+        for column, cell in row.items():
+            if isinstance(cell, _Contradiction):
+                row[column] = BLANK
+                found.setdefault(cell.table, []).append(
+                    f"{column} of {name} is {' and '.join(map(str, cell.values[:3]))}")
+    return [f"Rows of {table} contradict each other: {'; '.join(said[:5])}"
+            + (f"; and {len(said) - 5} more cells" if len(said) > 5 else "")
+            + f". These cells are left at {BLANK}." for table, said in found.items()]
+
+
+def _new(said: Mapping[str, Mapping[str, Any]], known: Mapping[str, Mapping[str, Any]]
+         ) -> dict[str, dict[str, Any]]:
     """Slide -> cells of columns of which nothing is known yet."""
     found = {name: {column: value for column, value in row.items()
                     if known.get(name, {}).get(column, BLANK) == BLANK}
@@ -138,38 +181,49 @@ def _new(said: Mapping[str, Mapping[str, object]], known: Mapping[str, Mapping[s
     return {name: row for name, row in found.items() if row}
 
 
-def _said(path: Path, table: pd.DataFrame, known: Mapping[str, Mapping[str, object]]
-          ) -> dict[str, dict[str, object]]:
-    """Find the cells of a table for each slide, by slide or else by patient."""
+def _said(path: Path, table: pd.DataFrame, known: Mapping[str, Mapping[str, Any]]
+          ) -> dict[str, dict[str, Any]]:
+    """Find the cells of a table for each slide, by slide or else by patient.
+
+    A slide may have several rows, as far as they agree; else the cell is a `_Contradiction`.
+    """
     columns = list(table.columns)
     slide, patient = find_column(columns, _SLIDE), find_column(columns, PATIENT)
-    rows: dict[str, int] = {}
+    rows: dict[str, list[int]] = {}
     if slide is not None:
-        by_name = {whole.stem(value): at for at, value in table[slide].items()}
-        rows = {name: by_name[name] for name in known if name in by_name}
+        by_name = _lines(table[slide].map(whole.stem).map(whole.spelt))
+        rows = {name: by_name[whole.spelt(name)] for name in known if whole.spelt(name) in by_name}
     if not rows and patient is not None:
-        by_patient = {value.upper()[:12] if value.upper().startswith("TCGA-") else value: at
-                      for at, value in table[patient].items()}
+        by_patient = _lines(table[patient].map(tcga.patient_of))
         rows = {name: by_patient[row["patient"]] for name, row in known.items()
-                if row["patient"] in by_patient}
+                if row["patient"] != BLANK and row["patient"] in by_patient}
     outcome = next(iter(survival_columns(columns).values()), {})
     label = find_column(columns, _LABEL)
     wanted = {"label": label} | {
         name: find_column(columns, names) for name, names in COVARIATES.items()}
+    texts = {column: table[of] for column, of in wanted.items() if of is not None}
     if slide is not None and patient is not None:
-        wanted["patient"] = patient
-    outcomes = _outcomes(path, table, outcome)
-    found = {}
-    for name, at in rows.items():
-        cells = {column: table.at[at, of] for column, of in wanted.items()
-                 if of is not None and table.at[at, of].lower() not in tables.NOT_KNOWN}
-        found[name] = cells | outcomes.get(at, {})
-    return {name: cells for name, cells in found.items() if cells}
+        texts["patient"] = table[patient].map(tcga.patient_of)
+    cells: dict[str, Mapping[int, Any]] = {
+        column: dict(text[~text.str.lower().isin(tables.NOT_KNOWN)])
+        for column, text in texts.items()}
+    found: dict[str, dict[str, Any]] = {}
+    for column, cell_of in (cells | _outcomes(path, table, outcome)).items():
+        for name, lines in rows.items():
+            if said := tuple(dict.fromkeys(cell_of[at] for at in lines if at in cell_of)):
+                found.setdefault(name, {})[column] = (
+                    said[0] if len(said) == 1 else _Contradiction(path.name, said))
+    return found
 
 
-def _outcomes(path: Path, table: pd.DataFrame, options: Mapping[str, object]
-              ) -> dict[int, dict[str, object]]:
-    """Row -> time [months] and event as ``slides.csv`` has them; rows without one are left out.
+def _lines(names: pd.Series) -> dict[str, list[int]]:
+    """Name -> the rows that it stands in."""
+    return {name: list(lines) for name, lines in names.groupby(names).groups.items()}
+
+
+def _outcomes(path: Path, table: pd.DataFrame, options: Mapping[str, Any]
+              ) -> dict[str, dict[int, float]]:
+    """Time [months] and event as ``slides.csv`` has them, by row; rows without one are left out.
 
     A table whose times are no numbers, or whose events are no words for one, has no outcomes here:
     `make doctor` of the table alone says what is wrong with it.
@@ -184,5 +238,5 @@ def _outcomes(path: Path, table: pd.DataFrame, options: Mapping[str, object]
         log.warning("%s The outcomes of this table are not taken over.", error)
         return {}
     months = said["time"] * whole.MONTHS[f"time_{options['unit']}"]
-    return {at: {"time": round(float(month), 3), "event": int(event)}
-            for at, month, event in zip(said.index, months, said["event"], strict=True)}
+    return {"time": {at: round(float(month), 3) for at, month in months.items()},
+            "event": {at: int(event) for at, event in said["event"].items()}}

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from mvhlib import own_tables
-from mvhlib.artifacts import InputError, reading, write_text
+from mvhlib.artifacts import InputError, reading, remove_tree, write_text
 from mvhlib.places import home
 from mvhlib.profiles.found import Found
 from mvhlib.tiles.cut import MIN_SOURCE_PX
@@ -51,7 +51,7 @@ def check_free(params: Path, name: str) -> None:
 
 
 def write(found: Found, params: Path, name: str) -> list[Path]:
-    """Write the profile.
+    """Write the profile; where that fails, nothing of it stays.
 
     Parameters
     ----------
@@ -81,15 +81,19 @@ def write(found: Found, params: Path, name: str) -> list[Path]:
         "section": _sections, "image": _images, "table": _outcomes, "slide": _slides}[found.of]
     with reading(folder, "PARAMS", "cannot be written", "choose a folder that you may write to"):
         folder.mkdir(parents=True)
-        made = {}
-        if found.table:
-            table = "slides.csv" if found.of == "slide" else "samples.csv"
-            made[table] = own_tables.write_template(
-                folder / table, found.table, [row.cells for row in found.readable],
-                always=len(found.table) if found.of == "slide" else 3)
-        files = plan(found, next(iter(made.values()), None))
-        for file, lines in files.items():
-            made[file] = write_text(folder / file, _text(found, file, lines))
+        try:
+            made = {}
+            if found.table:
+                table = "slides.csv" if found.of == "slide" else "samples.csv"
+                made[table] = own_tables.write_template(
+                    folder / table, found.table, [row.cells for row in found.readable],
+                    len(found.table) if found.of == "slide" else 3, found.separator)
+            files = plan(found, next(iter(made.values()), None))
+            for file, lines in files.items():
+                made[file] = write_text(folder / file, _text(found, file, lines))
+        except BaseException:
+            remove_tree(folder)
+            raise
     first = made.pop("workflow.yaml")
     return [first, *made.values()]
 

@@ -19,11 +19,16 @@ mpp             micrometres per pixel [µm/px], of slides that do not state it
 ==============  ====================================================================================
 
 Without the table every whole slide of the directory is read, and nobody's name is known. A table
-may name some of the slides only. Labels and outcomes want patients, since folds keep them together.
+may name some of the slides only, each once; a column that is spelled otherwise (``MPP``) is
+refused. Labels and outcomes want patients, since folds keep them together. Slides of one name in
+folders of their own have the folder's name before theirs. Folders that may not be read are passed
+over.
 """
 
 import logging
+import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -44,6 +49,7 @@ from mvhlib.artifacts import (
     sha256_of,
     write_csv,
 )
+from mvhlib.column_names import refuse_other_spellings
 from mvhlib.places import resolve
 from mvhlib.tiles.cut import Tiles, cut_at, grid_corners, tissue_mask
 from mvhlib.tiles.slides import TIFF, WHOLE_SLIDE, Slide, open_slide
@@ -109,10 +115,35 @@ class WholeSlide:
         return slide
 
 
+def may_list(folder: Path) -> bool:
+    """Whether this user may see what is in a folder: `find` passes over one that is closed."""
+    return os.access(folder, os.R_OK | os.X_OK)
+
+
+def check_readable(path: Path) -> None:
+    """Refuse a slide that is no file, or that this user may not read.
+
+    Raises
+    ------
+    InputError
+        Naming it.
+    """
+    if not os.access(check_file(path, "slide"), os.R_OK):
+        raise InputError(path, "slide", "may not be read by this user",
+                         "change its permissions, or leave the slide out")
+
+
 def find(folder: str | Path, endings: Sequence[str] = WHOLE_SLIDE) -> list[Path]:
-    """Slide files in a directory and in its folders, sorted; hidden ones are passed over."""
+    """Slide files in a directory and its folders, sorted; hidden and closed ones are passed over.
+
+    Raises
+    ------
+    InputError
+        If the directory itself may not be read.
+    """
     root = Path(folder)
-    places = [root, *(path for path in sorted(root.glob("*/")) if not path.name.startswith("."))]
+    places = [root, *(path for path in sorted(root.glob("*/"))
+                      if not path.name.startswith(".") and may_list(path))]
     with reading(root, "folder", fix="change its permissions"):
         return [path for place in places for path in sorted(place.iterdir())
                 if path.suffix.lower() in endings and not path.name.startswith(".")]
@@ -136,40 +167,71 @@ def read(folder: str | Path, table: str = "", *,
     Raises
     ------
     InputError
-        If there is no slide, a row has no file or two, a cell is not what its column holds, or
-        somebody has a label or an outcome and no name.
+        If there is no slide, a row has no file or two, a file has two rows, a cell is not what its
+        column holds, a column is spelled otherwise, or somebody has a label or an outcome and no
+        name.
     """
     root = Path(folder)
     if not root.is_dir():
         raise InputError(root, "data", "is not a directory", "name the folder of the slides")
     if not table and not (root / "slides.csv").exists():
-        there = find(root) if files is None else files.values()
-        _one_dicom_each(there)
-        found = [WholeSlide(safe_name(path.stem, path, "slide"), path) for path in there]
+        found = of_files(root, find(root) if files is None else [*files.values()])
         if not found:
             raise InputError(root, "slides", f"are none with an ending of {list(WHOLE_SLIDE)}",
                              "list other images in slides.csv")
-        _unique(root, found)
+        closed = [each.name for each in sorted(root.glob("[!.]*/")) if not may_list(each)]
+        if closed and files is None:
+            log.warning("%s: %s may not be read by this user: slides that lie there are passed "
+                        "over", root, ", ".join(closed[:5]))
         return found
     own = root / (table or "slides.csv")
     path = own if own.exists() else resolve(table)
     rows = tables.read_table(path, ("slide",))
+    refuse_other_spellings(path, rows.columns, _columns_read(list(rows.columns)))
     tables.names(rows, "slide", path, unique=True)
     files = _files(root, path, rows["slide"]) if files is None else _given(
         files, path, rows["slide"])
+    again = rows.index.map(files).duplicated()
+    if again.any():
+        tables.refuse(path, rows["slide"], again, "and names the same file as a row above it",
+                      "keep one row for each slide")
     known = _owners(path, rows)
     mpp = tables.numbers(rows, "mpp", path, low=SMALLEST_SCALE, high=LARGEST_SCALE, missing=True,
                          unit="µm/px") \
         if "mpp" in rows else rows["slide"].map(lambda _: np.nan).astype(float)
     outcomes = _outcomes(path, rows)
+    names = _names(root, [stem(name) for name in rows["slide"]], [*files.values()])
     made = []
-    for line in rows.index:
-        name = safe_name(stem(rows.at[line, "slide"]), path, f"slide, row {line}")
+    for line, name in zip(rows.index, names, strict=True):
         made.append(WholeSlide(
-            name, files[line], *(known[column][line] for column in ("patient", "study", "label")),
+            safe_name(name, path, f"slide, row {line}"), files[line],
+            *(known[column][line] for column in ("patient", "study", "label")),
             mpp=None if np.isnan(mpp[line]) else float(mpp[line]), outcome=outcomes[line]))
     _unique(path, made)
     return made
+
+
+def of_files(root: Path, files: Sequence[Path]) -> list[WholeSlide]:
+    """Slides that nobody lists, of which no more is known than their files.
+
+    Raises
+    ------
+    InputError
+        If several may be one DICOM slide, or a name cannot be a file's or is that of two.
+    """
+    _one_dicom_each(files)
+    names = _names(root, [path.stem for path in files], files)
+    found = [WholeSlide(safe_name(name, path, "slide"), path)
+             for name, path in zip(names, files, strict=True)]
+    _unique(root, found)
+    return found
+
+
+def _columns_read(columns: Sequence[str]) -> list[str]:
+    """Names of the columns that are read: the fixed ones, and times of the table's endpoints."""
+    plain = [re.sub(r"[\W_]+", "_", column.lower()) for column in columns]
+    times = [name for name in plain if (of := _TIME.fullmatch(name)) and f"event_{of[2]}" in plain]
+    return [*COLUMNS, *MONTHS, *_PASSED_ON, *times, *filter(_TIME.fullmatch, columns)]
 
 
 def _one_dicom_each(files: Iterable[Path]) -> None:
@@ -189,10 +251,24 @@ def stem(name: str) -> str:
     return path.stem if path.suffix.lower() in IMAGES else path.name
 
 
+def spelt(name: str) -> str:
+    """A name with its accents encoded one way: macOS takes them apart in the names of files."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _names(root: Path, stems: Sequence[str], files: Sequence[Path]) -> list[str]:
+    """Names of slides; where files of several folders share one, the folder's goes before it."""
+    homes: dict[str, set[Path]] = {}
+    for each, path in zip(stems, files, strict=True):
+        homes.setdefault(spelt(each).casefold(), set()).add(path.parent)
+    return [f"{path.parent.name}-{each}" if len(homes[spelt(each).casefold()]) > 1
+            and path.parent != root else each for each, path in zip(stems, files, strict=True)]
+
+
 def _unique(where: Path, slides: Sequence[WholeSlide]) -> None:
     seen: dict[str, Path] = {}
     for slide in slides:
-        if seen.setdefault(slide.name.casefold(), slide.path) != slide.path:
+        if seen.setdefault(spelt(slide.name).casefold(), slide.path) != slide.path:
             raise InputError(where, "slide", f"{slide.name} is the name of two files",
                              "give every slide a name of its own")
     _say_copies(slides)
@@ -202,12 +278,13 @@ def _say_copies(slides: Sequence[WholeSlide]) -> None:
     """Put into the log which slides are one file under two names, and not said to be one patient's.
 
     Folds keep a patient together; they cannot keep two copies together that nobody knows of. Files
-    are read only where others have the same number of bytes.
+    are read only where others have the same number of bytes, and this user may read them.
     """
-    sizes = Counter(slide.path.stat().st_size for slide in slides if slide.path.is_file())
+    slides = [slide for slide in slides if slide.path.is_file() and os.access(slide.path, os.R_OK)]
+    sizes = Counter(slide.path.stat().st_size for slide in slides)
     first: dict[str, WholeSlide] = {}
     for slide in slides:
-        if not slide.path.is_file() or sizes[slide.path.stat().st_size] < 2:
+        if sizes[slide.path.stat().st_size] < 2:
             continue
         other = first.setdefault(sha256_file(slide.path), slide)
         if other is not slide and not (slide.patient and slide.patient == other.patient):
@@ -222,10 +299,10 @@ def _files(root: Path, table: Path, names: "pd.Series") -> dict[int, Path]:
     by_name: dict[str, list[Path]] = {}
     for path in there:
         for key in {path.name, path.stem, str(path.relative_to(root))}:
-            by_name.setdefault(key, []).append(path)
+            by_name.setdefault(spelt(key), []).append(path)
     found = {}
     for line, name in names.items():
-        files = by_name.get(name) or []
+        files = by_name.get(spelt(name)) or []
         if len(files) != 1:
             raise InputError(table, f"slide, row {line}", f"is {name!r}, of which there are "
                              f"{len(files)} files in {root}", "name the file, with its ending")
@@ -235,13 +312,15 @@ def _files(root: Path, table: Path, names: "pd.Series") -> dict[int, Path]:
 
 def _given(files: Mapping[str, Path], table: Path, names: "pd.Series") -> dict[int, Path]:
     """Row -> the file that stands for the slide of its cell."""
-    missing = [(line, name) for line, name in names.items() if stem(name) not in files]
+    by_name = {spelt(name): path for name, path in files.items()}
+    of = {line: by_name.get(spelt(stem(name))) for line, name in names.items()}
+    missing = [(line, names[line]) for line, path in of.items() if path is None]
     if missing:
         raise InputError(table, f"slide, row {missing[0][0]}", f"is {missing[0][1]!r}, which has "
                          f"no features (and {len(missing) - 1} more); there are "
                          f"{list(files)[:3]}", "name slides as their files are, or leave the row "
                          "out")
-    return {line: check_file(files[stem(name)], "features") for line, name in names.items()}
+    return {line: check_file(path, "features") for line, path in of.items()}
 
 
 def _owners(path: Path, rows: "pd.DataFrame") -> dict[str, dict[int, str]]:
@@ -329,6 +408,7 @@ def cut(slides: Sequence[WholeSlide], out: str | Path, *, tile_um: float, tile_p
 
     out, rows = Path(out), []
     for slide in slides:
+        check_readable(slide.path)
         path = out / "tiles" / f"{slide.name}.h5"
         key = sha256_of([tile_um, tile_px, mask, most, seed if most else 0, slide.mpp],
                         sha256_file(slide.path))
