@@ -426,6 +426,18 @@ def test_a_broken_slide_is_named_and_the_others_are_done(kept, fitted, tmp_path)
     assert sum("tiles/s" in line and "min left" in line for line in said) == 2
 
 
+def test_a_slide_that_may_not_be_read_is_no_fault_of_ours(kept, fitted, tmp_path, monkeypatch):
+    shutil.copy(kept.slide, tmp_path / "a.png")
+
+    def closed(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(apply, "sha256_file", closed)
+    (found,) = apply.predict(slides.find(tmp_path, 1.5625), fitted, tmp_path / "out", report=None)
+    assert "a.png: slide: cannot be read" in found.error and "permissions" in found.error
+    assert not (tmp_path / "out/a" / apply.TRACE).exists()
+
+
 def test_what_nobody_foresaw_ends_one_slide_only(kept, fitted, tmp_path, monkeypatch):
     for name in "ab":
         shutil.copy(kept.slide, tmp_path / f"{name}.png")

@@ -188,7 +188,9 @@ def one(asked: Asked, model: Model, folder: Path, wish: Wish,
         tissue.
     """
     artifacts.check_file(asked.path, "slide")
-    key = sha256_of(VERSION, sha256_file(asked.path), asked.mpp, asked.organ, asked.scanner,
+    with artifacts.reading(asked.path, "slide", fix="change its permissions, or copy it again"):
+        content = sha256_file(asked.path)
+    key = sha256_of(VERSION, content, asked.mpp, asked.organ, asked.scanner,
                     None if asked.spots is None else sha256_file(asked.spots), model.sha256,
                     asdict(wish))
     done = _done(asked.name, folder, key)
