@@ -22,8 +22,8 @@ NO_PATH = ("", "pretrained", "random")
 LARGE = 2**26
 
 
-def tables_of(values: Mapping[str, Any], data: str = "") -> list[Path]:
-    """Tables that a notebook's parameters name, and those that DATA has by default.
+def named_tables(values: Mapping[str, Any], data: str = "") -> list[Path]:
+    """Tables that a notebook's parameters name, and that are there.
 
     Parameters
     ----------
@@ -32,12 +32,17 @@ def tables_of(values: Mapping[str, Any], data: str = "") -> list[Path]:
     data
         The data set's directory; empty without one.
     """
-    root = [Path(data)] if data else []
-    named = [text for text in _texts(values) if text.lower().endswith(TABLES)]
-    asked = [[*(folder / text.removeprefix("data/") for folder in root), resolve(text)]
-             for text in named] + [[folder / name] for folder in root for name in BY_DEFAULT]
-    there = ([path for path in places if path.is_file()] for places in asked)
-    return list(dict.fromkeys(path for places in there for path in places[:1]))
+    found = []
+    for text in (text for text in _texts(values) if text.lower().endswith(TABLES)):
+        places = [Path(data) / text.removeprefix("data/")] if data else []
+        found += [path for path in (*places, resolve(text)) if path.is_file()][:1]
+    return list(dict.fromkeys(found))
+
+
+def tables_of(values: Mapping[str, Any], data: str = "") -> list[Path]:
+    """`named_tables`, and those that readers find in `data` by themselves."""
+    there = [Path(data) / name for name in BY_DEFAULT] if data else []
+    return list(dict.fromkeys([*named_tables(values, data), *(p for p in there if p.is_file())]))
 
 
 def of_encoder(options: Mapping[str, Any]) -> list[Path]:

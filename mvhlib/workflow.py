@@ -204,7 +204,7 @@ def prepare(call: Call) -> dict[str, Any]:
         encoder_sources.check_package(options["source"], call.folder / "workflow.yaml",
                                       f"encoders: {slug}")
     for name in notebooks():
-        for path in own_files.tables_of(read_params(call.folder, name), call.data):
+        for path in own_files.named_tables(read_params(call.folder, name), call.data):
             if path.name in own_files.BY_DEFAULT or Path(call.data) not in path.parents:
                 own_tables.check_filled(path)
     return plan
