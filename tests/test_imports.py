@@ -12,7 +12,7 @@ import mvhlib
 #: From the ground up. A row may import from rows below it and, within the row, from its left.
 FLOORS = (
     ("files, errors, places",
-     "artifacts phrases places progress parameters tables column_names own_tables tcga"),
+     "artifacts phrases places progress parameters tables spelling own_tables tcga"),
     ("names of encoders and of their read-outs, the user's files",
      "encoder_sources read_outs own_files"),
     ("numbers", "standardise lattice verdicts statistics power nulls neighbours"),

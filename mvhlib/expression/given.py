@@ -24,7 +24,6 @@ import json
 import os
 import re
 import sys
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +40,7 @@ from mvhlib.expression.scores import dense
 from mvhlib.features import Features
 from mvhlib.own_files import TABLES
 from mvhlib.parameters import check, read_yaml_if_any
+from mvhlib.spelling import spelt
 
 if TYPE_CHECKING:
     from mvhlib.cohort import Cohort, Section
@@ -158,7 +158,7 @@ def check_saw(path: Path, saw: Mapping[str, Sequence[str]], people: "Cohort") ->
     for level, names in saw.items():
         for name in (name for name in names if name not in own[level]):
             for right in (level, *(other for other in LEVELS if other != level)):
-                meant = [each for each in sorted(own[right]) if _spelt(each) == _spelt(name)]
+                meant = [each for each in sorted(own[right]) if _plainly(each) == _plainly(name)]
                 if meant:
                     raise InputError(
                         path, f"saw: {level}", f"holds {name!r}, which is none of the cohort's "
@@ -166,9 +166,9 @@ def check_saw(path: Path, saw: Mapping[str, Sequence[str]], people: "Cohort") ->
                         f"write {meant[0]!r} under {right}")
 
 
-def _spelt(name: str) -> str:
+def _plainly(name: str) -> str:
     """A name without what makes it another spelling: case, blanks, how accents are encoded."""
-    return " ".join(unicodedata.normalize("NFC", name).casefold().split())
+    return " ".join(spelt(name).casefold().split())
 
 
 def _files(folder: Path, people: "Cohort") -> tuple[list[tuple[str, Path]], list[str]]:

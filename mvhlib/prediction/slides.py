@@ -14,7 +14,6 @@ A link to a slide is read as the slide; files of other kinds are passed over.
 """
 
 import os
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ import numpy as np
 from mvhlib import artifacts, tables
 from mvhlib.artifacts import InputError, safe_name
 from mvhlib.cohort.base import check_mpp, entries
-from mvhlib.column_names import refuse_other_spellings
+from mvhlib.spelling import refuse_other_spellings, spelt
 from mvhlib.tiles.slides import TIFF, WHOLE_SLIDE
 
 #: Endings of images; whole slides first.
@@ -82,19 +81,14 @@ def find(where: str | os.PathLike, mpp: float | None = None) -> list[Asked]:
         raise InputError(where, "SLIDES", "holds no slide", f"name a slide or a folder of slides "
                          f"({', '.join(e[1:] for e in ENDINGS[:4])}, ..., png, jpg)")
     names = [safe_name(path.stem, folder, "name") for path in paths]
-    spelt = [_spelt(name) for name in names]
-    twice = sorted({name for name in spelt if spelt.count(name) > 1})
+    alike = [spelt(name) for name in names]
+    twice = sorted({name for name in alike if alike.count(name) > 1})
     if twice:
         raise InputError(folder, "name", f"{twice[0]!r} is the name of two slides, whose "
                          "predictions would share a folder", "rename one of them")
     said = _stated(folder, [*beside, *paths])
     return [Asked(path, name, **({"mpp": mpp} | said.get(path.name, {})), spots=_spots(path))
             for path, name in zip(paths, names, strict=True)]
-
-
-def _spelt(name: str) -> str:
-    """A name with its accents encoded one way: macOS takes them apart in the names of files."""
-    return unicodedata.normalize("NFC", name)
 
 
 def _stated(folder: Path, paths: Sequence[Path]) -> dict[str, dict]:
@@ -107,8 +101,8 @@ def _stated(folder: Path, paths: Sequence[Path]) -> dict[str, dict]:
     refuse_other_spellings(path, frame.columns, ("slide", *STATED))
     names = tables.names(frame, "slide", path, unique=True)
     # A whole file name goes before one without its ending: x.tif is not x.tif.png.
-    known = {_spelt(p.stem): p.name for p in paths} | {_spelt(p.name): p.name for p in paths}
-    files = names.map(_spelt).map(known)
+    known = {spelt(p.stem): p.name for p in paths} | {spelt(p.name): p.name for p in paths}
+    files = names.map(spelt).map(known)
     if files.isna().any():
         raise InputError(path, "slide", f"{names[files.isna()].iloc[0]!r} is not a slide in this "
                          "folder", "write the file's name")

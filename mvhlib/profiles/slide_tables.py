@@ -22,6 +22,7 @@ from mvhlib.profiles.outcomes import (
     survival_columns,
     tables_in,
 )
+from mvhlib.spelling import spelt
 from mvhlib.tiles import whole
 
 log = logging.getLogger(__name__)
@@ -191,8 +192,8 @@ def _said(path: Path, table: pd.DataFrame, known: Mapping[str, Mapping[str, Any]
     slide, patient = find_column(columns, _SLIDE), find_column(columns, PATIENT)
     rows: dict[str, list[int]] = {}
     if slide is not None:
-        by_name = _lines(table[slide].map(whole.stem).map(whole.spelt))
-        rows = {name: by_name[whole.spelt(name)] for name in known if whole.spelt(name) in by_name}
+        by_name = _lines(table[slide].map(whole.stem).map(spelt))
+        rows = {name: by_name[spelt(name)] for name in known if spelt(name) in by_name}
     if not rows and patient is not None:
         by_patient = _lines(table[patient].map(tcga.patient_of))
         rows = {name: by_patient[row["patient"]] for name, row in known.items()

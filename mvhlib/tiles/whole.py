@@ -28,7 +28,6 @@ over.
 import logging
 import os
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -49,8 +48,8 @@ from mvhlib.artifacts import (
     sha256_of,
     write_csv,
 )
-from mvhlib.column_names import refuse_other_spellings
 from mvhlib.places import resolve
+from mvhlib.spelling import refuse_other_spellings, spelt
 from mvhlib.tiles.cut import Tiles, cut_at, grid_corners, tissue_mask
 from mvhlib.tiles.slides import TIFF, WHOLE_SLIDE, Slide, open_slide
 from mvhlib.tiles.store import (
@@ -249,11 +248,6 @@ def _one_dicom_each(files: Iterable[Path]) -> None:
 def stem(name: str) -> str:
     path = Path(name)
     return path.stem if path.suffix.lower() in IMAGES else path.name
-
-
-def spelt(name: str) -> str:
-    """A name with its accents encoded one way: macOS takes them apart in the names of files."""
-    return unicodedata.normalize("NFC", name)
 
 
 def _names(root: Path, stems: Sequence[str], files: Sequence[Path]) -> list[str]:

@@ -3,7 +3,7 @@
 import pytest
 
 from mvhlib.artifacts import InputError
-from mvhlib.column_names import refuse_other_spellings
+from mvhlib.spelling import refuse_other_spellings
 
 KNOWN = ("mpp", "organ", "time_days")
 

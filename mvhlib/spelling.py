@@ -1,14 +1,20 @@
-"""Optional columns whose names are spelled otherwise: refused, since they would be passed over.
+"""Spellings of one name: accents that are encoded in two ways, columns that are written otherwise.
 
 A column that must be there is missed when it is called ``MPP`` (`mvhlib.tables.check_columns`); one
 that may be left out is not, and what stands in it would be lost without a word.
 """
 
 import os
+import unicodedata
 from collections.abc import Iterable
 
 from mvhlib.artifacts import InputError
 from mvhlib.tables import _plain
+
+
+def spelt(name: str) -> str:
+    """A name with its accents encoded one way: macOS takes them apart in the names of files."""
+    return unicodedata.normalize("NFC", name)
 
 
 def refuse_other_spellings(path: str | os.PathLike, columns: Iterable[str],
