@@ -18,7 +18,7 @@ from mvhlib.artifacts import InputError
 from mvhlib.places import home, resolve
 from mvhlib.tiles import whole
 from tests.absent import walk
-from tests.test_cohort import write_10x_h5, write_st_section
+from tests.test_cohort import write_10x_h5, write_st_section, write_visium
 
 RECIPES = home() / "params/recipes"
 _spec = importlib.util.spec_from_file_location("make_input", RECIPES / "make_input.py")
@@ -115,6 +115,70 @@ def test_doctor_says_what_a_laboratory_folder_holds_and_writes_nothing(tmp_path,
     assert [row[:5] for row in rows] == [[name, "?", "?", "36", "3"] for name in ("N1", "N2")]
     assert [float(row[5]) for row in rows] == pytest.approx([4, 4], rel=1e-3)
     assert all(row[6:] == ["480", "x", "500", "px"] for row in rows)
+
+
+def cut_short(path):
+    raw = path.read_bytes()
+    path.write_bytes(raw[:len(raw) // 3])
+
+
+def test_one_broken_output_of_a_platform_is_left_out_and_the_others_are_not(
+        tmp_path, params, capsys):
+    # Genes are named alike in all outputs of a cohort: a matrix that is no part of it has no say.
+    data = tmp_path / "data"
+    for name in ("A", "B", "C"):
+        write_visium(data / name)
+    cut_short(data / "B/filtered_feature_bc_matrix.h5")
+    status, said, _ = doctor(data, capsys)
+    assert status == 0 and "2 sections" in said and "left out:\n  B: " in said
+    assert profile(data, params) == 0
+    table = params / "mine/samples.csv"
+    assert list(pd.read_csv(table)["section"]) == ["A", "C"]
+    fill(table, study="s", patient="p")
+    read = cohort.read("visium", data, samples=table)
+    assert [section.adata.n_obs > 0 for section in read] == [True, True]
+
+
+@pytest.mark.parametrize("kind", ["h5ad", "legacy_st", "visium"])
+def test_a_section_that_cannot_be_read_is_left_out_of_the_users_own_table(
+        tmp_path, params, capsys, kind):
+    data, columns = tmp_path / "data", {}
+    for name in ("A", "B", "C"):
+        if kind == "h5ad":
+            write_h5ad(data / f"{name}.h5ad", mpp_of_visium=2.0)
+        elif kind == "visium":
+            write_visium(data / name)
+        else:
+            write_legacy(data, name)
+            columns[name] = (f",{name}/{name}_stdata_counts.tsv.gz,{name}/{name}_selection.tsv,"
+                             f"{name}/{name}_HE.jpg")
+    more = ",counts,spots,image" if columns else ""
+    rows = [f"{name},s1,{who}{columns.get(name, '')}" for name, who in zip("ABC", "pqr",
+                                                                            strict=True)]
+    (data / "samples.csv").write_text("\n".join([f"section,study,patient{more}", *rows, ""]))
+    broken = {"h5ad": "B.h5ad", "visium": "B/filtered_feature_bc_matrix.h5",
+              "legacy_st": "B/B_stdata_counts.tsv.gz"}[kind]
+    cut_short(data / broken)
+
+    status, said, _ = doctor(data, capsys)
+    assert status == 0 and "2 sections, patients: 2" in said
+    assert f"left out:\n  B: {data / broken}: " in said
+    assert "samples.csv cannot be run as it stands" in said and "without B." in said
+    assert profile(data, params) == 0
+    plan = workflow.read_params(params / "mine", "01_cohort")
+    read = cohort.read(plan["source"], data, **plan["options"])
+    assert [(section.name, section.study, section.patient) for section in read] == [
+        ("A", "s1", "p"), ("C", "s1", "r")]
+
+
+def test_a_table_that_is_wrong_as_a_whole_is_refused_as_it_was(tmp_path, capsys):
+    data = tmp_path / "data"
+    for name in ("A", "B"):
+        write_h5ad(data / f"{name}.h5ad", mpp_of_visium=2.0)
+    for rows, named in (("A,s,p\nA,s,p\n", "section"), ("A,s,p\nB,s,P\n", "patient")):
+        (data / "samples.csv").write_text(f"section,study,patient\n{rows}")
+        status, _, error = doctor(data, capsys)
+        assert status == 2 and "samples.csv" in error and named in error
 
 
 def test_a_profile_is_refused_until_its_table_is_filled_in(tmp_path, params, capsys):

@@ -105,7 +105,8 @@ class GeneNames:
     Parameters
     ----------
     paths
-        Feature matrices of the cohort. They are opened at the first question.
+        Feature matrices of the cohort. They are opened at the first question; until then a reader
+        may add to `paths` those of the sections that it makes.
     """
 
     def __init__(self, paths: Iterable[Path]):

@@ -59,7 +59,7 @@ def read(path: str | Path, *, spot_um: float = 100.0, min_counts: int = 10,
     spot_um = visium.number_option("spot_um", spot_um, above=0.0)
     min_counts = visium.number_option("min_counts", min_counts, low=0.0)
     outputs = visium.outputs(path, "segmented")
-    names = GeneNames(_matrix(folder) for folder in outputs.values())
+    names = GeneNames([])  # of the sections that are made
 
     def make(name: str, folder: Path, root: Path, row: dict[str, Any]) -> Section:
         return _section(name, folder / "segmented_outputs", root, row, names, spot_um, min_counts)
@@ -89,6 +89,7 @@ def _section(name: str, folder: Path, root: Path, row: dict[str, Any], names: Ge
     visium.agree(row.get("mpp"), stated, where, "mpp", "microns_per_pixel says", "leave mpp out")
     image, scale = visium.find_image(row, root, spatial, scalefactors)
     matrix = _matrix(folder.parent)
+    names.paths.append(matrix)
 
     def load() -> "AnnData":
         cells = visium.genes_of(matrix, names)

@@ -1,10 +1,16 @@
-"""The user's ``slides.csv``, where a run cannot take it as it stands.
+"""The user's ``slides.csv`` or ``samples.csv``, where a run cannot take it as it stands.
 
-A slide that cannot be read ends a run, and so does one whose scale nobody states: then the profile
-has a table of its own, with the other rows as they are, and the scale to be filled in.
+A slide or section that cannot be read ends a run, and so does a slide whose scale nobody states:
+then the profile has a table of its own, with the other rows as they are, and the scale to be filled
+in.
 """
 
-from mvhlib import tables
+import tempfile
+from pathlib import Path
+
+from mvhlib import cohort, own_tables, tables
+from mvhlib.artifacts import InputError
+from mvhlib.cohort.base import Cohort
 from mvhlib.own_tables import BLANK
 from mvhlib.profiles.found import Found
 
@@ -13,15 +19,16 @@ _NAMED = 5
 
 
 def own_table(found: Found) -> None:
-    """Give `found` a table to write where ``slides.csv`` lists what cannot be read, or no scale.
+    """Give `found` a table to write where the user's lists what cannot be read, or no scale.
 
     Parameters
     ----------
     found
-        Of a directory with ``slides.csv``; its rows are those of the table, in their order. They
-        get the table's cells.
+        Of a directory with ``slides.csv``, or with ``samples.csv`` where it is of sections; its
+        rows are those of the table, in their order. They get the table's cells.
     """
-    table = tables.read_table(found.root / "slides.csv", ("slide",))
+    file = "samples.csv" if found.of == "section" else "slides.csv"
+    table = tables.read_table(found.root / file, (found.of,))
     left_out = [row.name for row in found.rows if row.problem]
     no_scale = [row.name for row in found.readable if row.facts.get("mpp") == BLANK]
     if not (left_out or no_scale):
@@ -35,8 +42,31 @@ def own_table(found: Found) -> None:
     found.separator = table.attrs["separator"]
     said = ([f"without {_some(left_out)}"] if left_out else []) + (
         [f"with mpp to be filled in for {_some(no_scale)}"] if no_scale else [])
-    found.advice.append("slides.csv cannot be run as it stands: make profile writes one of its "
+    found.advice.append(f"{file} cannot be run as it stands: make profile writes one of its "
                         f"own, {' and '.join(said)}.")
+
+
+def sections_apart(source: str, root: Path) -> dict[str, Cohort | str]:
+    """Read each section that ``samples.csv`` lists for itself, where they cannot be read together.
+
+    Returns
+    -------
+    dict
+        Section -> a cohort of it alone, or why it cannot be read; in the table's order.
+    """
+    file = root / "samples.csv"
+    table = tables.read_table(file, ("section", "study", "patient"))
+    found: dict[str, Cohort | str] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        alone = Path(folder) / file.name
+        for row in table.to_dict("records"):
+            own_tables.write_template(alone, list(table.columns), [row], len(table.columns),
+                                      table.attrs["separator"])
+            try:
+                found[row["section"]] = cohort.read(source, root, samples=alone)
+            except InputError as error:
+                found[row["section"]] = str(error).replace(str(alone), str(file))
+    return found
 
 
 def _some(names: list[str]) -> str:

@@ -17,6 +17,7 @@ from mvhlib.cohort import anndata_files, flat, legacy_st, libraries, visium
 from mvhlib.cohort.base import Cohort, Section, entries
 from mvhlib.own_tables import BLANK
 from mvhlib.profiles.found import Found, Row
+from mvhlib.profiles.listed import own_table, sections_apart
 from mvhlib.profiles.permissions import open_folders
 
 #: Columns of the tables that readers of outputs and of legacy tables take.
@@ -72,6 +73,32 @@ def _rows_with_owners(people: Cohort) -> list[Row]:
     for row, section in zip(rows, people, strict=True):
         row.facts |= {"study": section.study, "patient": section.patient}
     return rows
+
+
+def _listed(root: Path, source: str, says: str, used: set[str]) -> Found:
+    """The sections of ``samples.csv``, those that cannot be read with the reason.
+
+    Raises
+    ------
+    InputError
+        If none can be read, or each can, but not together.
+    """
+    with _quiet():
+        whole, rows = None, []
+        try:
+            rows = _rows_with_owners(cohort.read(source, root))
+        except InputError as error:
+            whole = error
+        if whole or any(row.problem for row in rows):  # one may be at fault for all
+            rows = []
+            for name, read in sections_apart(source, root).items():
+                rows += [Row(name, problem=read)] if isinstance(read, str) else \
+                    _rows_with_owners(read)
+            if whole and len({bool(row.problem) for row in rows}) < 2:
+                raise whole
+    found = Found(root, source, says, source, rows=rows, used=used | {"samples.csv"})
+    own_table(found)
+    return found
 
 
 # --- data sets that say who is who ---------------------------------------------------------------
@@ -149,11 +176,8 @@ def look_output(source: str) -> Callable[[Path], Found]:
         used = {folder.relative_to(root).parts[0] if folder != root else path.name
                 for folder in outputs.values() for path in (entries(root) if folder == root
                                                             else [folder])}
-        given = root / "samples.csv"
-        if given.is_file():
-            with _quiet():
-                rows = _rows_with_owners(cohort.read(source, root))
-            return Found(root, source, says, source, rows=rows, used=used | {"samples.csv"})
+        if (root / "samples.csv").is_file():
+            return _listed(root, source, says, used)
         named = _with_images(_named(outputs, root), outputs, root)
         options = {"spot_um": _HD_SPOT_UM} if source == "visium_hd" else {}
         with _quiet():
@@ -220,7 +244,7 @@ def _each(source: str, root: Path, named: Sequence[dict[str, Any]], options: Map
     try:
         people = cohort.read(source, root, samples=pd.DataFrame(stands).fillna(""), **options)
         rows = _rows(people, lambda section: cells[section.name])
-        if not any(row.problem and "image" in row.cells for row in rows):
+        if not any(row.problem for row in rows):
             return rows
     except InputError:
         pass  # one section is at fault: reading each alone shows which
@@ -309,10 +333,8 @@ def look_legacy(root: Path) -> Found:
                  if column in cells}
         made.append(cells)
     if (root / "samples.csv").is_file():
-        with _quiet():
-            rows = _rows_with_owners(cohort.read("legacy_st", root))
-        return Found(root, "legacy_st", "legacy Spatial Transcriptomics, listed in samples.csv",
-                     "legacy_st", rows=rows, used=used | {"samples.csv"})
+        return _listed(root, "legacy_st", "legacy Spatial Transcriptomics, listed in samples.csv",
+                       used)
     if len(made) == 1:
         made[0] |= {"study": root.absolute().name, "patient": made[0]["section"]}
     found = Found(root, "legacy_st", "legacy Spatial Transcriptomics, tables of counts and spots",
@@ -382,9 +404,7 @@ def look_files(source: str, ending: str, says: str) -> Callable[[Path], Found]:
         used = {part.path.relative_to(root).parts[0] for part in files.values()}
         used |= {path.name for path in root.iterdir() if path.stem in files}
         if (root / "samples.csv").is_file():
-            with _quiet():
-                rows = _rows_with_owners(cohort.read(source, root))
-            return Found(root, source, says, source, rows=rows, used=used | {"samples.csv"})
+            return _listed(root, source, says, used)
         with _quiet():
             rows = [_file_row(source, root, name, alone=len(files) == 1) for name in files]
         return Found(root, source, says, source, rows=rows, used=used,
@@ -428,9 +448,7 @@ def look_flat(root: Path) -> Found:
     used = {file.relative_to(root).parts[0] for parts in found.values() for file in parts.values()}
     says = "loose files of Space Ranger or Xenium, as GEO has them"
     if (root / "samples.csv").is_file():
-        with _quiet():
-            rows = _rows_with_owners(cohort.read("flat", root))
-        return Found(root, "flat", says, "flat", rows=rows, used=used | {"samples.csv"})
+        return _listed(root, "flat", says, used)
     broken = []
     for name, parts in list(found.items()):
         try:

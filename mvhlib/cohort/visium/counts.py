@@ -9,7 +9,7 @@ import pandas as pd
 from mvhlib.artifacts import InputError
 from mvhlib.cohort import pseudospots
 from mvhlib.cohort.feature_matrix import GeneNames, read_matrix
-from mvhlib.cohort.visium.layouts import COPY_SPATIAL, COUNT_FILES, first_of
+from mvhlib.cohort.visium.layouts import COPY_SPATIAL
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -19,11 +19,6 @@ log = logging.getLogger(__name__)
 #: Share of a filtered matrix's spots off tissue, and of spots under tissue without counts, above
 #: which the two files are of different sections: a choice of spots by hand changes one of them.
 OTHER_SECTION = 0.05
-
-
-def gene_names(outputs: dict[str, Path]) -> GeneNames:
-    """Names of genes, alike in all outputs of a cohort."""
-    return GeneNames(first_of(folder, COUNT_FILES) for folder in outputs.values())
 
 
 def genes_of(matrix: Path, names: GeneNames) -> "AnnData":

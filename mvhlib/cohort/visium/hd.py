@@ -12,7 +12,7 @@ from mvhlib.cohort import pseudospots
 from mvhlib.cohort.base import Cohort, Section
 from mvhlib.cohort.feature_matrix import GeneNames
 from mvhlib.cohort.visium.array import check_lattice, fit_steps
-from mvhlib.cohort.visium.counts import gene_names, genes_of, place_spots
+from mvhlib.cohort.visium.counts import genes_of, place_spots
 from mvhlib.cohort.visium.images import find_image
 from mvhlib.cohort.visium.layouts import (
     COUNT_FILES,
@@ -59,7 +59,7 @@ def read_hd(path: str | Path, *, spot_um: float = 100.0, min_fill: float = 0.25,
         path = path.parent
     outputs = {name: _bins(folder, spot_um)
                for name, folder in find_outputs(path, "visium_hd").items()}
-    names = gene_names(outputs)
+    names = GeneNames([])  # of the sections that are made
 
     def make(name: str, folder: Path, root: Path, row: dict[str, Any]) -> Section:
         return _hd_section(name, folder, root, row, names, spot_um, min_fill)
@@ -108,6 +108,7 @@ def _hd_section(name: str, folder: Path, root: Path, row: dict[str, Any], names:
                          f"({bin_um:g} um)", "choose spot_um as a multiple of a bin")
     image, scale = find_image(row, root, spatial, scalefactors)
     matrix = first_of(folder, COUNT_FILES)
+    names.paths.append(matrix)
 
     def load() -> "AnnData":
         positions = read_positions(spatial)

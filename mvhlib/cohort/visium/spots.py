@@ -17,7 +17,7 @@ from mvhlib.cohort.visium.array import (
     fit_steps,
     measure_mpp,
 )
-from mvhlib.cohort.visium.counts import gene_names, genes_of, place_spots
+from mvhlib.cohort.visium.counts import genes_of, place_spots
 from mvhlib.cohort.visium.images import find_image
 from mvhlib.cohort.visium.layouts import COUNT_FILES, find_outputs, first_of
 from mvhlib.cohort.visium.positions import array_places, pixels, read_positions
@@ -65,7 +65,7 @@ def read(path: str | Path, *, samples: str | Path | pd.DataFrame | None = None,
     """
     pitch_um = number_option("pitch_um", pitch_um, above=0.0)
     outputs = find_outputs(Path(path), "visium")
-    names = gene_names(outputs)
+    names = GeneNames([])  # of the sections that are made, whatever else lies beside them
 
     def make(name: str, folder: Path, root: Path, row: dict[str, Any]) -> Section:
         return _visium_section(name, folder, root, row, names, pitch_um, transposed)
@@ -120,6 +120,7 @@ def _visium_section(name: str, folder: Path, root: Path, row: dict[str, Any], na
                    "coordinates": "pixel"}
     image, scale = find_image(row, root, spatial, scalefactors)
     matrix = first_of(folder, COUNT_FILES)
+    names.paths.append(matrix)
 
     def load() -> "AnnData":
         adata = place_spots(genes_of(matrix, names), positions, matrix)
