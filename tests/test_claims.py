@@ -136,16 +136,46 @@ def test_one_training_is_no_claim_and_a_threshold_need_not_be_zero(tmp_path):
         assert row["verdict"] == verdict and row["measured"] == -16
 
 
-@pytest.mark.parametrize(("n_seeds", "verdict", "data"), [
-    (8, OTHER_WAY, "toy, 8 seeds"), (3, OTHER_WAY, "toy, 3 seeds, exploratory"),
-    (1, claims.NOT_TESTABLE, "toy")])
-def test_a_table_says_itself_how_many_trainings_are_behind_a_row(tmp_path, n_seeds, verdict, data):
+@pytest.mark.parametrize(("start", "n_seeds", "verdict", "data"), [
+    (-9, 8, OTHER_WAY, "toy, 8 seeds"), (-9, 3, OTHER_WAY, "toy, 3 seeds, exploratory"),
+    (-16, 8, NOT_MET, "toy, 8 seeds"), (-9, 1, claims.NOT_TESTABLE, "toy")])
+def test_a_table_says_itself_how_many_trainings_are_behind_a_row(tmp_path, start, n_seeds, verdict,
+                                                                 data):
     asked = next(c for c in claims.claims() if c.claim == "as above, after a short training")
     rows = [{"encoder": "mvhybrid-dino", "state": state, "n_seeds": n_seeds, "a_min": a}
-            for state, a in (("untrained", -16.0), ("trained", -15.9))]
+            for state, a in (("untrained", start), ("trained", -15.9))]
     write_csv(tmp_path / asked.lookup.table, pd.DataFrame(rows))
     row = claims.evaluate(tmp_path, data="toy", command="make", chosen=[asked]).iloc[0]
     assert (row["measured"], row["verdict"], row["data"]) == (-15.9, verdict, data)
+
+
+def test_the_published_read_out_is_judged_beside_the_chosen_one(tmp_path):
+    """Each by its own preconditions: those of one may be met where the other's are not."""
+    asked = [claim for claim in claims.claims() if claim.lookup and "vit17" in claim.lookup.where]
+    tokens = [claim for claim in asked if "class token" in claim.claim]
+    assert len(asked) == 6 and len(tokens) == 3
+    rows = [{"protocol": protocol, "measure": measure, "variant": f"mvhybrid-dino.{read}",
+             "reference": f"vit17-dino.{read}", "difference": gap, "unit_low": gap - 0.01,
+             "unit_high": gap + 0.01, "seed_low": gap, "seed_high": gap, "n_seeds": 8,
+             "unmet": unmet}
+            for protocol, measure in (("loso", "signal"), ("drop", "signal"),
+                                      ("loso", "slow_less_fine"))
+            for read, gap, unmet in (("cls", -0.05, ""), ("chosen", 0.05, "not trained"))]
+    write_csv(tmp_path / "11_ablations/comparisons.csv", pd.DataFrame(rows))
+    table = claims.evaluate(tmp_path, data="toy", command="make", chosen=asked)
+    judged = table.set_index("claim")["verdict"]
+    assert set(judged[[c.claim for c in asked if c not in tokens]]) == {NOT_MET}
+    assert list(judged[[c.claim for c in tokens]]) == [OTHER_WAY, AS_CLAIMED, OTHER_WAY]
+
+
+@pytest.mark.parametrize(("diverged", "verdict"), [(0, NOT_MET), (3, OTHER_WAY)])
+def test_where_nothing_diverged_no_mixer_diverges_more_often(tmp_path, diverged, verdict):
+    asked = next(c for c in claims.claims() if "diverge more often" in c.claim)
+    row = {"trunk": "all", "n_pairs": 49, "diverged_mlp": 0, "diverged_einfft": diverged,
+           "difference": -diverged}
+    write_csv(tmp_path / asked.lookup.table, pd.DataFrame([row]))
+    got = claims.evaluate(tmp_path, data="toy", command="make", chosen=[asked]).iloc[0]
+    assert got["verdict"] == verdict
 
 
 def test_what_no_table_holds_is_not_testable_and_says_why(tmp_path):
