@@ -326,3 +326,52 @@ def test_genes_that_vary_and_classes_that_are_not_there():
     found = structure.class_aurocs({"measured": {"s": measured}}, {"s": ["x"] * 6 + ["y"] * 6},
                                    "tumour")
     assert found.empty and list(found.columns) == list(structure.AUROC_COLUMNS)
+
+
+def on_array(measured, predicted, patient_offset=0.0):
+    """Spots of a square array, as notebooks read them."""
+    side = int(len(measured) ** 0.5)
+    adata = anndata.AnnData(np.asarray(measured, np.float32))
+    adata.layers["measured"] = adata.X.copy()
+    adata.layers["predicted"] = np.asarray(predicted, np.float32)
+    adata.obs_names = [f"b{i}" for i in range(len(measured))]
+    adata.var_names = [f"g{i}" for i in range(measured.shape[1])]
+    adata.obsm["spatial"] = np.column_stack(np.divmod(np.arange(side * side), side)) * 10.0
+    return adata
+
+
+def test_a_system_is_judged_by_what_the_measures_say_one_by_one():
+    rng = np.random.default_rng(4)
+    truth, cause = programs(rng, 100)
+    sets = {"first": [f"g{i}" for i in range(6)], "absent": ["x", "y", "z"]}
+    maps = {name: on_array(truth + shift, guess) for name, shift, guess in (
+        ("A", 0.0, truth), ("B", 5.0, truth + rng.standard_normal(truth.shape)),
+        ("C", 1.0, rng.standard_normal(truth.shape)))}
+    labels = {name: pd.Series(np.where(cause[:, 0] > 0, "tumour", "stroma"),
+                              index=maps[name].obs_names) for name in maps}
+    patients = {"A": "p", "B": "q", "C": "q"}
+    judged = structure.judge_system(maps, patients, sets=sets, labels=labels, positive="tumour",
+                                    groups=patients, seed=0)
+    assert tuple(judged.columns) == structure.SYSTEM_COLUMNS
+    mean = judged.set_index(["measure", "source"])["mean"]
+
+    def by_unit(each):
+        return np.mean([each["A"], np.mean([each["B"], each["C"]])])
+
+    genes = {name: np.mean([stats.pearsonr(one.layers["measured"][:, k],
+                                           one.layers["predicted"][:, k])[0]
+                            for k in range(one.n_vars)]) for name, one in maps.items()}
+    assert mean["genes", "predicted"] == pytest.approx(by_unit(genes), abs=1e-5)
+    together = {name: structure.co_expression({name: one}, n_permutations=0).mantel_r
+                for name, one in maps.items()}
+    assert together["A"] == pytest.approx(1)
+    assert mean["co_expression", "predicted"] == pytest.approx(by_unit(together))
+    by_set = structure.score_sets(maps, {"first": sets["first"]}).set_index("section")["pcc"]
+    assert mean["gene_sets", "predicted"] == pytest.approx(by_unit(by_set))
+    assert mean["ari", "measured"] > mean["ari", "predicted"] > 0
+    assert set(judged.loc[judged["measure"] == "auroc", "source"]) == {"measured", "predicted"}
+
+    alone = structure.judge_system({"A": maps["A"]}, None)
+    perfect = alone.set_index("measure")["mean"]
+    assert perfect["genes"] == pytest.approx(1) and perfect["oversmoothing"] == pytest.approx(0)
+    assert set(alone["measure"]) == {"genes", "oversmoothing", "co_expression"}

@@ -24,7 +24,9 @@ from mvhlib.expression.structure.regions import (
     localise,
 )
 from mvhlib.expression.structure.summary import summarise
+from mvhlib.expression.structure.systems import SYSTEM_COLUMNS, judge_system
 
-__all__ = ["AUROC_COLUMNS", "CoExpression", "LEAST_GENES", "PLACE_COLUMNS", "align", "class_auroc",
-           "class_aurocs", "clusters", "co_expression", "gene_sets", "gene_signs", "localise",
-           "mantel", "program_sets", "read_gmt", "score_sets", "set_scores", "summarise", "varying"]
+__all__ = ["AUROC_COLUMNS", "CoExpression", "LEAST_GENES", "PLACE_COLUMNS", "SYSTEM_COLUMNS",
+           "align", "class_auroc", "class_aurocs", "clusters", "co_expression", "gene_sets",
+           "gene_signs", "judge_system", "localise", "mantel", "program_sets", "read_gmt",
+           "score_sets", "set_scores", "summarise", "varying"]
