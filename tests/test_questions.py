@@ -62,7 +62,7 @@ def test_arms_of_cmrcnet():
     found = cmrcnet.compare_neighbours(swept, 500, "patient")
     assert found.reference == "k 10" and list(found.gaps["arm"]) == ["k 50", "k 50"]
     np.testing.assert_allclose(found.gaps["mean"], 0.2)
-    assert [row["claim"] for row in found.judged] == ["median: k 50 is best"]
+    assert [row["claim"] for row in found.judged] == ["median: k 50 beats k 10"]
 
 
 def test_survival_models_and_pairs():

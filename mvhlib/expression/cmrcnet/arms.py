@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from mvhlib import statistics
+from mvhlib.expression import preconditions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
     from mvhlib.expression.cmrcnet.fitted import Fitted
     from mvhlib.expression.evaluation import Evaluation
 
-#: Share masked that the authors find best, by the loss of the reconstruction.
+#: Share masked that the authors find best, by the loss of the reconstruction. A claim that one arm
+#: is the best is judged rival by rival: the best rival by its result would favour itself.
 BEST_MASK = {"mse": 0.5, "cosine": 0.3}
 
 #: Neighbours that the authors find best, by how genes are put together.
@@ -62,7 +64,8 @@ class Compared:
         return "\n".join(map(statistics.sentence, self.judged))
 
 
-def compare_masks(arms: "Mapping[tuple[str, float], Evaluation]", unit: str) -> Compared:
+def compare_masks(arms: "Mapping[tuple[str, float], Evaluation]", unit: str,
+                  unmet: Sequence[str] = ()) -> Compared:
     """Compare shares of masked numbers, under each loss of the reconstruction.
 
     Parameters
@@ -71,6 +74,8 @@ def compare_masks(arms: "Mapping[tuple[str, float], Evaluation]", unit: str) -> 
         (loss, share masked) -> its scores.
     unit
         ``patient`` or ``study``.
+    unmet
+        What the arms' trainings were short of; see `mvhlib.expression.preconditions`.
     """
     table = pd.concat([result.summary.query("program == 'all' and metric == 'pcc'").assign(
         loss=loss, mask_rate=rate) for (loss, rate), result in arms.items()], ignore_index=True)
@@ -80,9 +85,16 @@ def compare_masks(arms: "Mapping[tuple[str, float], Evaluation]", unit: str) -> 
                               for (of, rate), result in arms.items() if of == loss})
         gaps.append(_gaps(units, units.columns[0], unit, "share masked", loss))
         best = f"{BEST_MASK[loss]:.0%} masked"
-        if best in units and units.shape[1] > 1:
-            judged.append(statistics.judge(units, f"{loss}: {best} is best", best, unit=unit))
-    return Compared("share masked", units.columns[0], table, pd.concat(gaps), judged)
+        judged += _beats(units, loss, best, unit)
+    return Compared("share masked", units.columns[0], table, pd.concat(gaps),
+                    preconditions.void(judged, unmet))
+
+
+def _beats(units: pd.DataFrame, kind: str, best: str, unit: str) -> list[dict[str, Any]]:
+    """Judge the arm that the authors find best against each other one."""
+    rivals = [name for name in units if name != best] if best in units else []
+    return [statistics.judge(units, f"{kind}: {best} beats {rival}", best, rival, unit=unit)
+            for rival in rivals]
 
 
 def neighbours_to_try(asked: Sequence[int], largest: int, k: int) -> list[int]:
@@ -90,7 +102,8 @@ def neighbours_to_try(asked: Sequence[int], largest: int, k: int) -> list[int]:
     return [each for each in asked if each <= largest] or [min(k, largest)]
 
 
-def compare_neighbours(swept: "Mapping[int, Evaluation]", k: int, unit: str) -> Compared:
+def compare_neighbours(swept: "Mapping[int, Evaluation]", k: int, unit: str,
+                       unmet: Sequence[str] = ()) -> Compared:
     """Compare numbers of neighbours, by the mean and by the median over genes.
 
     Parameters
@@ -99,28 +112,32 @@ def compare_neighbours(swept: "Mapping[int, Evaluation]", k: int, unit: str) -> 
         Neighbours -> its scores.
     k
         The reference; the first one where it was not tried.
+    unmet
+        As in `compare_masks`.
     """
     reference = f"k {k if k in swept else next(iter(swept))}"
     rows, judged, gaps = [], [], []
     for how, best in BEST_NEIGHBOURS.items():
         units = pd.DataFrame({f"k {each}": result.unit_means(unit, over=how)
                               for each, result in swept.items()})
-        if best in units and units.shape[1] > 1:
-            judged.append(statistics.judge(units, f"{how}: {best} is best", best, unit=unit))
+        judged += _beats(units, how, best, unit)
         rows += [{"k": each, "over": how, **statistics.unit_row(values, unit)}
                  for each, values in zip(swept, units.to_numpy().T, strict=True)]
         gaps.append(_gaps(units, reference, unit, "neighbours k", how))
-    return Compared("neighbours k", reference, pd.DataFrame(rows), pd.concat(gaps), judged)
+    return Compared("neighbours k", reference, pd.DataFrame(rows), pd.concat(gaps),
+                    preconditions.void(judged, unmet))
 
 
-def compare_terms(terms: "Mapping[str, Evaluation]", unit: str) -> Compared:
-    """Compare loss terms and schedules with the reference of `TERMS`."""
+def compare_terms(terms: "Mapping[str, Evaluation]", unit: str,
+                  unmet: Sequence[str] = ()) -> Compared:
+    """Compare loss terms and schedules with the reference of `TERMS`; `unmet` as above."""
     reference = next(iter(TERMS))
     units = pd.DataFrame({name: result.unit_means(unit) for name, result in terms.items()})
     judged = [statistics.judge(units, words, reference, rival, unit=unit)
               for words, rival in CLAIMS.items()]
     return Compared("loss terms", reference, units,
-                    _gaps(units, reference, unit, "loss terms", "all"), judged)
+                    _gaps(units, reference, unit, "loss terms", "all"),
+                    preconditions.void(judged, unmet))
 
 
 def _gaps(units: pd.DataFrame, reference: str, unit: str, of: str, kind: str) -> pd.DataFrame:

@@ -1,12 +1,13 @@
 """Comparison of MMAP's variants with their reference, paired by unit."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from mvhlib import phrases, statistics
+from mvhlib.expression import preconditions
 from mvhlib.statistics import JUDGED_COLUMNS, judge
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def against(scores: pd.DataFrame, reference: str, unit: str, by: str = "variant"
 
 
 def verdicts(scores: pd.DataFrame, claims: Mapping[str, tuple[str, str]], unit: str,
-             by: str = "variant") -> pd.DataFrame:
+             by: str = "variant", unmet: Sequence[str] = ()) -> pd.DataFrame:
     """Test claims of the form "this variant is better than that one".
 
     Parameters
@@ -58,6 +59,8 @@ def verdicts(scores: pd.DataFrame, claims: Mapping[str, tuple[str, str]], unit: 
     claims
         Words -> (the variant said to be better, the other one). Those with a variant that is not
         in the scores are left out.
+    unmet
+        What the variants' trainings were short of, from `mvhlib.expression.preconditions.unmet`.
 
     Returns
     -------
@@ -67,7 +70,7 @@ def verdicts(scores: pd.DataFrame, claims: Mapping[str, tuple[str, str]], unit: 
     table = statistics.unit_means(scores, unit, by=[by]).unstack(by)
     rows = [judge(table, words, better, worse, unit=unit)
             for words, (better, worse) in claims.items() if better in table and worse in table]
-    return pd.DataFrame(rows, columns=list(JUDGED_COLUMNS))
+    return pd.DataFrame(preconditions.void(rows, unmet), columns=list(JUDGED_COLUMNS))
 
 
 def sentence(paired: pd.DataFrame, names: Mapping[str, str]) -> str:
