@@ -88,7 +88,7 @@ def main() -> None:
                     simulation.coverage(interval, n, n_repetitions=repetitions, seed=SEED,
                                         skew=skew))
     for name, together in TOGETHER.items():
-        for n_seeds, n_units in ((4, 8), (8, 8), (8, 16)):
+        for n_seeds, n_units in ((3, 4), (4, 8), (8, 8), (8, 16)):
             add(f"seeds and studies: {name}, {n_seeds} seeds", n_units, "normal",
                 simulation.two_way_coverage(together, n_seeds, n_units,
                                             n_repetitions=repetitions, seed=SEED))
