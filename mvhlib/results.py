@@ -156,7 +156,7 @@ def _answer(block: Mapping[str, Any], root: Path) -> str:
 def _stale(block: Mapping[str, Any], root: Path) -> str:
     found = freshness.stale(root / block["file"])
     if not found:
-        return "None: all of them were made by the code of this version."
+        return "None: all of them were drawn by the code of this version."
     return ", ".join(f"`{name}`" for name in found) + "."
 
 
