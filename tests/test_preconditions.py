@@ -36,6 +36,15 @@ def test_each_stage_is_judged():
         "the last of 9 epochs was the best in 2 of 2 trainings"]
 
 
+def test_an_arm_without_a_stage_has_no_epochs_of_it():
+    arms = pd.concat([fits(epochs_stage1=9, best_epoch_stage1=3, epochs_stage2=0,
+                           best_epoch_stage2=0)] * 3
+                     + [fits(epochs_stage1=9, best_epoch_stage1=3, epochs_stage2=7,
+                             best_epoch_stage2=1)])
+    assert preconditions.unmet(arms, WHOLE, 50) == []
+    assert preconditions.unmet(arms[arms["epochs_stage2"] == 0], WHOLE, 50) == []
+
+
 def test_a_claim_whose_preconditions_are_not_met_has_no_other_verdict():
     units = pd.DataFrame({"a": [0.5, 0.6, 0.55, 0.52], "b": [0.1, 0.21, 0.14, 0.13]})
     row = statistics.judge(units, "a beats b", "a", "b")

@@ -43,16 +43,16 @@ def unmet(arms: pd.DataFrame, whole: pd.DataFrame, published: int) -> list[str]:
     if share < 0.995:
         said.append(f"learned from {share:.0%} of the training spots")
     for column in [name for name in arms if name.startswith("epochs")]:
-        best = arms[column.replace("epochs", "best_epoch")]
-        longest = int(arms[column].max())
+        ran = arms[arms[column] > 0]  # an arm without prototypes has no second stage
+        longest = int(ran[column].max()) if len(ran) else published
         if longest >= published:
             continue
-        if (arms["inner_unit"] == "none").all():
+        last = ran[column.replace("epochs", "best_epoch")] >= ran[column]
+        if (ran["inner_unit"] == "none").all():
             said.append(f"{longest} of {published} epochs, and nobody held out to choose one")
-        elif (best >= arms[column]).mean() > 0.5:
-            said.append(f"the last of {longest} epochs was the best in "
-                        f"{int((best >= arms[column]).sum())} of "
-                        f"{phrases.count(len(arms), 'training')}")
+        elif last.mean() > 0.5:
+            said.append(f"the last of {longest} epochs was the best in {int(last.sum())} of "
+                        f"{phrases.count(len(ran), 'training')}")
     return list(dict.fromkeys(said))
 
 
