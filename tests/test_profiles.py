@@ -175,6 +175,12 @@ def test_a_table_that_is_wrong_as_a_whole_is_refused_as_it_was(tmp_path, capsys)
     data = tmp_path / "data"
     for name in ("A", "B"):
         write_h5ad(data / f"{name}.h5ad", mpp_of_visium=2.0)
+    cut_short(data / "B.h5ad")
+    for rows, named in (("A,s,p\nA,s,p\n", "section"), ("A,s,p\nA,s,p\nB,s,q\n", "section")):
+        (data / "samples.csv").write_text(f"section,study,patient\n{rows}")
+        status, _, error = doctor(data, capsys)
+        assert status == 2 and "samples.csv" in error and named in error
+    write_h5ad(data / "B.h5ad", mpp_of_visium=2.0)
     for rows, named in (("A,s,p\nA,s,p\n", "section"), ("A,s,p\nB,s,P\n", "patient")):
         (data / "samples.csv").write_text(f"section,study,patient\n{rows}")
         status, _, error = doctor(data, capsys)

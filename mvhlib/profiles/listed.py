@@ -53,9 +53,15 @@ def sections_apart(source: str, root: Path) -> dict[str, Cohort | str]:
     -------
     dict
         Section -> a cohort of it alone, or why it cannot be read; in the table's order.
+
+    Raises
+    ------
+    InputError
+        If the table has a section twice.
     """
     file = root / "samples.csv"
     table = tables.read_table(file, ("section", "study", "patient"))
+    tables.names(table, "section", file, unique=True)
     found: dict[str, Cohort | str] = {}
     with tempfile.TemporaryDirectory() as folder:
         alone = Path(folder) / file.name
