@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from mvhlib import artifacts
+from mvhlib import artifacts, lineage
 from mvhlib.backbones import create_model, scan
 from mvhlib.backbones.channel import EinFFT
 
@@ -395,7 +395,8 @@ def main() -> None:
                   f"{found['ratio']:.1f} times {found['baseline']}, "
                   f"{found['peak_mb']:.0f} MB", flush=True)
             rows.append(found)
-    artifacts.write_csv(options.out / "backbones.csv", pd.DataFrame(rows, columns=list(COLUMNS)))
+    lineage.enter(artifacts.write_csv(options.out / "backbones.csv",
+                                      pd.DataFrame(rows, columns=list(COLUMNS))), __file__)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage
 
-from mvhlib import artifacts, cohort, encoders, features, notebook
+from mvhlib import artifacts, cohort, encoders, features, lineage, notebook
 from mvhlib.cohort.genes import normalize
 from mvhlib.expression import evaluation
 from mvhlib.expression.scores import dense, pearson
@@ -156,7 +156,7 @@ def main() -> None:
                 for section in sections:
                     rows += rows_of(left, fitted, people[section], run, data, rng)
     table = pd.DataFrame(rows).reindex(columns=list(COLUMNS))
-    artifacts.write_csv(options.out / "belief.csv", table)
+    lineage.enter(artifacts.write_csv(options.out / "belief.csv", table), __file__)
     print(table.groupby(["data", "what"], sort=False).mean(numeric_only=True).drop(
         columns=["n_genes", "n_tiles"]).round(3).to_string())
 

@@ -29,7 +29,7 @@ import pandas as pd
 import simulation
 from scipy.stats import binomtest
 
-from mvhlib import statistics
+from mvhlib import lineage, statistics
 from mvhlib.artifacts import write_csv
 
 COLUMNS = ("what", "n_clusters", "distribution", "repetitions", "coverage", "ci_low", "ci_high",
@@ -77,7 +77,8 @@ def main() -> None:
         bounds = binomtest(round(coverage * repetitions), repetitions).proportion_ci()
         rows.append((what, n_clusters, distribution, repetitions, coverage, bounds.low,
                      bounds.high, SEED))
-        write_csv(options.out / "coverage.csv", pd.DataFrame(rows, columns=list(COLUMNS)))
+        lineage.enter(write_csv(options.out / "coverage.csv",
+                                pd.DataFrame(rows, columns=list(COLUMNS))), __file__)
         print(f"{what}, {n_clusters} clusters, {distribution}: {coverage:.3f} "
               f"({bounds.low:.3f} to {bounds.high:.3f})", flush=True)
 

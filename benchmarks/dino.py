@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
+from mvhlib import lineage
 from mvhlib.artifacts import atomic
 from mvhlib.backbones import scan
 from mvhlib.dino import augment, losses, model
@@ -319,6 +320,7 @@ def main() -> None:
                 row[column] = f"{row[column]:.4g}"
             writer.writerow(row)
             print(f"{row['what']}: {row['ratio']} ({row['note']})")
+    lineage.enter(given.out / "dino.csv", __file__)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import pandas as pd  # noqa: E402
 import psutil  # noqa: E402
 
-from mvhlib import artifacts  # noqa: E402
+from mvhlib import artifacts, lineage  # noqa: E402
 from mvhlib.places import home, resolve  # noqa: E402
 from tests.faults import comparable, differences  # noqa: E402
 
@@ -301,7 +301,8 @@ def main(arguments: argparse.Namespace) -> int:
     rows = []
     for row in _rows(runs, stages, arguments.each):
         rows.append(row)  # the table grows with each, whatever becomes of the next
-        artifacts.write_csv(arguments.out / "faults.csv", pd.DataFrame(rows)[list(COLUMNS)])
+        lineage.enter(artifacts.write_csv(arguments.out / "faults.csv",
+                                          pd.DataFrame(rows)[list(COLUMNS)]), __file__)
     shutil.rmtree(work)
     wrong = sum(row["tables_equal"] == "no" for row in rows)
     print(f"{len(rows)} faults, {wrong} with other tables")

@@ -31,7 +31,7 @@ import pandas as pd
 import tifffile
 import torch
 
-from mvhlib import artifacts, cohort, encoders, features, notebook
+from mvhlib import artifacts, cohort, encoders, features, lineage, notebook
 from mvhlib.expression import evaluation
 from mvhlib.prediction import apply, keep, model, slides
 from mvhlib.tiles import cut, store
@@ -175,7 +175,7 @@ def main() -> None:
             in_process(measure, source, side if source == "handmade" else side // 4,
                        options.tile_um, options.memory, written)
             rows.append(pd.read_csv(written))
-    artifacts.write_csv(options.out / "predict.csv", pd.concat(rows))
+    lineage.enter(artifacts.write_csv(options.out / "predict.csv", pd.concat(rows)), __file__)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mvhlib import artifacts, cohort, features, statistics
+from mvhlib import artifacts, cohort, features, lineage, statistics
 from mvhlib.expression import evaluation
 
 COLUMNS = ("run", "protocol", "components", "penalty", "intercept", "encoder", "unit", "n_units",
@@ -114,7 +114,7 @@ def main() -> int:
     if path.exists():
         old = artifacts.read_csv(path, dtype={"components": str})
         table = pd.concat([old[old["run"] != given.run.name], table])
-    artifacts.write_csv(path, table)
+    lineage.enter(artifacts.write_csv(path, table), __file__)
     return 0
 
 

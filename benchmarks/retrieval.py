@@ -32,7 +32,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from mvhlib import neighbours
+from mvhlib import lineage, neighbours
 from mvhlib.artifacts import InputError, write_csv
 from mvhlib.expression.scores import pearson
 
@@ -146,7 +146,8 @@ def main() -> None:
                      "baseline_s": exact_s, "candidate_s": index_s, "ratio": exact_s / index_s,
                      "peak_mb": memory, "threads": torch.get_num_threads(), "device": "cpu",
                      "dtype": "float32", "note": note})
-        write_csv(options.out / "retrieval.csv", pd.DataFrame(rows, columns=list(COLUMNS)))
+        lineage.enter(write_csv(options.out / "retrieval.csv",
+                                pd.DataFrame(rows, columns=list(COLUMNS))), __file__)
         print(f"{what}, {kind}: exact {exact_s:.3g} s, index {index_s:.3g} s, "
               f"{exact_s / index_s:.1f} times ({note})", flush=True)
 

@@ -42,6 +42,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_info
 
+from mvhlib import lineage
 from mvhlib.artifacts import write_csv
 from mvhlib.expression import ridge
 from mvhlib.expression.scores import pearson
@@ -216,7 +217,8 @@ def main() -> None:
     def add(what, baseline, candidate, baseline_s, candidate_s, ratio, peak, dtype, note):
         rows.append(dict(zip(COLUMNS, (what, baseline, candidate, baseline_s, candidate_s, ratio,
                                        peak, threads, "cpu", dtype, note), strict=True)))
-        write_csv(options.out / "ridge.csv", pd.DataFrame(rows, columns=list(COLUMNS)))
+        lineage.enter(write_csv(options.out / "ridge.csv",
+                                pd.DataFrame(rows, columns=list(COLUMNS))), __file__)
         print(f"{what}: {baseline} {baseline_s:.3g} s, {candidate} {candidate_s:.3g} s, "
               f"ratio {ratio:.3g}, {peak:.0f} MB ({note})", flush=True)
 

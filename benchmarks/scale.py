@@ -45,6 +45,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from mvhlib import lineage
 from mvhlib.artifacts import write_csv
 
 COLUMNS = ("step", "unit", "n", "seconds", "fixed_s", "slope", "peak_mb", "waits", "threads",
@@ -262,10 +263,12 @@ def main() -> None:
                 own[-1]["slope"] = slope(*seen)
             print({key: round(value, 4) if isinstance(value, float) else value
                    for key, value in own[-1].items()}, flush=True)
-            write_csv(options.out / "scale.csv", pd.DataFrame(rows + own, columns=list(COLUMNS)))
+            lineage.enter(write_csv(options.out / "scale.csv",
+                                    pd.DataFrame(rows + own, columns=list(COLUMNS))), __file__)
         rows += own
     rows += hest(pd.DataFrame(rows))
-    write_csv(options.out / "scale.csv", pd.DataFrame(rows, columns=list(COLUMNS)))
+    lineage.enter(write_csv(options.out / "scale.csv",
+                            pd.DataFrame(rows, columns=list(COLUMNS))), __file__)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from mvhlib import cohort, encoders, statistics
+from mvhlib import cohort, encoders, lineage, statistics
 from mvhlib.artifacts import write_csv
 from mvhlib.cohort import synthetic
 from mvhlib.expression import evaluation
@@ -122,7 +122,7 @@ def main() -> None:
         table.insert(0, "data", "synthetic")
         table["seeds"] = " ".join(str(s) for s in plan["seeds"][:plan["seeds"].index(seed) + 1])
         table["encoder"] = "handmade"
-        write_csv(options.out / "stain_strength.csv", table)
+        lineage.enter(write_csv(options.out / "stain_strength.csv", table), __file__)
     print(table.drop(columns=["data", "encoder"]).round(3).to_string())
 
 

@@ -1,5 +1,7 @@
 """The gallery of a profile: ``FIGURES.md``, generated from the json beside every figure.
 
+Beside it the command writes what every step of the run was computed by (`mvhlib.lineage`).
+
 ``python -m mvhlib.gallery runs/<profile> figures/<profile>/FIGURES.md``
 """
 
@@ -10,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from mvhlib import answers, artifacts
+from mvhlib import answers, artifacts, lineage
 from mvhlib.artifacts import InputError
 
 #: Entries of a figure's record, and their types.
@@ -114,6 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run, page = map(Path, given)
     try:
         artifacts.write_text(page, gallery(run, page))
+        lineage.write(run, page.parent)
     except InputError as error:
         print(error, file=sys.stderr)
         return 1

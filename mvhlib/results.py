@@ -24,7 +24,7 @@ kind        what it shows
 ``say``     `text`, a format of the one row that `where` leaves; `rows` {name: {file, where}} for
             sentences over several, as ``{name.column:.2f}``
 ``answer``  the answer of a notebook (`file`: its ``answer.md``)
-``stale``   which figures below the folder `file` today's code did not draw
+``stale``   what today's code did not compute below the folder `file`: figures, and steps of a run
 ==========  ===================================================================================
 
 Columns of encoders are printed as in figures (`mvhlib.plots.label`), protocols in words.
@@ -39,7 +39,7 @@ from typing import Any
 
 import pandas as pd
 
-from mvhlib import answers, artifacts, freshness, parameters, plots, statistics
+from mvhlib import answers, artifacts, freshness, lineage, parameters, plots, statistics
 from mvhlib.artifacts import InputError
 
 BLOCK = re.compile(r"<!-- (?P<kind>\w+)\n(?P<body>.*?)\n?-->\n(?P<old>.*?)<!-- end -->", re.S)
@@ -154,9 +154,10 @@ def _answer(block: Mapping[str, Any], root: Path) -> str:
 
 
 def _stale(block: Mapping[str, Any], root: Path) -> str:
-    found = freshness.stale(root / block["file"])
+    folder = root / block["file"]
+    found = sorted({*freshness.stale(folder), *lineage.stale(folder)})
     if not found:
-        return "None: all of them were drawn by the code of this version."
+        return "None: all of it was computed by the code of this version."
     return ", ".join(f"`{name}`" for name in found) + "."
 
 

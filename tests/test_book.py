@@ -124,9 +124,10 @@ def figures(tmp_path):
     (folder / "._t.csv").write_bytes(b"\0")
     (tmp_path / "runs/toy/provenance").mkdir(parents=True)
     (tmp_path / "runs/toy/provenance/05_a.json").write_text(
-        json.dumps({"hashed": {"outputs": dict.fromkeys(
-            ["runs/toy/figures/05_a/map.tissue.png", "figures/toy/05_a/f g.json",
-             "figures/toy/05_a/t.csv"], "")}}))
+        json.dumps({"hashed": {
+            "modules": {}, "notebook": "", "inputs": {}, "outputs": dict.fromkeys(
+                ["runs/toy/figures/05_a/map.tissue.png", "figures/toy/05_a/f g.json",
+                 "figures/toy/05_a/t.csv"], "")}}))
     return tmp_path
 
 

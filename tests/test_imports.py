@@ -22,7 +22,7 @@ FLOORS = (
     ("data sets, and what is known of a spot", "cohort features slide_features spots"),
     ("encoders", "encoders"),
     ("what is predicted, and what follows", "expression prediction frequency downstream"),
-    ("a notebook", "answers freshness notebook explorer"),
+    ("a notebook", "answers freshness lineage notebook explorer"),
     ("a run and its report", "profiles workflow doctor commands gallery results claims book cover"),
 )
 HOME = Path(mvhlib.__file__).parent
