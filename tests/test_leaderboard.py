@@ -32,6 +32,15 @@ def test_programs_are_averaged_over_genes_then_sections_then_units():
     assert found.at["a", "slow"] == pytest.approx(by_hand, rel=1e-12)
 
 
+def test_genes_without_a_cause_are_left_out_where_these_are_known():
+    programs = ["tumour", "noise", "", "slow_along"]
+    rows = pd.DataFrame({"program": programs, "gene": list("abcd"), "pcc": 0.1})
+    assert list(leaderboard.with_signal(rows)["gene"]) == ["a", "d"]
+    real = rows.assign(program=["tumour", "", "", "slow_along"])  # marker panels have names, too
+    assert leaderboard.with_signal(real).empty
+    assert leaderboard.table(leaderboard.with_signal(real)).empty
+
+
 def test_ranks_and_friedman_by_hand():
     means = leaderboard.unit_means(scores({"a": 0.1, "b": 0.05, "c": 0.0}))
     found = leaderboard.rank(means)

@@ -20,6 +20,7 @@ import pandas as pd
 
 from mvhlib import phrases, statistics
 from mvhlib.artifacts import InputError
+from mvhlib.cohort import synthetic
 from mvhlib.expression.score_files import read_first_panel
 from mvhlib.expression.scored_on import GIVEN, stale
 
@@ -179,6 +180,16 @@ def table(scores: pd.DataFrame, unit: str = "patient") -> pd.DataFrame:
                     "note": BEHIND if apart else test["note"] or ALIKE}
         rows.append(row)
     return pd.DataFrame(rows, columns=list(TABLE_COLUMNS))
+
+
+def with_signal(scores: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the genes that the image shows; none where nobody knows which these are.
+
+    Only the synthetic cohort knows: its noise, and what follows the study or an artefact, are left
+    out (`mvhlib.cohort.synthetic.WITHOUT_SIGNAL`).
+    """
+    without = scores["program"].isin(synthetic.WITHOUT_SIGNAL)
+    return scores[(scores["program"] != "") & ~without] if without.any() else scores.iloc[:0]
 
 
 def by_program(scores: pd.DataFrame, unit: str = "patient") -> pd.DataFrame:
