@@ -11,7 +11,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from mvhlib import doctor, results
+from mvhlib import doctor, lineage, results
 from mvhlib.artifacts import read_csv, sha256_file
 from mvhlib.places import home
 
@@ -75,7 +75,19 @@ def test_what_is_committed_is_small_and_shows_no_tissue():
     figures = [p for p in files if p.is_relative_to(ROOT / "figures")]
     assert not [p for p in figures if ".tissue." in p.name]
     assert not [p for p in figures if p.stat().st_size > 500_000]
-    assert sum(p.stat().st_size for p in files) < 20e6
+    assert sum(p.stat().st_size for p in figures) < 20e6
+
+
+def test_committed_tables_are_those_that_their_runs_wrote():
+    figures, written = ROOT / "figures", {}
+    for path in tracked():
+        if path.suffix in lineage.KINDS and path.is_relative_to(figures):
+            profile, *inside = path.relative_to(figures).parts
+            if len(inside) > 1:
+                written.setdefault(profile, []).append("/".join(inside))
+    assert len(written) > 10
+    for profile, names in written.items():
+        assert lineage.unlike(figures / profile, names) == [], profile
 
 
 def test_every_link_of_a_committed_gallery_leads_somewhere():
