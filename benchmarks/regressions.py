@@ -71,6 +71,7 @@ def measure(run: Path, protocol: str, wanted: list[str]) -> pd.DataFrame:
     """Rows of the table for every encoder of a run."""
     manifest = artifacts.read_csv(run / "cohort/manifest.csv")
     panels = artifacts.read_csv(run / "cohort/panels.csv")
+    panels = panels[panels["panel"] == panels["panel"].iloc[0]]  # the run's own, without markers
     people = cohort.read("run", run / "cohort")
     rows = []
     for encoder in wanted or sorted(path.name for path in (run / "features").iterdir()):
