@@ -1,5 +1,6 @@
 """What a run's tables rest on: the code of every step, and files that fit together."""
 
+import importlib.util
 import json
 import sys
 
@@ -110,17 +111,16 @@ def test_a_page_names_what_is_stale(house):
 
 
 def test_a_benchmark_rests_on_what_was_loaded(tmp_path, monkeypatch):
-    for name in ("one", "two", "beside"):
+    for name in ("one", "two", "loaded_beside"):
         (tmp_path / f"{name}.py").write_text(f"{name} = 1\n")
     for name in ("one", "two"):
         (tmp_path / f"{name}.csv").write_text(f"{name}\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
     lineage.enter(tmp_path / "one.csv", tmp_path / "one.py")
-    __import__("beside")
-    monkeypatch.setitem(sys.modules, "beside", sys.modules["beside"])
+    spec = importlib.util.spec_from_file_location("loaded_beside", tmp_path / "loaded_beside.py")
+    monkeypatch.setitem(sys.modules, "loaded_beside", importlib.util.module_from_spec(spec))
     lineage.enter(tmp_path / "two.csv", tmp_path / "two.py")
     assert lineage.stale(tmp_path) == [] == lineage.unlike(tmp_path, ["one.csv", "two.csv"])
-    (tmp_path / "beside.py").write_text("beside = 2\n")
+    (tmp_path / "loaded_beside.py").write_text("loaded_beside = 2\n")
     freshness.code_sha256.cache_clear()
     assert lineage.stale(tmp_path) == [f"{tmp_path.name}/two.csv"]
     lineage.enter(tmp_path / "two.csv", tmp_path / "two.py")
